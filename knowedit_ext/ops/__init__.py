@@ -1,0 +1,90 @@
+"""The heavy loops as torch ops (`torch.ops.knowedit_ext.*`), with typed functions in front of them.
+
+Each op has a plain-torch reference (`reference.py`) and native bodies for CPU and CUDA; see `schemas.py` for the list.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _checks, schemas  # noqa: F401  (importing schemas registers the ops)
+
+__all__ = ["check_segments", "restore_rows", "target_logprob", "tree_attention"]
+
+
+def tree_attention(
+    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, window: int = 0, softcap: float = 0.0
+) -> Tensor:
+    """Causal attention of packed rows over the tree of their segments. Differentiable in q, k and v.
+
+    Args:
+        q: `[rows, heads, d]`, float32, float64, bfloat16 or float16. Row and head strides are free.
+        k, v: `[kv_rows, kv_heads, d]`, dtype of q, `heads % kv_heads == 0`. May hold frozen rows without a query.
+        segments: int32 `[n, 5]`, a line each `(query_row, kv_row, position, length, parent)`: keys are rows
+            `kv_row .. kv_row+length` at positions `position .. position+length`, queries are rows
+            `query_row .. query_row+length` of q (-1: none), parent is another line (-1: a root). Lines come in any
+            order; several may view the same key rows, but a query row belongs to one segment.
+        scale: factor on q.k.
+        window: a row at position p sees position j only when `p - window < j <= p`; 0: no window.
+        softcap: scores become `softcap * tanh(scores / softcap)`; 0: none.
+
+    A row at position p sees its own segment up to p, then its parent's positions below the segment's start, and so on
+    up; a position is only ever taken from the nearest segment that has it. Softmax is in float32 (float64 for float64).
+
+    Returns:
+        `[rows, heads, d]` in q's dtype, contiguous; rows that belong to no segment are zero.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit; on CPU also a bad table. On CUDA the table is not read back
+            (that would wait for the device): check it once with `check_segments`.
+    """
+    return torch.ops.knowedit_ext.tree_attention(q, k, v, segments, scale, window, softcap)
+
+
+def check_segments(segments: Tensor, rows: int, kv_rows: int) -> None:
+    """Raise ValueError naming the line when a segment table `[n, 5]` does not fit `rows` queries and `kv_rows` keys.
+
+    Out of range rows, unknown parents, cycles and query rows in two segments are found. Copies a CUDA table to the CPU.
+    """
+    if segments.dim() != 2 or segments.shape[1] != 5:
+        raise ValueError(f"segments must be [n, 5], got {list(segments.shape)}")
+    _checks.segment_table(segments, rows, kv_rows)
+
+
+def restore_rows(hidden: Tensor, rows: Tensor, source: Tensor, source_rows: Tensor, add: bool = False) -> None:
+    """In place: `hidden[rows[i]] = source[source_rows[i]]`, or `+=` when `add`.
+
+    Args:
+        hidden: `[n, d]`, any floating dtype; the row stride is free.
+        rows: int64 `[m]`, unique.
+        source: `[s, d]` in hidden's dtype, or float32 / float64 (cast; with `add` the sum is rounded once). May be
+            `hidden` itself: then no row is both read and written.
+        source_rows: int64 `[m]`; may repeat.
+
+    Raises:
+        ValueError, IndexError: shapes, dtypes or (on CPU) row numbers do not fit; nothing is written.
+        RuntimeError: a gradient is asked for; the op has none.
+    """
+    torch.ops.knowedit_ext.restore_rows(hidden, rows, source, source_rows, add)
+
+
+def target_logprob(
+    hidden: Tensor, head_weight: Tensor, head_bias: Tensor | None, targets: Tensor, softcap: float = 0.0
+) -> Tensor:
+    """`log_softmax(softcap(hidden @ head_weight.T + head_bias))[target]` without holding `[rows, vocab]`.
+
+    Args:
+        hidden: `[rows, d]`, after the final norm.
+        head_weight: `[vocab, d]`; head_bias: `[vocab]` or None, both in hidden's dtype.
+        targets: int64 `[rows]` or `[rows, k]` token ids.
+        softcap: logits become `softcap * tanh(logits / softcap)`; 0: none.
+
+    Returns:
+        log-probabilities (natural), shaped like targets, float32 (float64 for float64). Differentiable.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit. IndexError (on CPU): a target outside the vocabulary; on CUDA
+            such a target gives NaN.
+    """
+    return torch.ops.knowedit_ext.target_logprob(hidden, head_weight, head_bias, targets, softcap)

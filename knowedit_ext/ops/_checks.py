@@ -1,0 +1,143 @@
+"""Argument checks shared by every body of an op. Shapes are always checked, table values where no sync is needed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
+
+
+def _same_device(op: str, **tensors: Tensor) -> None:
+    devices = {name: tensor.device for name, tensor in tensors.items()}
+    if len(set(devices.values())) > 1:
+        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"{op}: all tensors must be on one device, got {listed}")
+
+
+def tree_attention(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, softcap: float) -> None:
+    """Shapes, dtypes and devices of `tree_attention`; ValueError in words."""
+    op = "tree_attention"
+    _require(q.dim() == 3, f"{op}: q must be [rows, heads, d], got {_shape(q)}")
+    _require(k.dim() == 3 and k.shape[2] == q.shape[2], f"{op}: k must be [kv_rows, kv_heads, d], got {_shape(k)}")
+    _require(v.shape == k.shape, f"{op}: v must have the shape of k, got {_shape(v)} and {_shape(k)}")
+    _require(q.shape[2] > 0, f"{op}: the head dimension is 0")
+    heads, kv_heads = q.shape[1], k.shape[1]
+    _require(kv_heads > 0 and heads % kv_heads == 0, f"{op}: {heads} heads do not divide over {kv_heads} kv heads")
+    _require(segments.dim() == 2 and segments.shape[1] == 5, f"{op}: segments must be [n, 5], got {_shape(segments)}")
+    _require(segments.dtype == torch.int32, f"{op}: segments must be int32, got {segments.dtype}")
+    _require(q.dtype in FLOATS, f"{op}: q must be a floating point tensor, got {q.dtype}")
+    _require(q.dtype == k.dtype == v.dtype, f"{op}: q, k, v must share a dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    _require(window >= 0, f"{op}: window must be >= 0 (0: none), got {window}")
+    _require(softcap >= 0, f"{op}: softcap must be >= 0 (0: none), got {softcap}")
+    _same_device(op, q=q, k=k, v=v, segments=segments)
+
+
+def segment_table(segments: Tensor, rows: int, kv_rows: int) -> None:
+    """Values of a segment table: ranges, parents, no cycle, no query row twice; ValueError names the line."""
+    table = segments.detach().cpu().numpy().astype(np.int64)
+    query, kv, position, length, parent = table.T
+
+    def check(bad: np.ndarray, what: str) -> None:
+        if bad.any():
+            line = int(bad.argmax())
+            raise ValueError(f"segment {line} {table[line].tolist()}: {what}")
+
+    check(length < 0, "negative length")
+    check(position < 0, "negative position")
+    check((query < -1) | ((query >= 0) & (query + length > rows)), f"query rows outside the {rows} rows of q")
+    check((kv < 0) | (kv + length > kv_rows), f"key rows outside the {kv_rows} rows of k and v")
+    check((parent < -1) | (parent >= len(table)), f"parent outside the {len(table)} segments")
+    asks = query >= 0
+    edges = np.bincount(query[asks], minlength=rows + 1) - np.bincount((query + length)[asks], minlength=rows + 1)
+    twice = np.flatnonzero(np.cumsum(edges) > 1)
+    if len(twice):
+        raise ValueError(f"query row {int(twice[0])} belongs to more than one segment")
+    # Pointer doubling: after log2(n) steps every walk has left the table, unless it goes round.
+    above = np.append(parent, -1)
+    for _ in range(max(1, len(table)).bit_length()):
+        above = above[above]
+    check(above[:-1] >= 0, "its parents form a cycle")
+
+
+def restore_rows(hidden: Tensor, rows: Tensor, source: Tensor, source_rows: Tensor) -> None:
+    """Shapes, dtypes and devices of `restore_rows`; ValueError in words."""
+    op = "restore_rows"
+    _require(hidden.dim() == 2, f"{op}: hidden must be [n, d], got {_shape(hidden)}")
+    _require(
+        source.dim() == 2 and source.shape[1] == hidden.shape[1],
+        f"{op}: source must be [n, {hidden.shape[1]}], got {_shape(source)}",
+    )
+    _require(rows.dim() == 1 and rows.dtype == torch.int64, f"{op}: rows must be int64 [m], got {rows.dtype}")
+    _require(
+        source_rows.shape == rows.shape and source_rows.dtype == torch.int64,
+        f"{op}: source_rows must be int64 {_shape(rows)}, got {source_rows.dtype} {_shape(source_rows)}",
+    )
+    _require(hidden.dtype in FLOATS, f"{op}: hidden must be a floating point tensor, got {hidden.dtype}")
+    _require(
+        source.dtype in (hidden.dtype, torch.float32, torch.float64),
+        f"{op}: source must be {hidden.dtype}, float32 or float64, got {source.dtype}",
+    )
+    _same_device(op, hidden=hidden, rows=rows, source=source, source_rows=source_rows)
+
+
+def row_indices(hidden: Tensor, rows: Tensor, source: Tensor, source_rows: Tensor) -> None:
+    """Values of the row lists of `restore_rows`: in range, unique, disjoint when both sides are one tensor."""
+
+    def within(index: Tensor, name: str, size: int) -> None:
+        if len(index) and (int(index.min()) < 0 or int(index.max()) >= size):
+            bad = index[(index < 0) | (index >= size)][0]
+            raise IndexError(f"restore_rows: {name} holds {int(bad)}, outside 0..{size - 1}")
+
+    within(rows, "rows", hidden.shape[0])
+    within(source_rows, "source_rows", source.shape[0])
+    written = torch.zeros(hidden.shape[0], dtype=torch.bool).index_fill_(0, rows, True)
+    _require(int(written.sum()) == len(rows), "restore_rows: rows must be unique")
+    if hidden.data_ptr() == source.data_ptr() and hidden.stride() == source.stride() and len(rows):
+        _require(
+            not bool(written[source_rows[source_rows < len(written)]].any()),
+            "restore_rows: rows and source_rows must be disjoint when source is hidden itself",
+        )
+
+
+def target_logprob(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float) -> None:
+    """Shapes, dtypes and devices of `target_logprob`; ValueError in words."""
+    op = "target_logprob"
+    _require(hidden.dim() == 2, f"{op}: hidden must be [rows, d], got {_shape(hidden)}")
+    _require(
+        weight.dim() == 2 and weight.shape[1] == hidden.shape[1] and weight.shape[0] > 0,
+        f"{op}: head_weight must be [vocab, {hidden.shape[1]}], got {_shape(weight)}",
+    )
+    _require(
+        bias is None or bias.shape == weight.shape[:1],
+        f"{op}: head_bias must be [{weight.shape[0]}], got {_shape(bias) if bias is not None else None}",
+    )
+    _require(
+        targets.dtype == torch.int64 and targets.dim() in (1, 2) and targets.shape[0] == hidden.shape[0],
+        f"{op}: targets must be int64 [{hidden.shape[0]}] or [{hidden.shape[0]}, k], got {targets.dtype} "
+        f"{_shape(targets)}",
+    )
+    _require(hidden.dtype in FLOATS, f"{op}: hidden must be a floating point tensor, got {hidden.dtype}")
+    _require(weight.dtype == hidden.dtype, f"{op}: hidden is {hidden.dtype} but head_weight is {weight.dtype}")
+    _require(bias is None or bias.dtype == hidden.dtype, f"{op}: head_bias must be {hidden.dtype}")
+    _require(softcap >= 0, f"{op}: softcap must be >= 0 (0: none), got {softcap}")
+    _same_device(
+        op, hidden=hidden, head_weight=weight, targets=targets, **({} if bias is None else {"head_bias": bias})
+    )
+
+
+def target_indices(targets: Tensor, vocab: int) -> None:
+    """Every target must be a token of the head; IndexError names the first that is not."""
+    if targets.numel() and (int(targets.min()) < 0 or int(targets.max()) >= vocab):
+        bad = targets[(targets < 0) | (targets >= vocab)][0]
+        raise IndexError(f"target_logprob: target {int(bad)} is outside the vocabulary of {vocab}")

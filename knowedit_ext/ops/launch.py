@@ -1,0 +1,92 @@
+"""From tensors to the native module: allocate, make strides explicit, hand over plain integers."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # knowedit::DType
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """The tensor itself when its innermost stride is 1, else a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def _stream(tensor: Tensor) -> tuple[int, int]:
+    """Device number and raw current stream of a CUDA tensor."""
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def tree_attention(
+    native: ModuleType,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    """Checked arguments to the native body of q's device; returns [rows, heads, d] contiguous."""
+    q, k, v, segments = _packed(q), _packed(k), _packed(v), segments.contiguous()
+    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)  # zero: rows of no segment
+    fields = dict(
+        q=q.data_ptr(),
+        k=k.data_ptr(),
+        v=v.data_ptr(),
+        out=out.data_ptr(),
+        segments=segments.data_ptr(),
+        dtype=_DTYPES[q.dtype],
+        rows=q.shape[0],
+        heads=q.shape[1],
+        kv_heads=k.shape[1],
+        head_dim=q.shape[2],
+        segment_count=segments.shape[0],
+        q_strides=q.stride()[:2],
+        k_strides=k.stride()[:2],
+        v_strides=v.stride()[:2],
+        scale=scale,
+        window=window,
+        softcap=softcap,
+    )
+    if q.device.type == "cpu":
+        native.tree_attention_cpu(**fields, threads=torch.get_num_threads())
+    else:
+        owner = torch.empty(len(q), dtype=torch.int32, device=q.device)  # workspace: the segment of each row
+        device, stream = _stream(q)
+        native.tree_attention_cuda(**fields, owner=owner.data_ptr(), device=device, stream=stream)
+    return out
+
+
+def restore_rows(
+    native: ModuleType, hidden: Tensor, rows: Tensor, source: Tensor, source_rows: Tensor, add: bool
+) -> None:
+    """Checked arguments to the native body of hidden's device; writes hidden in place."""
+    target = _packed(hidden)
+    same = hidden.data_ptr() == source.data_ptr() and hidden.stride() == source.stride()
+    if not same and hidden.untyped_storage().data_ptr() == source.untyped_storage().data_ptr():
+        source, source_rows = source[source_rows], torch.arange(len(rows), device=rows.device)  # overlapping views
+    source, rows, source_rows = _packed(source), rows.contiguous(), source_rows.contiguous()
+    fields = dict(
+        hidden=target.data_ptr(),
+        rows=rows.data_ptr(),
+        source=source.data_ptr(),
+        source_rows=source_rows.data_ptr(),
+        hidden_dtype=_DTYPES[hidden.dtype],
+        source_dtype=_DTYPES[source.dtype],
+        count=rows.shape[0],
+        width=hidden.shape[1],
+        hidden_stride=target.stride(0),
+        source_stride=source.stride(0),
+        add=add,
+    )
+    if hidden.device.type == "cpu":
+        native.restore_rows_cpu(**fields, threads=torch.get_num_threads())
+    else:
+        device, stream = _stream(hidden)
+        native.restore_rows_cuda(**fields, device=device, stream=stream)
+    if target is not hidden:
+        hidden.copy_(target)

@@ -1,0 +1,85 @@
+"""`target_logprob` in vocabulary tiles: a running log-sum-exp over torch GEMMs, never [rows, vocab] at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .reference import compute_dtype
+
+_TILE = 1 << 22  # logits held at a time
+_ROWS = 1 << 12  # rows taken at a time: with more, a tile would get too narrow for a good GEMM
+
+
+def _tiles(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (first token, weight tile [t, d], logits [rows, t]) over the vocabulary, in the compute dtype."""
+    kind = compute_dtype(hidden.dtype)
+    x = hidden.to(kind)
+    width = max(256, _TILE // max(1, len(hidden)))
+    for start in range(0, len(weight), width):
+        tile = weight[start : start + width].to(kind)
+        logits = x @ tile.T if bias is None else torch.addmm(bias[start : start + width].to(kind), x, tile.T)
+        yield start, tile, softcap * torch.tanh(logits / softcap) if softcap > 0 else logits
+
+
+def _log_sum_exp(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float
+) -> tuple[Tensor, Tensor]:
+    """log sum exp of the logits [rows] and the targets' logits [rows, k]."""
+    kind = compute_dtype(hidden.dtype)
+    total = torch.full((len(hidden),), float("-inf"), dtype=kind, device=hidden.device)
+    picked = torch.full(targets.shape, float("nan"), dtype=kind, device=hidden.device)  # NaN: no such token
+    for start, _, logits in _tiles(hidden, weight, bias, softcap):
+        total = torch.logaddexp(total, logits.logsumexp(1))
+        here = targets - start
+        inside = (here >= 0) & (here < logits.shape[1])
+        picked = torch.where(inside, logits.gather(1, here.clamp(0, logits.shape[1] - 1)), picked)
+    return total, picked
+
+
+def forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float) -> Tensor:
+    """log softmax(softcap(hidden W^T + b))[target], float32 (float64 for float64), shaped like targets."""
+    wide = targets.reshape(len(targets), -1)  # [rows, k]
+    pieces = []
+    for x, t in zip(hidden.split(_ROWS), wide.split(_ROWS), strict=True):
+        total, picked = _log_sum_exp(x, weight, bias, t, softcap)
+        pieces.append(picked - total[:, None])
+    return torch.cat(pieces).view(targets.shape)
+
+
+def backward(
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    softcap: float,
+    needed: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients in hidden, weight and bias (None where not needed), tile by tile."""
+    kind = compute_dtype(hidden.dtype)
+    dx, dw, db = (
+        torch.zeros(shape, dtype=kind, device=hidden.device) if need else None
+        for need, shape in zip(needed, (hidden.shape, weight.shape, weight.shape[:1]), strict=True)
+    )
+    wide, up = targets.reshape(len(targets), -1), grad.to(kind).reshape(len(targets), -1)  # [rows, k]
+    for first in range(0, len(hidden), _ROWS):
+        at = slice(first, first + _ROWS)
+        x, t, g = hidden[at], wide[at], up[at]
+        total, _ = _log_sum_exp(x, weight, bias, t, softcap)
+        for start, tile, logits in _tiles(x, weight, bias, softcap):
+            end = start + len(tile)
+            dl = -(logits - total[:, None]).exp() * g.sum(1, keepdim=True)  # [rows, t]
+            dl.scatter_add_(1, (t - start).clamp(0, len(tile) - 1), g * ((t >= start) & (t < end)))
+            if softcap > 0:
+                dl *= 1 - (logits / softcap) ** 2
+            if dx is not None:
+                dx[at] += dl @ tile
+            if dw is not None:
+                dw[start:end] += dl.T @ x.to(kind)
+            if db is not None:
+                db[start:end] += dl.sum(0)
+    cast = hidden.dtype
+    return tuple(None if x is None else x.to(cast) for x in (dx, dw, db))

@@ -1,0 +1,120 @@
+"""Plain-torch bodies of the ops: oracle, fallback and documentation in one. Same arguments as the ops themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_GATHER = 1 << 24  # elements of k gathered at a time, to bound memory
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype scores and sums are kept in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _ancestors(segments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys that every segment sees in its ancestors: kv rows, positions, mask, each [n, most]."""
+    _, kv_row, position, length, parent = segments.long().unbind(1)
+    here, limit = parent, position
+    found = [(segments.new_zeros(len(segments), 0, dtype=torch.int64),) * 2 + (here.new_zeros(len(here), 0) > 0,)]
+    while bool((here >= 0).any()):
+        on, at = here >= 0, here.clamp(min=0)
+        start = position[at]
+        count = (torch.minimum(start + length[at], limit) - start).clamp(min=0) * on  # [n]
+        step = torch.arange(int(count.max()), device=segments.device)
+        found.append((kv_row[at, None] + step, start[:, None] + step, step < count[:, None]))
+        limit = torch.where(on, torch.minimum(limit, start), limit)
+        here = torch.where(on, parent[at], here)
+    rows, positions, mask = (torch.cat(part, 1) for part in zip(*found, strict=True))
+    return rows, positions, mask
+
+
+def visible_keys(segments: Tensor, window: int, per_key: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield (query rows [c], key rows [c, m], mask [c, m]) until every query row had its turn.
+
+    A masked-out entry of the key rows repeats the row's own key. `per_key` is what one key gathers, in elements.
+    """
+    query_row, kv_row, position, length, _ = segments.long().unbind(1)
+    above_rows, above_positions, above_mask = _ancestors(segments)
+    number = torch.arange(len(segments), device=segments.device)
+    owner = torch.repeat_interleave(number, length * (query_row >= 0))  # [queries] the segment of each
+    first = torch.cumsum(length * (query_row >= 0), 0) - length * (query_row >= 0)
+    step = torch.arange(len(owner), device=segments.device) - first[owner]
+    most = above_rows.shape[1] + (int(step.max()) + 1 if len(step) else 0)
+    chunk = max(1, _GATHER // max(1, most * per_key))
+    for seg, i in zip(owner.split(chunk), step.split(chunk), strict=True):
+        if not len(seg):
+            return
+        own = torch.arange(int(i.max()) + 1, device=segments.device).expand(len(seg), -1)
+        keys = torch.cat([above_rows[seg], kv_row[seg, None] + own], 1)
+        positions = torch.cat([above_positions[seg], position[seg, None] + own], 1)
+        mask = torch.cat([above_mask[seg], own <= i[:, None]], 1)
+        if window:
+            mask &= positions > (position[seg] + i)[:, None] - window
+        used = mask.any(0)
+        keys, mask = keys[:, used], mask[:, used]
+        yield query_row[seg] + i, torch.where(mask, keys, (kv_row[seg] + i)[:, None]), mask
+
+
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
+    """softmax and d score / d (q.k), both [c, kv_heads, group, m]; q [c, kv_heads, group, d], k [c, m, kv_heads, d]."""
+    scores = torch.einsum("chgd,cmhd->chgm", q, k) * scale
+    slope = torch.full_like(scores, scale)
+    if softcap > 0:
+        bent = torch.tanh(scores / softcap)
+        scores, slope = softcap * bent, scale * (1 - bent * bent)
+    return torch.softmax(scores.masked_fill(~mask[:, None, None], float("-inf")), -1), slope
+
+
+def tree_attention(
+    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, window: int = 0, softcap: float = 0.0
+) -> Tensor:
+    """Attention of packed rows over their segment tree; see `knowedit_ext.ops.tree_attention`."""
+    (rows, heads, d), kv_heads, kind = q.shape, k.shape[1], compute_dtype(q.dtype)
+    out = q.new_zeros(rows, heads, d)
+    for at, keys, mask in visible_keys(segments, window, kv_heads * d):
+        queries = q[at].to(kind).view(len(at), kv_heads, heads // kv_heads, d)
+        p, _ = _probabilities(queries, k[keys].to(kind), mask, scale, softcap)
+        out[at] = torch.einsum("chgm,cmhd->chgd", p, v[keys].to(kind)).reshape(len(at), heads, d).to(q.dtype)
+    return out
+
+
+def tree_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, window: int, softcap: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `tree_attention` in q, k, v from grad [rows, heads, d]; probabilities are recomputed."""
+    kv_heads, kind = k.shape[1], compute_dtype(q.dtype)
+    group = (kv_heads, q.shape[1] // kv_heads, q.shape[2])
+    dq, dk, dv = (torch.zeros(x.shape, dtype=kind, device=x.device) for x in (q, k, v))
+    for at, keys, mask in visible_keys(segments, window, kv_heads * group[2]):
+        queries, gathered = q[at].to(kind).view(-1, *group), k[keys].to(kind)
+        p, slope = _probabilities(queries, gathered, mask, scale, softcap)
+        up = grad[at].to(kind).view(-1, *group)
+        dv.index_add_(0, keys.flatten(), torch.einsum("chgm,chgd->cmhd", p, up).flatten(0, 1))
+        dp = torch.einsum("chgd,cmhd->chgm", up, v[keys].to(kind))
+        ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * slope
+        dq[at] = torch.einsum("chgm,cmhd->chgd", ds, gathered).flatten(1, 2)
+        dk.index_add_(0, keys.flatten(), torch.einsum("chgm,chgd->cmhd", ds, queries).flatten(0, 1))
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def restore_rows(hidden: Tensor, rows: Tensor, source: Tensor, source_rows: Tensor, add: bool = False) -> None:
+    """In place: hidden[rows[i]] = (or +=) source[source_rows[i]]; a sum is rounded once."""
+    picked = source[source_rows]
+    if add:
+        picked = hidden[rows] + picked
+    hidden[rows] = picked.to(hidden.dtype)
+
+
+def target_logprob(
+    hidden: Tensor, head_weight: Tensor, head_bias: Tensor | None, targets: Tensor, softcap: float = 0.0
+) -> Tensor:
+    """log p(target) with the whole [rows, vocab] in memory; see `knowedit_ext.ops.target_logprob`."""
+    logits = torch.nn.functional.linear(hidden, head_weight, head_bias).to(compute_dtype(hidden.dtype))
+    if softcap > 0:
+        logits = softcap * torch.tanh(logits / softcap)
+    logp = torch.log_softmax(logits, -1)  # [rows, vocab]
+    return logp.gather(1, targets.view(len(targets), -1)).view(targets.shape)

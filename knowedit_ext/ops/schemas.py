@@ -1,0 +1,143 @@
+"""Every op of the package: its schema, its shape rule, and which body answers on which device.
+
+define/impl rather than custom_op: a tenth of the call overhead. CPU and CUDA go to the native module where it is
+loaded and to the plain-torch reference otherwise (after a warning); any other device goes to the reference.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _checks, _native, launch, logprob, reference
+from .reference import compute_dtype
+
+LIBRARY = torch.library.Library("knowedit_ext", "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
+LIBRARY.define(
+    "tree_attention(Tensor q, Tensor k, Tensor v, Tensor segments, float scale, int window=0, float softcap=0.0)"
+    " -> Tensor",
+    tags=_TAGS,
+)
+LIBRARY.define(
+    "tree_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor segments, float scale, int window,"
+    " float softcap) -> (Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+LIBRARY.define(
+    "restore_rows(Tensor(a!) hidden, Tensor rows, Tensor source, Tensor source_rows, bool add=False) -> ()", tags=_TAGS
+)
+LIBRARY.define(
+    "target_logprob(Tensor hidden, Tensor head_weight, Tensor? head_bias, Tensor targets, float softcap=0.0) -> Tensor",
+    tags=_TAGS,
+)
+
+# ---- tree_attention ----
+
+
+def _tree_attention(
+    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, window: int = 0, softcap: float = 0.0
+) -> Tensor:
+    _checks.tree_attention(q, k, v, segments, window, softcap)
+    device = q.device.type
+    native = _native.module(device) if device in ("cpu", "cuda") else None
+    if native is None or device == "cpu":  # a CUDA table is checked by the caller: reading it here would wait
+        _checks.segment_table(segments, len(q), len(k))
+    if native is None:
+        return reference.tree_attention(q, k, v, segments, scale, window, softcap)
+    return launch.tree_attention(native, q, k, v, segments, scale, window, softcap)
+
+
+def _tree_attention_save(ctx, inputs, output) -> None:
+    q, k, v, segments, *ctx.settings = inputs
+    ctx.save_for_backward(q, k, v, segments)
+
+
+def _tree_attention_backward(ctx, grad: Tensor):
+    grads = torch.ops.knowedit_ext.tree_attention_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    return (*grads, None, None, None, None)
+
+
+for key in ("CPU", "CUDA", "CompositeExplicitAutograd"):
+    LIBRARY.impl("tree_attention", _tree_attention, key)
+torch.library.register_autograd(
+    "knowedit_ext::tree_attention", _tree_attention_backward, setup_context=_tree_attention_save, lib=LIBRARY
+)
+
+
+@torch.library.register_fake("knowedit_ext::tree_attention", lib=LIBRARY)
+def _(q, k, v, segments, scale, window=0, softcap=0.0):
+    _checks.tree_attention(q, k, v, segments, window, softcap)
+    return q.new_empty(q.shape)
+
+
+LIBRARY.impl("tree_attention_backward", reference.tree_attention_backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("knowedit_ext::tree_attention_backward", lib=LIBRARY)
+def _(grad, q, k, v, segments, scale, window, softcap):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+# ---- restore_rows ----
+
+
+def _restore_rows(hidden: Tensor, rows: Tensor, source: Tensor, source_rows: Tensor, add: bool = False) -> None:
+    _checks.restore_rows(hidden, rows, source, source_rows)
+    if torch.is_grad_enabled() and (hidden.requires_grad or source.requires_grad):
+        raise RuntimeError(
+            "restore_rows works in place and has no gradient: call it under torch.no_grad(), or use index_copy"
+        )
+    device = hidden.device.type
+    if device == "cpu":
+        _checks.row_indices(hidden, rows, source, source_rows)
+    native = _native.module(device) if device in ("cpu", "cuda") else None
+    if native is None:
+        reference.restore_rows(hidden, rows, source, source_rows, add)
+    else:
+        launch.restore_rows(native, hidden, rows, source, source_rows, add)
+        torch.autograd.graph.increment_version(hidden)
+
+
+for key in ("CPU", "CUDA", "CompositeExplicitAutograd"):
+    LIBRARY.impl("restore_rows", _restore_rows, key)
+
+
+@torch.library.register_fake("knowedit_ext::restore_rows", lib=LIBRARY)
+def _(hidden, rows, source, source_rows, add=False):
+    _checks.restore_rows(hidden, rows, source, source_rows)
+
+
+# ---- target_logprob ----
+
+
+def _target_logprob(
+    hidden: Tensor, head_weight: Tensor, head_bias: Tensor | None, targets: Tensor, softcap: float = 0.0
+) -> Tensor:
+    _checks.target_logprob(hidden, head_weight, head_bias, targets, softcap)
+    if hidden.device.type == "cpu":
+        _checks.target_indices(targets, len(head_weight))
+    return logprob.forward(hidden, head_weight, head_bias, targets, softcap)
+
+
+def _target_logprob_save(ctx, inputs, output) -> None:
+    hidden, weight, bias, targets, ctx.softcap = inputs
+    ctx.save_for_backward(hidden, weight, bias, targets)
+
+
+def _target_logprob_backward(ctx, grad: Tensor):
+    needed = tuple(ctx.needs_input_grad[:3])
+    return (*logprob.backward(grad, *ctx.saved_tensors, ctx.softcap, needed), None, None)
+
+
+LIBRARY.impl("target_logprob", _target_logprob, "CompositeExplicitAutograd")
+torch.library.register_autograd(
+    "knowedit_ext::target_logprob", _target_logprob_backward, setup_context=_target_logprob_save, lib=LIBRARY
+)
+
+
+@torch.library.register_fake("knowedit_ext::target_logprob", lib=LIBRARY)
+def _(hidden, head_weight, head_bias, targets, softcap=0.0):
+    _checks.target_logprob(hidden, head_weight, head_bias, targets, softcap)
+    return hidden.new_empty(targets.shape, dtype=compute_dtype(hidden.dtype))
