@@ -1,0 +1,155 @@
+"""Facts, and where their subject and target stand among the tokens.
+
+Spans are found by the tokenizer's character offsets on the whole text, so byte-level BPE, metaspace and BOS-adding
+tokenizers are all right, and so are characters that take several tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .model import EditableModel
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A statement about a subject, cut before its object.
+
+    prompt: template with exactly one `{}` where the subject goes, e.g. "{} plays the".
+    target: continuation to score, e.g. " trumpet" (with its leading space); None: what the model itself says.
+    attribute: what the model must say to count as knowing the fact (compared without surrounding space).
+    occurrence: which occurrence of the subject in the prompt is meant, counted from 0, where there are several.
+    prefix: text in front of the prompt (a chat prefix, context); never searched for the subject.
+    """
+
+    prompt: str
+    subject: str
+    target: str | None = None
+    attribute: str | None = None
+    occurrence: int | None = None
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "subject"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a string, not {type(getattr(self, name)).__name__}")
+        if not self.prompt.strip():
+            raise ValueError("the prompt is empty")
+        if not self.subject.strip():
+            raise ValueError(f"the subject of prompt '{self.prompt}' is empty")
+        slots = self.prompt.count("{}")
+        if slots != 1:
+            raise ValueError(
+                f"prompt '{self.prompt}' has {slots or 'no'} '{{}}': exactly one must mark where the subject goes"
+                + ("; Fact.from_prompt takes a prompt that spells the subject out" if not slots else "")
+            )
+        if self.target is not None and not self.target.strip():
+            raise ValueError(f"the target of prompt '{self.prompt}' is empty; None asks for the model's own answer")
+        self.subject_chars()
+
+    @classmethod
+    def from_prompt(cls, prompt: str, subject: str, occurrence: int | None = None, **kwargs: Any) -> Fact:
+        """From a prompt that spells the subject out: `Fact.from_prompt("Miles Davis plays the", "Miles Davis")`."""
+        if not prompt.strip():
+            raise ValueError("the prompt is empty")
+        if not subject.strip():
+            raise ValueError(f"the subject of prompt '{prompt}' is empty")
+        if "{}" in prompt:
+            raise ValueError(f"prompt '{prompt}' already has a '{{}}'")
+        start = find_occurrence(prompt, subject, occurrence)[0]
+        template = prompt[:start] + "{}" + prompt[start + len(subject) :]
+        return cls(template, subject, occurrence=occurrence, **kwargs)
+
+    @property
+    def text(self) -> str:
+        """Prefix and prompt, with the subject filled in."""
+        return self.prefix + self.prompt.replace("{}", self.subject)
+
+    def subject_chars(self) -> tuple[int, int]:
+        """Character range [first, last + 1) of the subject in `text`."""
+        start, stop = find_occurrence(self.prompt.replace("{}", self.subject), self.subject, self.occurrence)
+        return len(self.prefix) + start, len(self.prefix) + stop
+
+
+def find_occurrence(text: str, subject: str, occurrence: int | None = None) -> tuple[int, int]:
+    """Character range of `subject` in `text`; ambiguous without `occurrence` where it stands there several times."""
+    starts = [i for i in range(len(text)) if text.startswith(subject, i)]
+    if not starts:
+        raise ValueError(f"subject '{subject}' does not occur in prompt '{text}'")
+    if occurrence is None and len(starts) > 1:
+        raise ValueError(
+            f"subject '{subject}' occurs {len(starts)} times in prompt '{text}': say which with "
+            f"occurrence=0..{len(starts) - 1}"
+        )
+    if occurrence is not None and not 0 <= occurrence < len(starts):
+        raise ValueError(
+            f"subject '{subject}' occurs {len(starts)} times in prompt '{text}': no occurrence={occurrence}"
+        )
+    start = starts[occurrence or 0]
+    return start, start + len(subject)
+
+
+@dataclass(frozen=True)
+class TokenizedFact:
+    """A fact as the model reads it.
+
+    ids: token ids of the prompt, special tokens included; tokens: each decoded alone;
+    subject_range: (first, last + 1) subject token; target_ids: empty where the fact has no target.
+    """
+
+    fact: Fact
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    subject_range: tuple[int, int]
+    target_ids: tuple[int, ...] = ()
+
+
+def tokenize_fact(model: EditableModel, fact: Fact) -> TokenizedFact:
+    """Tokenise prompt and target jointly and find the subject's and the target's tokens.
+
+    Raises ValueError when the prompt is a single token, longer than the model's positions, or when the target does
+    not begin at a token boundary.
+    """
+    text, target = fact.text, fact.target or ""
+    ids, offsets = encode(model, text + target)
+    length = sum(1 for first, last in offsets if first < len(text) or last == first)
+    if target and any(first < len(text) < last for first, last in offsets):
+        raise ValueError(
+            f"target '{target}' merges with the last token of prompt '{text}': begin it with a space (' {target.lstrip()}')"
+        )
+    target_ids = ids[length:]
+    if target and not target_ids:
+        raise ValueError(f"target '{target}' after prompt '{text}' gives no token of its own")
+    ids, offsets = ids[:length], offsets[:length]
+    first, last = token_span(offsets, *fact.subject_chars())
+    if first == last:
+        raise ValueError(f"subject '{fact.subject}' has no token of its own in prompt '{text}'")
+    if len(ids) < 2:
+        raise ValueError(f"prompt '{text}' is a single token: there is nothing between subject and answer to trace")
+    most = model.modules.max_positions
+    if most is not None and len(ids) + max(0, len(target_ids) - 1) > most:
+        raise ValueError(f"prompt '{text[:60]}...' has {len(ids)} tokens, more than the model's {most} positions")
+    return TokenizedFact(
+        fact, tuple(ids), tuple(model.tokenizer.decode([i]) for i in ids), (first, last), tuple(target_ids)
+    )
+
+
+def encode(model: EditableModel, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids and character offsets of `text`, special tokens as `model.bos` asks; trailing ones never."""
+    tokenizer = model.tokenizer
+    out = tokenizer(text, return_offsets_mapping=True, add_special_tokens=model.bos is not False)
+    ids, offsets = list(out["input_ids"]), [tuple(o) for o in out["offset_mapping"]]
+    special = set(tokenizer.all_special_ids)
+    while ids and ids[-1] in special and offsets[-1][0] == offsets[-1][1]:  # e.g. an end-of-sequence token
+        ids.pop(), offsets.pop()
+    if model.bos and (not ids or ids[0] != tokenizer.bos_token_id):
+        ids.insert(0, tokenizer.bos_token_id)
+        offsets.insert(0, (0, 0))
+    return ids, offsets
+
+
+def token_span(offsets: list[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:
+    """(first, last + 1) of the tokens that overlap the characters [start, stop)."""
+    inside = [n for n, (first, last) in enumerate(offsets) if first < stop and last > start and last > first]
+    return (inside[0], inside[-1] + 1) if inside else (0, 0)

@@ -1,0 +1,108 @@
+"""`load_model`: a Hugging Face decoder with its tokenizer and the map of its parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .modules import ModuleMap, refuse_unsupported
+
+
+class EditableModel:
+    """A Hugging Face decoder (`hf`), its tokenizer, and where it keeps things (`modules`).
+
+    The Hugging Face module is the model: nothing is re-implemented, no weight is copied. It is put in eval mode.
+    `bos`: True puts the tokenizer's beginning-of-sequence token in front of every prompt, False leaves all special
+    tokens out, None does what the tokenizer does by itself.
+    """
+
+    def __init__(self, hf: nn.Module, tokenizer: Any, *, bos: bool | None = None, name: str | None = None) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(
+                f"{type(tokenizer).__name__} gives no character offsets; load the fast tokenizer (use_fast=True), "
+                "token spans are found by offset mapping"
+            )
+        if bos and tokenizer.bos_token_id is None:
+            raise ValueError("bos=True, but the tokenizer has no beginning-of-sequence token")
+        self.modules = ModuleMap(hf)
+        self.hf = hf.eval()
+        self.tokenizer = tokenizer
+        self.bos = bos
+        self.name = name or getattr(hf.config, "_name_or_path", "") or type(hf).__name__
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.modules.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.modules.config.hidden_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hf.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the embedding's device."""
+        hook = getattr(self.modules.embedding, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        return torch.device(device) if device is not None else next(self.modules.embedding.parameters()).device
+
+    def __repr__(self) -> str:
+        return f"EditableModel({self.name!r}, {self.modules.model_type}, {self.num_layers} layers, {self.dtype})"
+
+
+def load_model(
+    model: str | Path | tuple[nn.Module, Any] | EditableModel,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    bos: bool | None = None,
+    **kwargs: Any,
+) -> EditableModel:
+    """Load a decoder-only model for tracing and editing.
+
+    model: a hub name, a folder with config, weights and tokenizer, or `(hf_model, tokenizer)`.
+    device: e.g. "cpu", "cuda:1"; None leaves the model where it is (or where `device_map` puts it).
+    dtype: e.g. "float32", "bfloat16"; None keeps what the checkpoint says.
+    bos: see `EditableModel`.
+    kwargs: passed to `AutoModelForCausalLM.from_pretrained` (e.g. `device_map="auto"`, `revision=...`).
+
+    Raises `UnsupportedModelError` for encoder-decoders, mixtures of experts and unknown architectures.
+    """
+    if isinstance(model, EditableModel):
+        return model
+    dtype = _dtype(dtype)
+    if isinstance(model, tuple):
+        if kwargs:
+            raise TypeError(f"{', '.join(kwargs)}: only used when a model is loaded by name or folder")
+        hf, tokenizer = model
+        name = None
+    else:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        name = str(model)
+        if kwargs.pop("trust_remote_code", False):
+            raise ValueError("trust_remote_code is never used: load the model yourself and pass (hf_model, tokenizer)")
+        hub = {k: kwargs[k] for k in ("revision", "cache_dir", "token", "local_files_only") if k in kwargs}
+        refuse_unsupported(AutoConfig.from_pretrained(name, **hub))
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        hf = AutoModelForCausalLM.from_pretrained(name, **({"dtype": dtype} if dtype is not None else {}), **kwargs)
+    if device is not None:
+        hf = hf.to(device)
+    if dtype is not None:
+        hf = hf.to(dtype)
+    return EditableModel(hf, tokenizer, bos=bos, name=name)
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"unknown dtype '{dtype}': expected e.g. 'float32', 'bfloat16', 'float16'")
+    return found

@@ -1,0 +1,149 @@
+"""Where each architecture keeps its embedding, decoder layers, attention, MLP, down projection, final norm and head.
+
+Supporting another Hugging Face decoder is one more line in `FAMILIES` (and a tiny random config in the tests).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+class UnsupportedModelError(ValueError):
+    """The model is not one whose parts we know; the message names what is missing."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module paths of one architecture: `base` from the model, `attn`, `mlp`, `down_projection` from a decoder layer."""
+
+    base: str  # module that owns embedding, layers and final norm
+    layers: str
+    embedding: str
+    final_norm: str
+    attn: str
+    mlp: str
+    down_projection: str
+    post_norm: bool = False  # residual + norm(mlp(...)): the down projection does not write to the residual directly
+
+
+def _llama_like(base: str = "model", down_projection: str = "mlp.down_proj", post_norm: bool = False) -> Family:
+    return Family(base, "layers", "embed_tokens", "norm", "self_attn", "mlp", down_projection, post_norm=post_norm)
+
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family("transformer", "h", "wte", "ln_f", "attn", "mlp", "mlp.c_proj"),
+    "gptj": Family("transformer", "h", "wte", "ln_f", "attn", "mlp", "mlp.fc_out"),
+    "gpt_neox": Family("gpt_neox", "layers", "embed_in", "final_layer_norm", "attention", "mlp", "mlp.dense_4h_to_h"),
+    "llama": _llama_like(),
+    "mistral": _llama_like(),
+    "qwen2": _llama_like(),
+    "qwen3": _llama_like(),
+    "phi3": _llama_like(),
+    "gemma2": _llama_like(post_norm=True),
+    "gemma3_text": _llama_like(post_norm=True),
+    "gemma3": _llama_like("model.language_model", post_norm=True),
+    "olmo2": _llama_like(post_norm=True),
+}
+
+SITES = ("layer", "attn", "mlp")
+
+
+class ModuleMap:
+    """The parts of a loaded Hugging Face decoder, by what they do.
+
+    Raises `UnsupportedModelError` for encoder-decoders, mixtures of experts and unknown architectures.
+    """
+
+    def __init__(self, hf: nn.Module) -> None:
+        config = hf.config
+        self.model_type = config.model_type
+        refuse_unsupported(config)
+        self.family = FAMILIES[self.model_type]
+        self.config = config.get_text_config(decoder=True)
+        self._hf = hf
+        base = self._find(hf, self.family.base)
+        self.embedding: nn.Module = self._find(base, self.family.embedding, self.family.base)
+        self.final_norm: nn.Module = self._find(base, self.family.final_norm, self.family.base)
+        self.layers: list[nn.Module] = list(self._find(base, self.family.layers, self.family.base))
+        self.head: nn.Module = hf.get_output_embeddings()
+        for layer in self.layers:
+            for part in (self.family.attn, self.family.mlp, self.family.down_projection):
+                self._find(layer, part, f"{self.family.base}.{self.family.layers}.*")
+
+    def _find(self, module: nn.Module, path: str, where: str = "") -> nn.Module:
+        try:
+            return module.get_submodule(path)
+        except AttributeError as error:
+            place = f"{where}.{path}" if where else path
+            raise UnsupportedModelError(
+                f"{type(self._hf).__name__} (model_type '{self.model_type}') has no module '{place}', which this "
+                "architecture's entry in knowedit_ext.modules.FAMILIES names (a mixture-of-experts or custom block?)"
+            ) from error
+
+    def attn(self, layer: int) -> nn.Module:
+        return self.layers[layer].get_submodule(self.family.attn)
+
+    def mlp(self, layer: int) -> nn.Module:
+        return self.layers[layer].get_submodule(self.family.mlp)
+
+    def down_projection(self, layer: int) -> nn.Module:
+        return self.layers[layer].get_submodule(self.family.down_projection)
+
+    def site(self, site: str, layer: int) -> nn.Module:
+        """The module whose output is the site: "layer" (the residual stream after it), "attn" or "mlp"."""
+        if site not in SITES:
+            raise ValueError(f"unknown site '{site}': expected one of {', '.join(SITES)}")
+        return self.layers[layer] if site == "layer" else getattr(self, site)(layer)
+
+    def parameter_name(self, layer: int, part: str = "down_projection") -> str:
+        """Full name of a layer's part, e.g. `transformer.h.3.mlp.c_proj`."""
+        return f"{self.family.base}.{self.family.layers}.{layer}.{getattr(self.family, part)}"
+
+    @property
+    def max_positions(self) -> int | None:
+        for name in ("n_positions", "max_position_embeddings"):
+            if getattr(self.config, name, None):
+                return int(getattr(self.config, name))
+        return None
+
+    @property
+    def logit_softcap(self) -> float:
+        """`c` of c * tanh(logits / c) behind the head (Gemma2); 0 where there is none."""
+        return float(getattr(self.config, "final_logit_softcapping", None) or 0.0)
+
+
+def refuse_unsupported(config) -> None:
+    """Raise `UnsupportedModelError` for a config that is no dense decoder of a known family."""
+    name = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"'{name}' is an encoder-decoder; causal tracing and editing need a decoder-only model"
+        )
+    if name in FAMILIES:
+        return
+    text = config.get_text_config(decoder=True)
+    experts = next(
+        (a for a in ("num_local_experts", "num_experts", "n_routed_experts") if getattr(text, a, None)), None
+    )
+    if experts:
+        raise UnsupportedModelError(
+            f"'{name}' has mixture-of-experts blocks ({experts}={getattr(text, experts)}): a layer has no single down "
+            "projection to trace or edit"
+        )
+    raise UnsupportedModelError(
+        f"'{name}' is not supported: knowedit_ext.modules.FAMILIES has no entry that says where it keeps embedding, layers, "
+        f"attention, MLP, down projection, final norm and head. Supported: {', '.join(sorted(FAMILIES))}"
+    )
+
+
+def on_device(tensor: torch.Tensor, module: nn.Module) -> torch.Tensor:
+    """`tensor` moved to where `module` computes (models spread over devices keep working layer by layer)."""
+    hook = getattr(module, "_hf_hook", None)  # accelerate: weights may be elsewhere than where they compute
+    device = getattr(hook, "execution_device", None)
+    if device is None:
+        parameter = next(module.parameters(), None)
+        device = parameter.device if parameter is not None else tensor.device
+    return tensor.to(device)
