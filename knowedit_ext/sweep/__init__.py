@@ -1,0 +1,17 @@
+"""The one-pass layer sweep over a tree of segments, under causal tracing, editing and evaluation."""
+
+from .capture import CleanRun, clean_run, layer_zero_input
+from .engine import SweepResult, default_max_rows, log_probabilities, sweep
+from .interventions import Interventions, Patch
+
+__all__ = [
+    "CleanRun",
+    "Interventions",
+    "Patch",
+    "SweepResult",
+    "clean_run",
+    "default_max_rows",
+    "layer_zero_input",
+    "log_probabilities",
+    "sweep",
+]

@@ -1,0 +1,87 @@
+"""Runs a Hugging Face attention module on packed rows: only the attention function is swapped.
+
+Families that look their function up in transformers' `AttentionInterface` get ours by name; GPT-J, which does not, has
+`_attn` wrapped. Both read the table of the layer in progress from a context variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from ..modules import ModuleMap, UnsupportedModelError
+from ..ops import tree_attention
+
+NAME = "knowedit_tree"
+_segments: ContextVar[torch.Tensor] = ContextVar("knowedit_segments")
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,  # [1, heads, rows, d]
+    key: torch.Tensor,  # [1, kv_heads, rows, d]
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [rows, heads, d]
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    segments = _segments.get().to(q.device)
+    out = tree_attention(q, k, v, segments, scale, sliding_window or 0, softcap or 0.0)
+    return out[None], None  # [1, rows, heads, d]
+
+
+AttentionInterface.register(NAME, _attend)
+
+
+def _attn_without_interface(module: nn.Module):
+    """GPT-J's `_attn(query, key, value, mask)`: heads first, scale 1 / scale_attn, result [1, heads, rows, d]."""
+
+    def attend(query, key, value, attention_mask=None):
+        out, weights = _attend(module, query, key, value, None, scaling=1.0 / float(module.scale_attn))
+        return out.transpose(1, 2), weights
+
+    return attend
+
+
+@contextmanager
+def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
+    """While open, the model's attention modules attend by the table given to `attending`; then all is as it was."""
+    attentions = [modules.attn(layer) for layer in range(len(modules.layers))]
+    wrapped: list[nn.Module] = []
+    configs: dict[int, tuple[Any, str]] = {}
+    try:
+        for attention in attentions:
+            if modules.model_type == "gptj":
+                if "Flash" in type(attention).__name__:
+                    raise UnsupportedModelError('GPT-J with flash attention: load it with attn_implementation="eager"')
+                attention._attn = _attn_without_interface(attention)
+                wrapped.append(attention)
+            elif id(attention.config) not in configs:
+                configs[id(attention.config)] = (attention.config, attention.config._attn_implementation)
+                attention.config._attn_implementation = NAME
+        yield
+    finally:
+        for attention in wrapped:
+            del attention._attn
+        for config, implementation in configs.values():
+            config._attn_implementation = implementation
+
+
+@contextmanager
+def attending(segments: torch.Tensor) -> Iterator[None]:
+    """The attention table (int32 [n, 5], see `tree_attention`) of the layer that runs inside."""
+    token = _segments.set(segments)
+    try:
+        yield
+    finally:
+        _segments.reset(token)

@@ -1,0 +1,143 @@
+"""What the model itself feeds its decoder layers: taken by hooks from its own forward pass."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..model import EditableModel
+
+# Arguments that a sweep gives its own way: the attention table is mask and cache in one.
+_DROPPED = {
+    "attention_mask": None,
+    "past_key_values": None,
+    "past_key_value": None,
+    "layer_past": None,
+    "use_cache": False,
+    "output_attentions": False,
+}
+_BY_POSITION = ("position_embeddings", "position_ids", "cache_position")
+
+
+@dataclass(frozen=True)
+class CleanRun:
+    """One clean forward pass of a prompt.
+
+    hidden: [1, tokens, hidden] entering layer 0; logits: [vocab] behind the last token, float32;
+    arguments: for each layer what the model passes beside the hidden state.
+    """
+
+    ids: tuple[int, ...]
+    hidden: torch.Tensor
+    logits: torch.Tensor
+    arguments: list[dict[str, Any]]
+
+
+@torch.no_grad()
+def clean_run(model: EditableModel, ids: Sequence[int]) -> CleanRun:
+    """Run a prompt through the model as it is, keeping what enters its layers."""
+    arguments: list[dict[str, Any]] = [{} for _ in model.modules.layers]
+    hidden: list[torch.Tensor] = []
+
+    def keep(layer: int) -> Callable:
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            named = bind(module, args, kwargs)
+            x = named.pop("hidden_states")
+            if layer == 0:
+                hidden.append(x.clone())
+            arguments[layer] = named
+
+        return hook
+
+    with ExitStack() as stack:
+        for number, layer in enumerate(model.modules.layers):
+            stack.callback(layer.register_forward_pre_hook(keep(number), with_kwargs=True, prepend=True).remove)
+        inputs = torch.tensor([list(ids)], device=model.device)
+        last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.hf.forward).parameters else {}
+        logits = model.hf(inputs, use_cache=False, **last).logits[0, -1].float()
+    return CleanRun(tuple(ids), hidden[0], logits, arguments)
+
+
+class _Stop(Exception):
+    """Ends a forward pass once layer 0's input is known."""
+
+
+@torch.no_grad()
+def layer_zero_input(
+    model: EditableModel, ids: Sequence[int], copies: int, corrupt: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.Tensor:
+    """[copies, tokens, hidden] entering layer 0 when `corrupt` changes the embedding module's output."""
+    found: list[torch.Tensor] = []
+
+    def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        found.append(bind(module, args, kwargs)["hidden_states"])
+        raise _Stop
+
+    with ExitStack() as stack:
+        if corrupt is not None:
+            hook = model.modules.embedding.register_forward_hook(lambda module, args, output: corrupt(output))
+            stack.callback(hook.remove)
+        first = model.modules.layers[0].register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+        stack.callback(first.remove)
+        try:
+            model.hf(torch.tensor([list(ids)] * copies, device=model.device), use_cache=False)
+        except _Stop:
+            pass
+    return found[0]
+
+
+def bind(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A layer call's arguments by name, however they were passed."""
+    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
+    named = dict(bound)
+    named.pop("self")
+    named.update(named.pop("kwargs", {}))
+    return named
+
+
+class RowArguments:
+    """Turns the arguments a layer got for whole prompts into those for packed rows of many prompts.
+
+    runs: the prompts' clean runs; index: int64 [rows] of each row's position in the prompts laid end to end.
+    """
+
+    def __init__(self, runs: Sequence[CleanRun], index: torch.Tensor) -> None:
+        self.runs = runs
+        self.index = index
+        self._tables: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def layer(self, layer: int, rows: int, device: torch.device) -> dict[str, Any]:
+        """Keyword arguments of `layer` for the first `rows` rows."""
+        named: dict[str, Any] = {}
+        for name, value in self.runs[0].arguments[layer].items():
+            if name in _DROPPED or value is None:
+                named[name] = _DROPPED.get(name)
+            elif name in _BY_POSITION:
+                values = [run.arguments[layer][name] for run in self.runs]
+                if isinstance(value, tuple):
+                    columns = zip(*values, strict=True)
+                    named[name] = tuple(self._rows(column, rows, device) for column in columns)
+                else:
+                    named[name] = self._rows(values, rows, device, batched=value.dim() > 1)
+            elif isinstance(value, torch.Tensor):
+                raise NotImplementedError(f"the model passes its layers a tensor '{name}' that a sweep does not know")
+            else:
+                named[name] = value
+        return named
+
+    def _rows(
+        self, parts: Sequence[torch.Tensor], rows: int, device: torch.device, batched: bool = True
+    ) -> torch.Tensor:
+        """Rows of per-position tensors [1, tokens, ...] (or [tokens]) -> [1, rows, ...] (or [rows])."""
+        key = tuple(id(part) for part in parts)  # layers share tables; the runs keep them alive
+        if key not in self._tables:
+            table = torch.cat([part[0] if batched else part for part in parts])
+            self._tables[key] = table.index_select(0, self.index.to(table.device))
+        chosen = self._tables[key][:rows].to(device)
+        return chosen[None] if batched else chosen

@@ -1,0 +1,183 @@
+"""The layer sweep: all rows of all runs go through the model's own layers once.
+
+Floor: 2 x parameters of the layers x `Layout.row_layers` flops, and each weight is read once a sweep. Attention, births
+and restores move O(rows x hidden) bytes a layer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..model import EditableModel
+from ..modules import on_device
+from ..ops import restore_rows, target_logprob
+from .attention import attending, tree_attention_in
+from .capture import CleanRun, RowArguments
+from .interventions import Interventions, Root, Run
+from .layout import Layout, RestoreRows, lay_out
+from .segments import Planner
+
+logger = logging.getLogger(__name__)
+
+# Rows a sweep holds where memory is no limit: more bring no speed once GEMMs are at full size, and on a CPU the
+# activations of more rows than this fall out of its caches.
+BEST_ROWS = {"cpu": 2048}
+WIDE_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Final states (behind the final norm) of the runs: `hidden[run]` is [copies, readout positions, hidden].
+
+    rows: most rows held at once; row_layers: rows x layers computed (the arithmetic done); sweeps: how many.
+    """
+
+    states: torch.Tensor  # [all readout rows, hidden]
+    index: list[torch.Tensor]  # by run: int64 [copies, positions] into states
+    rows: int
+    row_layers: int
+    sweeps: int
+
+    def hidden(self, run: int) -> torch.Tensor:
+        return self.states[self.index[run]]
+
+
+@torch.no_grad()
+def sweep(
+    model: EditableModel, prompts: Sequence[CleanRun], interventions: Interventions, max_rows: int | None = None
+) -> SweepResult:
+    """Compute all runs, exactly, in as few sweeps as `max_rows` allows.
+
+    prompts: the clean runs of the prompts that the roots name. max_rows: rows held at once (chosen from free memory
+    when None); results of different `max_rows` agree to rounding.
+    """
+    limit = max_rows or default_max_rows(model)
+    states, index, done, most, row_layers = [], [], 0, 0, 0
+    chunks = list(split_runs(interventions, limit))
+    for runs in chunks:
+        layout = lay_out(Planner(interventions.roots, model.num_layers).plan(runs), model.num_layers)
+        hidden = _sweep_layers(model, prompts, interventions.roots, layout)
+        flat = torch.cat([torch.from_numpy(rows).reshape(-1) for rows in layout.readout])
+        rows, inverse = torch.unique(flat, return_inverse=True)  # many runs end in their root's very row
+        final = model.modules.final_norm
+        states.append(final(on_device(hidden[rows.to(hidden.device)], final)))
+        for readout in layout.readout:
+            taken, inverse = inverse[: readout.size], inverse[readout.size :]
+            index.append(taken.view(readout.shape) + done)
+        done += len(rows)
+        most, row_layers = max(most, layout.rows[-1]), row_layers + layout.row_layers
+    logger.debug("%d runs in %d sweeps of at most %d rows, %d row-layers", len(index), len(chunks), most, row_layers)
+    return SweepResult(torch.cat(states), index, most, row_layers, len(chunks))
+
+
+def log_probabilities(model: EditableModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """log p(target) behind the model's head: hidden [rows, d], targets int64 [rows] or [rows, k] -> the same, float32."""
+    head, softcap = model.modules.head, model.modules.logit_softcap
+    hidden = on_device(hidden, head)
+    targets = targets.to(hidden.device)
+    if getattr(head, "_hf_hook", None) is not None or not isinstance(head, nn.Linear):
+        logits = head(hidden).float()  # weights that come and go (offloading), quantised heads: ask the module
+        logits = torch.tanh(logits / softcap) * softcap if softcap else logits
+        return logits.log_softmax(-1).gather(-1, targets.view(len(targets), -1)).view(targets.shape)
+    return target_logprob(hidden, head.weight, head.bias, targets, softcap)
+
+
+def default_max_rows(model: EditableModel) -> int:
+    """Rows that fit in half of the free memory, at most what still makes a sweep faster."""
+    config = model.modules.config
+    width = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * model.hidden_size
+    bytes_a_row = 4 * (8 * model.hidden_size + 6 * width)  # the layer's activations, in float32
+    device = model.device
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(256, min(BEST_ROWS.get(device.type, WIDE_ROWS), free // 2 // bytes_a_row))
+
+
+def split_runs(interventions: Interventions, max_rows: int) -> Iterator[list[Run]]:
+    """Runs in order, cut into sweeps of about equal size whose rows stay within `max_rows`."""
+    roots, runs = interventions.roots, interventions.runs
+    fixed = sum(root.copies * (root.length - root.start) for root in roots)
+    sizes = [_most_rows(run, roots[run.root]) for run in runs]
+    room = max_rows - fixed
+    if room < max(sizes, default=0):
+        logger.warning(
+            "max_rows=%d is less than the %d rows of the unpatched runs and one patched run: taking that many",
+            max_rows,
+            fixed + max(sizes),
+        )
+        room = max(sizes)
+    pieces = max(1, -(-sum(sizes) // max(1, room)))
+    share = -(-sum(sizes) // pieces)
+    part: list[Run] = []
+    held = 0
+    for run, size in zip(runs, sizes, strict=True):
+        if part and (held + size > room or held >= share):
+            yield part
+            part, held = [], 0
+        part.append(run)
+        held += size
+    yield part
+
+
+def _most_rows(run: Run, root: Root) -> int:
+    tokens = [token for patch in run.patches for token in patch.tokens]
+    return root.copies * (root.length - min(tokens)) if tokens else 0
+
+
+def _sweep_layers(
+    model: EditableModel, prompts: Sequence[CleanRun], roots: Sequence[Root], layout: Layout
+) -> torch.Tensor:
+    """The packed rows behind the last layer (before the final norm), [rows, hidden]."""
+    modules = model.modules
+    hidden = torch.cat([root.hidden.reshape(-1, root.hidden.shape[-1]) for root in roots])  # [root rows, hidden]
+    offsets = torch.tensor([0, *(len(prompt.ids) for prompt in prompts)]).cumsum(0)
+    arguments = RowArguments(prompts, layout.position + offsets[layout.prompt])
+    with tree_attention_in(modules), _restoring(model, layout):
+        for number, layer in enumerate(modules.layers):
+            hidden = on_device(_bear(hidden, layout, number), layer)
+            with attending(layout.segments[number]):
+                out = layer(hidden[None], **arguments.layer(number, len(hidden), hidden.device))
+            hidden = (out[0] if isinstance(out, tuple) else out)[0]
+            _restore(hidden, layout.restores.get(("layer", number), ()))
+    return _bear(hidden, layout, model.num_layers)
+
+
+def _bear(hidden: torch.Tensor, layout: Layout, layer: int) -> torch.Tensor:
+    """Append the rows born at the input of `layer`."""
+    if len(layout.births[layer]):
+        hidden = torch.cat([hidden, hidden.index_select(0, layout.births[layer].to(hidden.device))])
+    _restore(hidden, layout.restores.get(("input", layer), ()))
+    return hidden
+
+
+def _restore(hidden: torch.Tensor, restores: Sequence[RestoreRows]) -> None:
+    for restore in restores:
+        source = hidden if restore.tensor is None else restore.tensor.to(hidden.device, hidden.dtype)
+        restore_rows(hidden, restore.rows.to(hidden.device), source, restore.source_rows.to(hidden.device), restore.add)
+
+
+@contextmanager
+def _restoring(model: EditableModel, layout: Layout) -> Iterator[None]:
+    """Hooks on the attention and MLP modules whose outputs the runs patch."""
+
+    def hook(restores: Sequence[RestoreRows]):
+        def overwrite(module: nn.Module, args: tuple, output):
+            _restore((output[0] if isinstance(output, tuple) else output)[0], restores)
+
+        return overwrite
+
+    with ExitStack() as stack:
+        for (site, layer), restores in layout.restores.items():
+            if site in ("attn", "mlp"):
+                module = model.modules.site(site, layer)
+                stack.callback(module.register_forward_hook(hook(restores)).remove)
+        yield

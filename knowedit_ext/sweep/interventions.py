@@ -1,0 +1,83 @@
+"""What a run is asked to do: patches at sites of a run, in the general form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from ..modules import SITES
+
+MODES = ("overwrite", "add")
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Change a site's output at some layers and tokens while a run is computed.
+
+    site: "layer" (the residual stream behind the layer), "attn" or "mlp" (that module's output).
+    layers, tokens: every combination is patched.
+    source: a root of the sweep, whose own value at the same site, layer and token is taken (`Root` numbers, as returned
+        by `Interventions.add_root`), or a tensor [hidden] or [samples, hidden].
+    mode: "overwrite" or "add".
+    """
+
+    site: str
+    layers: tuple[int, ...]
+    tokens: tuple[int, ...]
+    source: int | torch.Tensor
+    mode: str = "overwrite"
+
+    def __post_init__(self) -> None:
+        if self.site not in SITES:
+            raise ValueError(f"unknown site '{self.site}': expected one of {', '.join(SITES)}")
+        if self.mode not in MODES:
+            raise ValueError(f"unknown mode '{self.mode}': expected one of {', '.join(MODES)}")
+
+
+@dataclass(frozen=True)
+class Root:
+    """A whole run of one prompt, from the embeddings: the clean run, or `copies` corrupted ones.
+
+    hidden: [copies, length - start, hidden], the rows that enter layer 0.
+    start: first position that differs from `parent`; what lies left of it is the parent's.
+    prompt: number of the prompt, for the position embeddings.
+    """
+
+    prompt: int
+    length: int
+    copies: int
+    start: int
+    parent: int | None
+    hidden: torch.Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A root's run, patched; one for each copy of the root. `readout`: positions whose final state is wanted."""
+
+    root: int
+    patches: tuple[Patch, ...]
+    readout: tuple[int, ...]
+
+
+class Interventions:
+    """Collects the roots and runs of one or many prompts, to be computed in one sweep."""
+
+    def __init__(self) -> None:
+        self.roots: list[Root] = []
+        self.runs: list[Run] = []
+
+    def add_root(self, hidden: torch.Tensor, *, prompt: int, start: int = 0, parent: int | None = None) -> int:
+        """`hidden` [copies, length - start, hidden] enters layer 0; returns the root's number."""
+        copies, rows, _ = hidden.shape
+        if (parent is None) != (start == 0):
+            raise ValueError("a root that starts behind position 0 needs a parent, one that starts at 0 has none")
+        self.roots.append(Root(prompt, start + rows, copies, start, parent, hidden))
+        return len(self.roots) - 1
+
+    def add_run(self, root: int, patches: Iterable[Patch], readout: Iterable[int]) -> int:
+        """Returns the run's number."""
+        self.runs.append(Run(root, tuple(patches), tuple(readout)))
+        return len(self.runs) - 1

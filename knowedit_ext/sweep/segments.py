@@ -1,0 +1,316 @@
+"""The segment tree: which rows each layer must compute so that every run is exact, and nothing else is computed.
+
+A *stretch* is a piece of consecutive positions of one run (for all copies of its root at once). A run starts as its
+root; a patch gives birth to the rows that it changes. At the input of layer l a run owns the rows that differ from its
+root's; with m the leftmost of them, attention makes all positions right of m differ behind layer l, so they are born
+there as copies of the root's rows. Runs whose patches agree below layer l share their rows up to l, then fork.
+
+    input of layer l:    patched rows | copies of the rows right of them
+    attention at l:      own rows, then gaps and everything to the left through the root
+
+The planner works on templates (one per run of a root, not per copy); `layout.py` expands them to row numbers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .interventions import Patch, Root, Run
+
+ROOT_BIRTH = -1  # root rows are there before layer 0
+
+
+@dataclass(eq=False, slots=True)
+class Stretch:
+    """Rows start..stop of a run, [copies, stop - start] of them, that first enter layer `birth`."""
+
+    start: int
+    stop: int
+    copies: int
+    birth: int
+    prompt: int
+    sources: list[Piece] = field(default_factory=list)  # what the rows are copies of, in order of position
+    entry: Entry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Positions start..stop of a stretch."""
+
+    stretch: Stretch
+    start: int
+    stop: int
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """A line of the attention table: a stretch with its queries, or a view of somebody's rows without."""
+
+    piece: Piece
+    copies: int
+    query: bool
+    since: int  # first layer whose table has it
+    parents: list[tuple[int, Entry | None]] = field(default_factory=list)  # (from layer on, parent)
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Overwrite (or add to) one position of a stretch with a root's row or a tensor [copies or 1, hidden]."""
+
+    target: Piece
+    source: Piece | torch.Tensor
+    add: bool
+
+
+@dataclass(slots=True)
+class Template:
+    """What the planner found: births and restores by layer, attention entries, and where each run is read out."""
+
+    roots: list[Stretch]
+    births: dict[int, list[Stretch]]
+    restores: dict[tuple[str, int], list[Restore]]  # site "input" | "attn" | "mlp" | "layer"
+    entries: list[Entry]
+    readout: list[list[Piece]]  # a run's pieces, one a readout position
+    copies: list[int]  # a run's copies
+
+
+@dataclass(eq=False, slots=True)
+class _State:
+    """The rows a set of runs owns: stretches sorted by start, and the leftmost position that differs from the root."""
+
+    root: int
+    stretches: list[Stretch]
+    front: int | None
+
+    def find(self, position: int) -> Stretch | None:
+        return next((s for s in self.stretches if s.start <= position < s.stop), None)
+
+
+_Event = tuple[str, int, int, bool]  # site, token, source key, add
+_ORDER = ("attn", "mlp", "layer")  # in which a layer computes its sites
+
+
+@dataclass(eq=False, slots=True)
+class _Member:
+    """A run on its way through the layers."""
+
+    number: int
+    readout: tuple[int, ...]
+    events: dict[int, tuple[_Event, ...]]
+    layers: list[int]  # that have events, ascending
+    end: int
+
+    def next_patch(self, layer: int) -> int:
+        at = bisect_left(self.layers, layer)
+        return self.layers[at] if at < len(self.layers) else self.end
+
+
+class Planner:
+    """Turns roots and runs into a `Template`. `num_layers` is the model's."""
+
+    def __init__(self, roots: Sequence[Root], num_layers: int) -> None:
+        self.num_layers = num_layers
+        self.specs = roots
+        self.births: dict[int, list[Stretch]] = defaultdict(list)
+        self.restores: dict[tuple[str, int], list[Restore]] = defaultdict(list)
+        self.entries: list[Entry] = []
+        self.tensors: list[torch.Tensor] = []
+        self.roots: list[Stretch] = []
+        for spec in roots:
+            stretch = Stretch(spec.start, spec.length, spec.copies, ROOT_BIRTH, spec.prompt)
+            self.roots.append(stretch)
+            parent = None if spec.parent is None else self.roots[spec.parent].entry
+            self._enter(stretch, 0, parent)
+
+    def plan(self, runs: Sequence[Run]) -> Template:
+        self.readout: list[list[Piece]] = [[] for _ in runs]
+        by_root: dict[int, list[_Member]] = defaultdict(list)
+        for number, run in enumerate(runs):
+            events = self._events(run)
+            by_root[run.root].append(_Member(number, run.readout, events, sorted(events), self.num_layers))
+        for root, members in by_root.items():
+            self._follow(_State(root, [], None), members, 0)
+        copies = [self.specs[run.root].copies for run in runs]
+        return Template(self.roots, self.births, self.restores, self.entries, self.readout, copies)
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+
+    def _events(self, run: Run) -> dict[int, tuple[_Event, ...]]:
+        """Patches by layer, in a form that can be compared between runs."""
+        events: dict[int, list[_Event]] = defaultdict(list)
+        length = self.specs[run.root].length
+        for patch in run.patches:
+            key = self._source_key(patch)
+            for layer in patch.layers:
+                if not 0 <= layer < self.num_layers:
+                    raise ValueError(f"patch at layer {layer}: the model has layers 0..{self.num_layers - 1}")
+                for token in patch.tokens:
+                    if not 0 <= token < length:
+                        raise ValueError(f"patch at token {token}: the prompt has tokens 0..{length - 1}")
+                    events[layer].append((patch.site, token, key, patch.mode == "add"))
+        return {layer: tuple(sorted(found, key=lambda e: _ORDER.index(e[0]))) for layer, found in events.items()}
+
+    def _source_key(self, patch: Patch) -> int:
+        """Roots are numbered from 0, tensors from -1 downwards; the same tensor object has one number."""
+        if isinstance(patch.source, int):
+            if not 0 <= patch.source < len(self.specs):
+                raise ValueError(f"patch source {patch.source}: there are roots 0..{len(self.specs) - 1}")
+            return patch.source
+        known = next((n for n, t in enumerate(self.tensors) if t is patch.source), None)
+        if known is None:
+            self.tensors.append(patch.source)
+            known = len(self.tensors) - 1
+        return -1 - known
+
+    def _follow(self, state: _State, members: list[_Member], layer: int) -> None:
+        """Carry runs that agree so far from the input of `layer` to the end, forking where their patches differ."""
+        pending = [(state, members, layer)]
+        while pending:
+            state, members, layer = pending.pop()
+            while layer < self.num_layers:
+                self._extend(state, members, layer)
+                following = min(member.next_patch(layer) for member in members)
+                if following > layer:
+                    layer = following
+                    continue
+                groups: dict[tuple[_Event, ...], list[_Member]] = defaultdict(list)
+                for member in members:
+                    groups[member.events.get(layer, ())].append(member)
+                # One group goes on in place (the unpatched one, if any); the others get copies of the rows.
+                here, *others = sorted(groups, key=len)
+                for events in others:
+                    fork = self._fork(state, layer)
+                    self._patch(fork, events, layer, groups[events])
+                    pending.append((fork, groups[events], layer + 1))
+                members = groups[here]
+                self._patch(state, here, layer, members)
+                layer += 1
+            for member in members:
+                self.readout[member.number] = [self._row(state, position) for position in member.readout]
+
+    # -- births ----------------------------------------------------------------------------------------------------
+
+    def _extend(self, state: _State, members: list[_Member], layer: int) -> None:
+        """Behind a patch every position to the right differs: own those rows from `layer` on.
+
+        The keys and values of a newborn row are still its root's in its first layer, so in the last layer only rows
+        that are read out need to be born.
+        """
+        if state.front is None:
+            return
+        positions: Iterable[int] = range(state.front, self.specs[state.root].length)
+        if layer == self.num_layers - 1:
+            positions = {p for member in members for p in member.readout if p > state.front}
+        missing = [p for p in positions if state.find(p) is None]
+        if missing:
+            self._bear(state, missing, layer)
+
+    def _bear(self, state: _State, positions: list[int], layer: int) -> None:
+        """Own `positions` from the input of `layer` on, as copies of the root's rows."""
+        for first, last in _runs_of(positions):
+            stretch = self._new(state, first, last, layer)
+            stretch.sources = self._root_pieces(state.root, first, last)
+        self._link(state, layer)
+
+    def _new(self, state: _State, first: int, last: int, layer: int) -> Stretch:
+        spec = self.specs[state.root]
+        stretch = Stretch(first, last, spec.copies, layer, spec.prompt)
+        self.births[layer].append(stretch)
+        state.stretches = sorted([*state.stretches, stretch], key=lambda s: s.start)
+        return stretch
+
+    def _fork(self, state: _State, layer: int) -> _State:
+        fork = _State(state.root, [], state.front)
+        for stretch in state.stretches:
+            copy = self._new(fork, stretch.start, stretch.stop, layer)
+            if stretch.birth < layer:
+                copy.sources = [Piece(stretch, stretch.start, stretch.stop)]
+                continue
+            copy.sources = stretch.sources  # twins: born together from the same rows
+            twins = [r for r in self.restores["input", layer] if r.target.stretch is stretch]
+            self.restores["input", layer] += [
+                Restore(Piece(copy, r.target.start, r.target.stop), r.source, r.add) for r in twins
+            ]
+        self._link(fork, layer)
+        return fork
+
+    def _patch(self, state: _State, events: tuple[_Event, ...], layer: int, members: list[_Member]) -> None:
+        readout = {p for member in members for p in member.readout}
+        for site, token, key, add in events:
+            source = self.tensors[-1 - key] if key < 0 else self._root_pieces(key, token, token + 1)[0]
+            owner = state.find(token)
+            if owner is None:
+                mine = self._root_pieces(state.root, token, token + 1)[0]
+                if not add and isinstance(source, Piece) and source == mine:
+                    continue  # the run still equals its root there: nothing would change
+                if site == "layer":
+                    state.front = token if state.front is None else min(state.front, token)
+                    if layer + 1 == self.num_layers and token not in readout:
+                        continue
+                    stretch = self._new(state, token, token + 1, layer + 1)
+                    copied = isinstance(source, Piece) and not add
+                    stretch.sources = [source if copied else mine]
+                    if not copied:
+                        self.restores["input", layer + 1].append(Restore(Piece(stretch, token, token + 1), source, add))
+                    self._link(state, layer + 1)
+                    continue
+                self._bear(state, [token], layer)
+                owner = state.find(token)
+            elif owner.birth > layer:  # born by an earlier patch behind this very layer
+                self.restores["input", owner.birth].append(Restore(Piece(owner, token, token + 1), source, add))
+                continue
+            self.restores[site, layer].append(Restore(Piece(owner, token, token + 1), source, add))
+            state.front = token if state.front is None else min(state.front, token)
+
+    # -- rows and attention ----------------------------------------------------------------------------------------
+
+    def _root_pieces(self, root: int, first: int, last: int) -> list[Piece]:
+        """Where the rows first..last of a root lie: left of its start they are its parent's."""
+        stretch, parent = self.roots[root], self.specs[root].parent
+        if parent is None or first >= stretch.start:
+            return [Piece(stretch, first, last)]
+        left = self._root_pieces(parent, first, min(last, stretch.start))
+        return left + ([Piece(stretch, stretch.start, last)] if last > stretch.start else [])
+
+    def _row(self, state: _State, position: int) -> Piece:
+        owner = state.find(position)
+        return (
+            Piece(owner, position, position + 1) if owner else self._root_pieces(state.root, position, position + 1)[0]
+        )
+
+    def _enter(self, stretch: Stretch, layer: int, parent: Entry | None) -> None:
+        piece = Piece(stretch, stretch.start, stretch.stop)
+        stretch.entry = Entry(piece, stretch.copies, True, layer, [(layer, parent)])
+        self.entries.append(stretch.entry)
+
+    def _link(self, state: _State, layer: int) -> None:
+        """Chain the stretches from left to right behind the root; gaps between them are views of the root's rows."""
+        parent = self.roots[state.root].entry
+        seen = None
+        for stretch in state.stretches:
+            if seen is not None and seen < stretch.start:
+                for piece in self._root_pieces(state.root, seen, stretch.start):
+                    view = Entry(piece, stretch.copies, False, layer, [(layer, parent)])
+                    self.entries.append(view)
+                    parent = view
+            if stretch.entry is None:
+                self._enter(stretch, layer, parent)
+            elif stretch.entry.parents[-1][1] is not parent:
+                stretch.entry.parents.append((layer, parent))
+            parent, seen = stretch.entry, stretch.stop
+
+
+def _runs_of(positions: list[int]) -> list[tuple[int, int]]:
+    """[2, 3, 4, 7] -> [(2, 5), (7, 8)]"""
+    found: list[tuple[int, int]] = []
+    for p in sorted(positions):
+        if found and found[-1][1] == p:
+            found[-1] = (found[-1][0], p + 1)
+        else:
+            found.append((p, p + 1))
+    return found
