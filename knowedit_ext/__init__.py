@@ -1,0 +1,10 @@
+"""Locate and edit facts in language models."""
+
+from .facts import Fact
+from .model import EditableModel, load_model
+from .modules import UnsupportedModelError
+from .tracing.causal import trace
+from .tracing.corruption import noise_level
+from .tracing.trace import Trace
+
+__all__ = ["EditableModel", "Fact", "Trace", "UnsupportedModelError", "load_model", "noise_level", "trace"]

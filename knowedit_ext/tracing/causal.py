@@ -1,0 +1,311 @@
+"""Causal tracing (Meng et al. 2022, section 2; rome, experiments/causal_trace.py) on the segment sweep.
+
+Every (token, layer) cell of every noise sample is one run of the sweep: exactly the published loop's numbers, at the
+cost of the rows that differ.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+
+from ..facts import Fact, TokenizedFact, encode, tokenize_fact
+from ..model import EditableModel
+from ..sweep import Interventions, Patch, clean_run, layer_zero_input, log_probabilities, sweep
+from ..sweep.capture import CleanRun
+from .corruption import Noise, Sampler, noise_of
+from .trace import KINDS, Trace
+
+SCORES = ("probability", "logprob", "logit_difference")
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """What a trace does to a fact; see `trace`."""
+
+    window: int = 10
+    samples: int = 10
+    seed: int = 1
+    sever: str | None = None
+    compat: str | None = None
+    replace: bool = False
+    corrupt_with: str | None = None
+    answer_tokens: int = 1
+    score: str = "probability"
+    against: str | None = None
+    tokens: str | tuple[int, ...] | None = None
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("window", "samples", "answer_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value}: expected a whole number of at least 1")
+        _one_of("sever", self.sever, (None, "mlp", "attn"))
+        _one_of("compat", self.compat, (None, "reference"))
+        _one_of("score", self.score, SCORES)
+        if (self.score == "logit_difference") != (self.against is not None):
+            raise ValueError("score='logit_difference' and against= (the second answer) go together")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"max_rows is {self.max_rows}: expected at least 1")
+
+
+def trace(
+    model: EditableModel,
+    fact: Fact | Sequence[Fact],
+    kind: str = "state",
+    window: int = 10,
+    samples: int = 10,
+    noise: float | str | Sampler = "s3",
+    seed: int = 1,
+    sever: str | None = None,
+    compat: str | None = None,
+    *,
+    replace: bool = False,
+    corrupt_with: str | None = None,
+    answer_tokens: int = 1,
+    score: str = "probability",
+    against: str | None = None,
+    tokens: str | Sequence[int] | None = None,
+    max_rows: int | None = None,
+) -> Trace | list[Trace]:
+    """Where does the model keep this fact? Corrupt the subject, restore one cell, see whether the answer comes back.
+
+    fact: one fact, or several, which are computed in one sweep and come back as a list.
+    kind: "state" restores the residual stream behind a layer, "mlp" / "attn" the outputs of `window` layers' modules,
+        layers l - window // 2 up to but without l + ceil(window / 2).
+    samples, noise, seed: noise draws; a level, a sampler, or a rule such as "s3" over the subjects of the facts given
+        (see `noise_level`). The default seed reproduces the published noise exactly.
+    sever: hold the restored token's "mlp" or "attn" outputs at their corrupted values in all layers.
+    compat: "reference" repeats the published code where it differs: severed outputs from a noise draw of their own,
+        `low_score` without `replace`.
+    replace: the noise takes the place of the embeddings instead of being added.
+    corrupt_with: another subject of as many tokens, instead of noise (then there is one sample).
+    answer_tokens: length of the model's own (greedy) answer where the fact has no target; probabilities multiply.
+    score: "probability", "logprob", or "logit_difference" of the answer's and `against`'s first token.
+    tokens: restrict the cells: "subject_last" or token numbers; other rows of `scores` are NaN.
+    max_rows: rows held at once; None: from free memory. Results agree to rounding.
+
+    Returns a `Trace` (or a list of them). Warns where corruption does not lower the answer's probability.
+    """
+    _one_of("kind", kind, KINDS)
+    facts = [fact] if isinstance(fact, Fact) else list(fact)
+    chosen = tokens if tokens is None or isinstance(tokens, str) else tuple(tokens)
+    settings = TraceSettings(
+        window, samples, seed, sever, compat, replace, corrupt_with, answer_tokens, score, against, chosen, max_rows
+    )
+    found = trace_facts(model, facts, (kind,), noise, settings)
+    traces = [by_kind[kind] for by_kind in found]
+    for f, t in zip(facts, traces, strict=True):
+        if not t.high_score > t.low_score:
+            warnings.warn(
+                f"corrupting '{f.subject}' does not lower the score of '{t.answer}' in '{f.text}' "
+                f"({t.high_score:.4g} clean, {t.low_score:.4g} corrupted): nothing to trace",
+                stacklevel=2,
+            )
+    return traces[0] if isinstance(fact, Fact) else traces
+
+
+@torch.no_grad()
+def trace_facts(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    kinds: Sequence[str],
+    noise: float | str | Sampler,
+    settings: TraceSettings,
+) -> list[dict[str, Trace]]:
+    """Trace facts for several kinds in one sweep; one dict by kind for each fact."""
+    tokenized = [tokenize_fact(model, fact) for fact in facts]
+    level = noise_of(model, noise, [fact.subject for fact in facts], settings.replace)
+    plans = [_FactPlan(model, fact, settings) for fact in tokenized]
+    interventions = Interventions()
+    for number, plan in enumerate(plans):
+        plan.add_roots(interventions, number, level)
+        plan.add_runs(interventions, kinds)
+    result = sweep(model, [plan.clean for plan in plans], interventions, settings.max_rows)
+    targets = torch.zeros(len(result.states), 1 + (settings.against is not None), dtype=torch.int64)
+    for plan in plans:
+        for run in plan.all_runs():
+            targets[result.index[run]] = plan.targets  # [copies, positions, answers]
+    logp = log_probabilities(model, result.states, targets).double().cpu()
+    described = noise if isinstance(noise, (str, int, float)) else getattr(noise, "__name__", "sampler")
+    if not callable(level.level) and settings.corrupt_with is None:
+        described = level.level
+    scores = {run: _score(logp[index], settings).numpy() for run, index in enumerate(result.index)}
+    return [{kind: plan.trace(kind, scores, described) for kind in kinds} for plan in plans]
+
+
+def _score(logp: torch.Tensor, settings: TraceSettings) -> torch.Tensor:
+    """log-probabilities [copies, positions, answers] -> [copies], in the units of the score."""
+    if settings.score == "logit_difference":
+        return (logp[..., 0] - logp[..., 1]).sum(-1)  # the softmax's normaliser cancels
+    total = logp[..., 0].sum(-1)
+    return total if settings.score == "logprob" else total.exp()
+
+
+class _FactPlan:
+    """The roots and runs of one fact, and the way back from their scores to its `Trace`."""
+
+    def __init__(self, model: EditableModel, tokenized: TokenizedFact, settings: TraceSettings) -> None:
+        self.model, self.tokenized, self.settings = model, tokenized, settings
+        self.first, self.last = tokenized.subject_range
+        self.clean, self.answer_ids, self.predicted = self._answer()
+        ids = self.clean.ids
+        self.length = len(tokenized.ids)
+        self.readout = range(self.length - 1, len(ids))
+        answers = [self.answer_ids]
+        if settings.against is not None:
+            answers.append(self._against())
+        self.targets = torch.tensor(answers).T  # [positions, answers]
+        self.cells = self._cells()
+        self.runs: dict[str, dict[tuple[int, int], int]] = {}
+
+    def _answer(self) -> tuple[CleanRun, tuple[int, ...], int]:
+        """The clean run over prompt and answer, the answer's tokens, and the model's own first token."""
+        ids, target = list(self.tokenized.ids), list(self.tokenized.target_ids)
+        clean = clean_run(self.model, ids)
+        predicted = int(clean.logits.argmax())
+        if not target:
+            target = [predicted]
+            while len(target) < self.settings.answer_tokens:
+                target.append(int(clean_run(self.model, ids + target).logits.argmax()))
+        if len(target) > 1:
+            most = self.model.modules.max_positions
+            if most is not None and len(ids) + len(target) - 1 > most:
+                raise ValueError(f"prompt and answer have {len(ids) + len(target)} tokens, more than {most} positions")
+            clean = clean_run(self.model, ids + target[:-1])
+        return clean, tuple(target), predicted
+
+    def _against(self) -> tuple[int, ...]:
+        text = self.tokenized.fact.text
+        joint, _ = encode(self.model, text + self.settings.against)
+        if (
+            len(self.answer_ids) > 1
+            or len(joint) != self.length + 1
+            or tuple(joint[: self.length]) != self.tokenized.ids
+        ):
+            raise ValueError(
+                f"score='logit_difference' compares two answers of one token; '{self.settings.against}' after "
+                f"'{text}' has {len(joint) - self.length}, the answer has {len(self.answer_ids)}"
+            )
+        return (joint[-1],)
+
+    def _cells(self) -> list[int]:
+        tokens = self.settings.tokens
+        if tokens is None:
+            return list(range(self.length))
+        if tokens == "subject_last":
+            return [self.last - 1]
+        if isinstance(tokens, str) or any(not 0 <= t < self.length for t in tokens):
+            raise ValueError(f"tokens={tokens!r}: expected 'subject_last' or token numbers 0..{self.length - 1}")
+        return sorted(set(tokens))
+
+    # -- roots and runs --------------------------------------------------------------------------------------------
+
+    def add_roots(self, interventions: Interventions, prompt: int, noise: Noise) -> None:
+        s, model = self.settings, self.model
+        self.clean_root = interventions.add_root(self.clean.hidden, prompt=prompt)
+        self.copies = 1 if s.corrupt_with is not None else s.samples
+        if s.corrupt_with is not None:
+            other = layer_zero_input(model, self._other_subject(), 1)
+            self.corrupted_root = self.frozen_root = self.low_root = self._branch(interventions, prompt, other)
+            return
+        generator = np.random.RandomState(s.seed)  # new for every prompt, as published (causal_trace.py:167-171)
+        first = self._noised(interventions, prompt, noise, generator)
+        self.corrupted_root = self.frozen_root = self.low_root = first
+        if s.compat == "reference" and s.sever is not None:
+            # Published: severed outputs are recorded under the first draw, the runs then made under a second one.
+            self.corrupted_root = self._noised(interventions, prompt, noise, generator)
+        if s.compat == "reference" and s.replace:  # published: low_score adds the noise all the same
+            added, generator = replace(noise, replace=False), np.random.RandomState(s.seed)
+            self.low_root = self._noised(interventions, prompt, added, generator)
+
+    def _noised(self, interventions: Interventions, prompt: int, noise: Noise, generator: np.random.RandomState) -> int:
+        drawn = noise.draw(generator, self.copies, self.last - self.first, self.model.hidden_size)
+        hidden = layer_zero_input(self.model, self.clean.ids, self.copies, noise.corrupt(drawn, self.first))
+        return self._branch(interventions, prompt, hidden)
+
+    def _branch(self, interventions: Interventions, prompt: int, hidden: torch.Tensor) -> int:
+        if self.first == 0:
+            return interventions.add_root(hidden, prompt=prompt)
+        return interventions.add_root(hidden[:, self.first :], prompt=prompt, start=self.first, parent=self.clean_root)
+
+    def _other_subject(self) -> list[int]:
+        """The prompt's ids with the subject's tokens exchanged for those of `corrupt_with`."""
+        fact, other = self.tokenized.fact, self.settings.corrupt_with
+        swapped = tokenize_fact(self.model, Fact(fact.prompt, other, occurrence=fact.occurrence, prefix=fact.prefix))
+        first, last = swapped.subject_range
+        if (first, last) != (self.first, self.last) or len(swapped.ids) != self.length:
+            raise ValueError(
+                f"corrupt_with '{other}' has {last - first} tokens in '{fact.prompt}', subject '{fact.subject}' has "
+                f"{self.last - self.first}: they must be equally many"
+            )
+        return list(swapped.ids) + list(self.clean.ids[self.length :])
+
+    def add_runs(self, interventions: Interventions, kinds: Sequence[str]) -> None:
+        add = lambda root, patches=(): interventions.add_run(root, patches, self.readout)  # noqa: E731
+        self.high_run, self.low_run = add(self.clean_root), add(self.low_root)
+        self.base_run = self.low_run if self.low_root == self.corrupted_root else add(self.corrupted_root)
+        for kind in kinds:
+            self.runs[kind] = {}
+            for token in self.cells:
+                for layer in range(self.model.num_layers):
+                    if token < self.first:  # left of the noise all runs are equal
+                        self.runs[kind][token, layer] = self.base_run
+                    else:
+                        self.runs[kind][token, layer] = add(self.corrupted_root, self._patches(kind, token, layer))
+
+    def _patches(self, kind: str, token: int, layer: int) -> list[Patch]:
+        layers, sever = self.model.num_layers, self.settings.sever
+        if kind == "state":
+            patches = [Patch("layer", (layer,), (token,), self.clean_root)]
+        else:
+            patches = [Patch(kind, window_layers(layer, self.settings.window, layers), (token,), self.clean_root)]
+        if sever is not None:
+            patches.append(Patch(sever, tuple(range(layers)), (token,), self.frozen_root))
+        return patches
+
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    def all_runs(self) -> list[int]:
+        cells = [run for by_cell in self.runs.values() for run in by_cell.values()]
+        return [self.high_run, self.low_run, self.base_run, *cells]
+
+    def trace(self, kind: str, scores: dict[int, np.ndarray], noise: float | str) -> Trace:
+        samples = np.full((self.copies, self.length, self.model.num_layers), np.nan)
+        for (token, layer), run in self.runs[kind].items():
+            samples[:, token, layer] = scores[run]
+        low = scores[self.low_run]
+        fact, decode = self.tokenized.fact, self.model.tokenizer.decode
+        correct = fact.attribute is None or decode([self.predicted]).strip() == fact.attribute.strip()
+        settings = {k: v for k, v in asdict(self.settings).items() if k != "max_rows"}
+        return Trace(
+            scores=samples.mean(axis=0).astype(np.float32),
+            low_score=float(low.mean()),
+            high_score=float(scores[self.high_run].mean()),
+            answer=fact.target if fact.target is not None else decode(list(self.answer_ids)),
+            answer_ids=self.answer_ids,
+            tokens=list(self.tokenized.tokens),
+            input_ids=np.array(self.tokenized.ids),
+            subject_range=(self.first, self.last),
+            kind=kind,
+            window=self.settings.window,
+            sample_scores=samples.astype(np.float32),
+            low_samples=low.astype(np.float32),
+            correct_prediction=correct,
+            settings={**settings, "noise": noise, "model": self.model.name},
+        )
+
+
+def window_layers(layer: int, window: int, layers: int) -> tuple[int, ...]:
+    """The layers of a window around `layer` (causal_trace.py:427-429): 10 -> l - 5 .. l + 4, clipped."""
+    return tuple(range(max(0, layer - window // 2), min(layers, layer - (-window // 2))))
+
+
+def _one_of(name: str, value: object, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(map(repr, allowed))}")

@@ -1,0 +1,153 @@
+"""`Trace`: what causal tracing found for one fact, on disk in the published layout."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zlib import error as zlib_error
+
+import numpy as np
+
+from ..files import atomic_write, save_npz
+
+KINDS = ("state", "mlp", "attn")
+
+
+@dataclass
+class Trace:
+    """The indirect effect of every (token, layer) cell of one prompt.
+
+    scores: float32 [tokens, layers], mean over samples of P*, clean h_i^(l)[o]: the answer's probability when the cell
+        (for kind "mlp" / "attn": `window` layers around it) is restored in the corrupted run. In the units of `score`.
+    sample_scores: float32 [samples, tokens, layers]; low_samples: [samples] without restoration.
+    low_score, high_score: corrupted and clean; answer: text; answer_ids: its tokens.
+    tokens, input_ids: the prompt; subject_range: (first, last + 1) subject token.
+    correct_prediction: False where an expected attribute was given and the model says something else.
+    settings: noise, seed, sever, ... as they were used.
+    """
+
+    scores: np.ndarray
+    low_score: float
+    high_score: float
+    answer: str
+    answer_ids: tuple[int, ...]
+    tokens: list[str]
+    input_ids: np.ndarray
+    subject_range: tuple[int, int]
+    kind: str = "state"
+    window: int = 10
+    sample_scores: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32), repr=False)
+    low_samples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32), repr=False)
+    correct_prediction: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def indirect_effect(self) -> np.ndarray:
+        """scores - low_score, [tokens, layers]."""
+        return self.scores - np.float32(self.low_score)
+
+    @property
+    def total_effect(self) -> float:
+        return self.high_score - self.low_score
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """Of `scores` over the noise samples, [tokens, layers]; NaN for a single sample."""
+        samples = len(self.sample_scores)
+        if samples < 2:
+            return np.full_like(self.scores, np.nan)
+        return self.sample_scores.std(axis=0, ddof=1) / np.sqrt(np.float32(samples))
+
+    def plot(self, path: str | Path | None = None, **kwargs: Any):
+        """Heat map in the papers' style; written to `path` (.png, .pdf, ...) where given. Returns the figure."""
+        from .plots import plot_trace
+
+        return plot_trace(self, path, **kwargs)
+
+    def _repr_png_(self) -> bytes:
+        """The heat map, inline in a notebook."""
+        import io
+
+        out = io.BytesIO()
+        self.plot().savefig(out, format="png", bbox_inches="tight")
+        return out.getvalue()
+
+    def save(self, path: str | Path) -> None:
+        """Write an .npz with the published keys (rome, causal_trace.py:115-119, 356-367), atomically."""
+        if Path(path).suffix != ".npz":
+            raise ValueError(f"'{path}': a trace is saved as .npz")
+        arrays = {
+            "scores": self.scores.astype(np.float32),
+            "low_score": np.float64(self.low_score),
+            "high_score": np.float64(self.high_score),
+            "input_ids": np.asarray(self.input_ids, np.int64),
+            "input_tokens": np.array(self.tokens),
+            "subject_range": np.array(self.subject_range, np.int64),
+            "answer": np.array(self.answer),
+            "window": np.int64(self.window),
+            "correct_prediction": np.bool_(self.correct_prediction),
+            "kind": np.array("" if self.kind == "state" else self.kind),
+            # ours, beyond the published keys
+            "answer_ids": np.array(self.answer_ids, np.int64),
+            "sample_scores": self.sample_scores.astype(np.float32),
+            "low_samples": self.low_samples.astype(np.float32),
+            "settings": np.array(json.dumps(self.settings, sort_keys=True)),
+        }
+        atomic_write(path, lambda file: save_npz(file, arrays))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a trace saved here or by the published code. Raises ValueError for what is no such file."""
+        data = read_npz(path)
+        if not bool(data.get("correct_prediction", True)) and "scores" not in data:
+            raise ValueError(f"'{path}' holds no trace: the model did not predict the expected attribute")
+        missing = [
+            k for k in ("scores", "low_score", "high_score", "input_tokens", "subject_range", "answer") if k not in data
+        ]
+        if missing:
+            raise ValueError(f"'{path}' is no trace: it lacks {', '.join(missing)}")
+        scores = data["scores"].astype(np.float32)
+        tokens = [str(t) for t in data["input_tokens"]]
+        if scores.ndim != 2 or len(tokens) != len(scores):
+            raise ValueError(f"'{path}' is no trace: scores {list(scores.shape)} for {len(tokens)} tokens")
+        first, last = (int(x) for x in data["subject_range"])
+        kind = str(data.get("kind", "")) or "state"
+        return cls(
+            scores=scores,
+            low_score=float(data["low_score"]),
+            high_score=float(data["high_score"]),
+            answer=str(data["answer"]),
+            answer_ids=tuple(int(i) for i in data.get("answer_ids", ())),
+            tokens=tokens,
+            input_ids=data.get("input_ids", np.zeros(0, np.int64)),
+            subject_range=(first, last),
+            kind="state" if kind == "None" else kind,
+            window=int(data.get("window", 10)),
+            sample_scores=data.get("sample_scores", np.zeros((0, *scores.shape), np.float32)),
+            low_samples=data.get("low_samples", np.zeros(0, np.float32)),
+            correct_prediction=bool(data.get("correct_prediction", True)),
+            settings=json.loads(str(data.get("settings", "{}"))),
+        )
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz; never unpickles. A ValueError names the file when it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib_error,
+    ) as error:
+        raise ValueError(f"'{path}' is not a readable .npz ({error}); delete it to have it computed again") from error
