@@ -32,8 +32,8 @@ def tree_attention(
 ) -> Tensor:
     """Checked arguments to the native body of q's device; returns [rows, heads, d] contiguous."""
     q, k, v, segments = _packed(q), _packed(k), _packed(v), segments.contiguous()
-    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)  # zero: rows of no segment
-    fields = dict(
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    params = native.TreeAttention(
         q=q.data_ptr(),
         k=k.data_ptr(),
         v=v.data_ptr(),
@@ -53,11 +53,11 @@ def tree_attention(
         softcap=softcap,
     )
     if q.device.type == "cpu":
-        native.tree_attention_cpu(**fields, threads=torch.get_num_threads())
+        native.tree_attention_cpu(params, torch.get_num_threads())
     else:
         owner = torch.empty(len(q), dtype=torch.int32, device=q.device)  # workspace: the segment of each row
         device, stream = _stream(q)
-        native.tree_attention_cuda(**fields, owner=owner.data_ptr(), device=device, stream=stream)
+        native.tree_attention_cuda(params, owner.data_ptr(), device, stream)
     return out
 
 
@@ -70,7 +70,7 @@ def restore_rows(
     if not same and hidden.untyped_storage().data_ptr() == source.untyped_storage().data_ptr():
         source, source_rows = source[source_rows], torch.arange(len(rows), device=rows.device)  # overlapping views
     source, rows, source_rows = _packed(source), rows.contiguous(), source_rows.contiguous()
-    fields = dict(
+    params = native.RestoreRows(
         hidden=target.data_ptr(),
         rows=rows.data_ptr(),
         source=source.data_ptr(),
@@ -84,9 +84,9 @@ def restore_rows(
         add=add,
     )
     if hidden.device.type == "cpu":
-        native.restore_rows_cpu(**fields, threads=torch.get_num_threads())
+        native.restore_rows_cpu(params, torch.get_num_threads())
     else:
         device, stream = _stream(hidden)
-        native.restore_rows_cuda(**fields, device=device, stream=stream)
+        native.restore_rows_cuda(params, device, stream)
     if target is not hidden:
         hidden.copy_(target)

@@ -1,0 +1,109 @@
+// The only file that sees Python. Tensors arrive as integers (data_ptr), shapes and strides as numbers.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "knowedit/cpu_isa.h"
+#include "knowedit/restore_rows.h"
+#include "knowedit/tree_attention.h"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+using Pointer = std::uintptr_t;
+using Strides = std::array<std::int64_t, 2>;  // of the row and the head dimension
+
+namespace knowedit {
+namespace {
+
+template <typename T = void>
+T* at(Pointer address) {
+    return reinterpret_cast<T*>(address);
+}
+
+TreeAttention tree_attention_params(Pointer q, Pointer k, Pointer v, Pointer out, Pointer segments, int dtype,
+                                    int64_t rows, int64_t heads, int64_t kv_heads, int64_t head_dim,
+                                    int64_t segment_count, Strides q_strides, Strides k_strides, Strides v_strides,
+                                    double scale, int64_t window, double softcap) {
+    return {at(q),
+            at(k),
+            at(v),
+            at(out),
+            at<const Segment>(segments),
+            static_cast<DType>(dtype),
+            rows,
+            heads,
+            kv_heads,
+            head_dim,
+            segment_count,
+            q_strides[0],
+            q_strides[1],
+            k_strides[0],
+            k_strides[1],
+            v_strides[0],
+            v_strides[1],
+            scale,
+            window,
+            softcap};
+}
+
+RestoreRows restore_rows_params(Pointer hidden, Pointer rows, Pointer source, Pointer source_rows, int hidden_dtype,
+                                int source_dtype, int64_t count, int64_t width, int64_t hidden_stride,
+                                int64_t source_stride, bool add) {
+    return {at(hidden),
+            at<const int64_t>(rows),
+            at(source),
+            at<const int64_t>(source_rows),
+            static_cast<DType>(hidden_dtype),
+            static_cast<DType>(source_dtype),
+            count,
+            width,
+            hidden_stride,
+            source_stride,
+            add};
+}
+
+std::vector<std::string> cuda_archs() {
+#ifdef KNOWEDIT_CUDA_ARCHS
+    return {KNOWEDIT_CUDA_ARCHS};
+#else
+    return {};
+#endif
+}
+
+}  // namespace
+}  // namespace knowedit
+
+using namespace knowedit;
+
+PYBIND11_MODULE(_C, m) {
+    m.doc() = "Native bodies of the ops. Trusts its arguments: call through knowedit_ext.ops.";
+    m.def("cpu_isas", &cpu_isas, "Instruction sets usable on this machine, best first.");
+    m.def("cpu_isa", &cpu_isa, "The instruction set in use.");
+    m.def("use_cpu_isa", &use_cpu_isa, "name"_a, "Choose one of cpu_isas().");
+    m.def("cuda_archs", &cuda_archs, "CUDA architectures this module holds code for; empty without CUDA.");
+
+    py::class_<TreeAttention>(m, "TreeAttention")
+        .def(py::init(&tree_attention_params), py::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "segments"_a, "dtype"_a,
+             "rows"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "segment_count"_a, "q_strides"_a, "k_strides"_a,
+             "v_strides"_a, "scale"_a, "window"_a, "softcap"_a);
+    py::class_<RestoreRows>(m, "RestoreRows")
+        .def(py::init(&restore_rows_params), py::kw_only(), "hidden"_a, "rows"_a, "source"_a, "source_rows"_a,
+             "hidden_dtype"_a, "source_dtype"_a, "count"_a, "width"_a, "hidden_stride"_a, "source_stride"_a, "add"_a);
+
+    using Released = py::call_guard<py::gil_scoped_release>;
+    m.def("tree_attention_cpu", &tree_attention_cpu, "params"_a, "threads"_a, Released());
+    m.def("restore_rows_cpu", &restore_rows_cpu, "params"_a, "threads"_a, Released());
+#ifdef KNOWEDIT_CUDA_ARCHS
+    m.def(
+        "tree_attention_cuda",
+        [](const TreeAttention& params, Pointer owner, int device, Pointer stream) {
+            tree_attention_cuda(params, at<int32_t>(owner), device, at(stream));
+        },
+        "params"_a, "owner"_a, "device"_a, "stream"_a, Released());
+    m.def(
+        "restore_rows_cuda",
+        [](const RestoreRows& params, int device, Pointer stream) { restore_rows_cuda(params, device, at(stream)); },
+        "params"_a, "device"_a, "stream"_a, Released());
+#endif
+}

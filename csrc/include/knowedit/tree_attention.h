@@ -1,0 +1,44 @@
+// Causal attention of packed rows over the tree of their segments.
+//
+// A row at position p of segment s attends to its own segment's positions <= p; then, walking up, to the parent's
+// positions below the segment's start, and so on to the root. scores = scale * q.k; softmax in float (double for
+// double). The table is trusted here: callers check it.
+#pragma once
+
+#include <cstdint>
+
+#include "knowedit/dtype.h"
+
+namespace knowedit {
+
+struct Segment {
+    int32_t query_row;  // first row of q, -1: no queries
+    int32_t kv_row;     // first row of k and v
+    int32_t position;   // token position of that row
+    int32_t length;     // rows
+    int32_t parent;     // line of the parent in the table, -1: a root
+};
+
+struct TreeAttention {
+    const void* q;            // [rows, heads, head_dim], innermost stride 1
+    const void* k;            // [kv_rows, kv_heads, head_dim], innermost stride 1
+    const void* v;            // [kv_rows, kv_heads, head_dim], innermost stride 1
+    void* out;                // [rows, heads, head_dim] contiguous; rows of no segment become zero
+    const Segment* segments;  // [segment_count]
+    DType dtype;              // of q, k, v, out
+    int64_t rows, heads, kv_heads, head_dim, segment_count;
+    int64_t q_row, q_head;  // strides, in elements
+    int64_t k_row, k_head;
+    int64_t v_row, v_head;
+    double scale;
+    int64_t window;  // position j is visible to p when p - window < j <= p; 0: no window
+    double softcap;  // scores become softcap * tanh(score / softcap); 0: none
+};
+
+// Runs on `threads` threads at most; the result does not depend on how many.
+void tree_attention_cpu(const TreeAttention& params, int threads);
+
+// owner: workspace [rows], int32. Enqueued on `stream` (a cudaStream_t) of `device`; does not wait.
+void tree_attention_cuda(const TreeAttention& params, int32_t* owner, int device, void* stream);
+
+}  // namespace knowedit
