@@ -62,8 +62,10 @@ def sweep(
     states, index, done, most, row_layers = [], [], 0, 0, 0
     chunks = list(split_runs(interventions, limit))
     for runs in chunks:
-        layout = lay_out(Planner(interventions.roots, model.num_layers).plan(runs), model.num_layers)
-        hidden = _sweep_layers(model, prompts, interventions.roots, layout)
+        used = set().union(*(roots_of(run, interventions.roots) for run in runs))
+        layout = lay_out(Planner(interventions.roots, used, model.num_layers).plan(runs), model.num_layers)
+        roots = [root for number, root in enumerate(interventions.roots) if number in used]
+        hidden = _sweep_layers(model, prompts, roots, layout)
         flat = torch.cat([torch.from_numpy(rows).reshape(-1) for rows in layout.readout])
         rows, inverse = torch.unique(flat, return_inverse=True)  # many runs end in their root's very row
         final = model.modules.final_norm
@@ -78,7 +80,7 @@ def sweep(
 
 
 def log_probabilities(model: EditableModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """log p(target) behind the model's head: hidden [rows, d], targets int64 [rows] or [rows, k] -> the same, float32."""
+    """float32 log p(target) behind the model's head: hidden [rows, d]; targets, result [rows] or [rows, k]."""
     head, softcap = model.modules.head, model.modules.logit_softcap
     hidden = on_device(hidden, head)
     targets = targets.to(hidden.device)
@@ -103,29 +105,38 @@ def default_max_rows(model: EditableModel) -> int:
 
 
 def split_runs(interventions: Interventions, max_rows: int) -> Iterator[list[Run]]:
-    """Runs in order, cut into sweeps of about equal size whose rows stay within `max_rows`."""
+    """Runs in order, cut into sweeps of about equal size; with their roots they stay within `max_rows` rows."""
     roots, runs = interventions.roots, interventions.runs
-    fixed = sum(root.copies * (root.length - root.start) for root in roots)
-    sizes = [_most_rows(run, roots[run.root]) for run in runs]
-    room = max_rows - fixed
-    if room < max(sizes, default=0):
-        logger.warning(
-            "max_rows=%d is less than the %d rows of the unpatched runs and one patched run: taking that many",
-            max_rows,
-            fixed + max(sizes),
-        )
-        room = max(sizes)
-    pieces = max(1, -(-sum(sizes) // max(1, room)))
-    share = -(-sum(sizes) // pieces)
+    whole = sum(_most_rows(run, roots[run.root]) for run in runs) + sum(map(_root_rows, roots))
+    share = -(-whole // max(1, -(-whole // max_rows)))
     part: list[Run] = []
+    used: set[int] = set()
     held = 0
-    for run, size in zip(runs, sizes, strict=True):
-        if part and (held + size > room or held >= share):
+    for run in runs:
+        needed = used | roots_of(run, roots)
+        more = _most_rows(run, roots[run.root]) + sum(_root_rows(roots[number]) for number in needed - used)
+        if part and (held + more > max_rows or held >= share):
             yield part
-            part, held = [], 0
+            part, used, held = [], set(), 0
+            needed = roots_of(run, roots)
+            more = _most_rows(run, roots[run.root]) + sum(_root_rows(roots[number]) for number in needed)
+        if more > max_rows and not part:
+            logger.warning(
+                "max_rows=%d, but one patched run and the unpatched ones it needs have %d rows", max_rows, more
+            )
         part.append(run)
-        held += size
+        used, held = needed, held + more
     yield part
+
+
+def roots_of(run: Run, roots: Sequence[Root]) -> set[int]:
+    """The roots a run starts from and takes values from, with their parents."""
+    found = {run.root, *(patch.source for patch in run.patches if isinstance(patch.source, int))}
+    return found | {roots[number].parent for number in found} - {None}
+
+
+def _root_rows(root: Root) -> int:
+    return root.copies * (root.length - root.start)
 
 
 def _most_rows(run: Run, root: Root) -> int:

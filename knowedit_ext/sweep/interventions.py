@@ -78,6 +78,14 @@ class Interventions:
         return len(self.roots) - 1
 
     def add_run(self, root: int, patches: Iterable[Patch], readout: Iterable[int]) -> int:
-        """Returns the run's number."""
-        self.runs.append(Run(root, tuple(patches), tuple(readout)))
+        """Returns the run's number. Raises ValueError for roots, tokens and readouts that are not there."""
+        run = Run(root, tuple(patches), tuple(readout))
+        for number in (root, *(patch.source for patch in run.patches if isinstance(patch.source, int))):
+            if not 0 <= number < len(self.roots):
+                raise ValueError(f"no root {number}: there are {len(self.roots)} so far")
+        length = self.roots[root].length
+        for token in (*run.readout, *(token for patch in run.patches for token in patch.tokens)):
+            if not 0 <= token < length:
+                raise ValueError(f"no token {token}: the run has tokens 0..{length - 1}")
+        self.runs.append(run)
         return len(self.runs) - 1

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -111,19 +111,20 @@ class _Member:
 
 
 class Planner:
-    """Turns roots and runs into a `Template`. `num_layers` is the model's."""
+    """Turns roots and runs into a `Template`. used: the roots that the runs need; num_layers: the model's."""
 
-    def __init__(self, roots: Sequence[Root], num_layers: int) -> None:
+    def __init__(self, roots: Sequence[Root], used: Collection[int], num_layers: int) -> None:
         self.num_layers = num_layers
         self.specs = roots
         self.births: dict[int, list[Stretch]] = defaultdict(list)
         self.restores: dict[tuple[str, int], list[Restore]] = defaultdict(list)
         self.entries: list[Entry] = []
         self.tensors: list[torch.Tensor] = []
-        self.roots: list[Stretch] = []
-        for spec in roots:
+        self.roots: dict[int, Stretch] = {}
+        for number in sorted(used):  # a parent comes before its children
+            spec = roots[number]
             stretch = Stretch(spec.start, spec.length, spec.copies, ROOT_BIRTH, spec.prompt)
-            self.roots.append(stretch)
+            self.roots[number] = stretch
             parent = None if spec.parent is None else self.roots[spec.parent].entry
             self._enter(stretch, 0, parent)
 
@@ -136,30 +137,24 @@ class Planner:
         for root, members in by_root.items():
             self._follow(_State(root, [], None), members, 0)
         copies = [self.specs[run.root].copies for run in runs]
-        return Template(self.roots, self.births, self.restores, self.entries, self.readout, copies)
+        return Template(list(self.roots.values()), self.births, self.restores, self.entries, self.readout, copies)
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
     def _events(self, run: Run) -> dict[int, tuple[_Event, ...]]:
         """Patches by layer, in a form that can be compared between runs."""
         events: dict[int, list[_Event]] = defaultdict(list)
-        length = self.specs[run.root].length
         for patch in run.patches:
             key = self._source_key(patch)
             for layer in patch.layers:
                 if not 0 <= layer < self.num_layers:
                     raise ValueError(f"patch at layer {layer}: the model has layers 0..{self.num_layers - 1}")
-                for token in patch.tokens:
-                    if not 0 <= token < length:
-                        raise ValueError(f"patch at token {token}: the prompt has tokens 0..{length - 1}")
-                    events[layer].append((patch.site, token, key, patch.mode == "add"))
+                events[layer] += [(patch.site, token, key, patch.mode == "add") for token in patch.tokens]
         return {layer: tuple(sorted(found, key=lambda e: _ORDER.index(e[0]))) for layer, found in events.items()}
 
     def _source_key(self, patch: Patch) -> int:
         """Roots are numbered from 0, tensors from -1 downwards; the same tensor object has one number."""
         if isinstance(patch.source, int):
-            if not 0 <= patch.source < len(self.specs):
-                raise ValueError(f"patch source {patch.source}: there are roots 0..{len(self.specs) - 1}")
             return patch.source
         known = next((n for n, t in enumerate(self.tensors) if t is patch.source), None)
         if known is None:
