@@ -5,6 +5,18 @@ from .model import EditableModel, load_model
 from .modules import UnsupportedModelError
 from .tracing.causal import trace
 from .tracing.corruption import noise_level
+from .tracing.dataset import trace_dataset
+from .tracing.effects import Effects
 from .tracing.trace import Trace
 
-__all__ = ["EditableModel", "Fact", "Trace", "UnsupportedModelError", "load_model", "noise_level", "trace"]
+__all__ = [
+    "EditableModel",
+    "Effects",
+    "Fact",
+    "Trace",
+    "UnsupportedModelError",
+    "load_model",
+    "noise_level",
+    "trace",
+    "trace_dataset",
+]

@@ -115,12 +115,14 @@ def trace_facts(
     model: EditableModel,
     facts: Sequence[Fact],
     kinds: Sequence[str],
-    noise: float | str | Sampler,
+    noise: float | str | Sampler | Noise,
     settings: TraceSettings,
 ) -> list[dict[str, Trace]]:
     """Trace facts for several kinds in one sweep; one dict by kind for each fact."""
     tokenized = [tokenize_fact(model, fact) for fact in facts]
-    level = noise_of(model, noise, [fact.subject for fact in facts], settings.replace)
+    level = noise
+    if not isinstance(noise, Noise):
+        level = noise_of(model, noise, [fact.subject for fact in facts], settings.replace)
     plans = [_FactPlan(model, fact, settings) for fact in tokenized]
     interventions = Interventions()
     for number, plan in enumerate(plans):
@@ -132,9 +134,7 @@ def trace_facts(
         for run in plan.all_runs():
             targets[result.index[run]] = plan.targets  # [copies, positions, answers]
     logp = log_probabilities(model, result.states, targets).double().cpu()
-    described = noise if isinstance(noise, (str, int, float)) else getattr(noise, "__name__", "sampler")
-    if not callable(level.level) and settings.corrupt_with is None:
-        described = level.level
+    described = getattr(level.level, "__name__", "sampler") if callable(level.level) else level.level
     scores = {run: _score(logp[index], settings).numpy() for run, index in enumerate(result.index)}
     return [{kind: plan.trace(kind, scores, described) for kind in kinds} for plan in plans]
 

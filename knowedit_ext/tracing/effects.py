@@ -1,0 +1,182 @@
+"""Average effects over many traces: ATE, and AIE per token role and layer (Meng et al. 2022, section 2.2)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..files import write_json
+from .trace import Trace, read_npz
+
+ROLES = (
+    "First subject token",
+    "Middle subject tokens",
+    "Last subject token",
+    "First subsequent token",
+    "Further tokens",
+    "Last token",
+)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with the half width of its 95 % confidence interval, 1.96 s / sqrt(n), for the n of that very cell."""
+
+    mean: float | list[float]
+    half_width: float | list[float | None] | None  # None: fewer than two values
+    n: int
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Mean:
+        """values [n] or [n, layers]"""
+        n = len(values)
+        half = 1.96 * values.std(axis=0, ddof=1) / math.sqrt(n) if n > 1 else None
+        return cls(values.mean(axis=0).tolist(), None if half is None else half.tolist(), n)
+
+
+@dataclass(frozen=True)
+class KindEffects:
+    """Averages for one kind. `aie` by role (absent where no prompt has such a token), a value a layer.
+
+    highest: mean over prompts of each prompt's largest score; window: layers restored together (1 for states).
+    """
+
+    kind: str
+    window: int
+    cases: int
+    skipped: int
+    high_score: Mean
+    low_score: Mean
+    total_effect: Mean
+    highest: Mean
+    aie: dict[str, Mean]
+
+    @property
+    def layers(self) -> int:
+        return len(next(iter(self.aie.values())).mean)
+
+    def peak(self, role: str) -> tuple[int, float]:
+        """Layer with the largest AIE of a role, and that AIE."""
+        values = self.aie[role].mean
+        layer = int(np.argmax(values))
+        return layer, values[layer]
+
+
+@dataclass
+class Effects:
+    """What a data set of traces says on average, by kind."""
+
+    kinds: dict[str, KindEffects] = field(default_factory=dict)
+
+    @classmethod
+    def from_traces(cls, traces: Iterable[Trace], skipped: dict[str, int] | None = None) -> Effects:
+        by_kind: dict[str, list[Trace]] = defaultdict(list)
+        for trace in traces:
+            by_kind[trace.kind].append(trace)
+        return cls({kind: _average(found, (skipped or {}).get(kind, 0)) for kind, found in by_kind.items()})
+
+    @classmethod
+    def from_cases(cls, paths: Sequence[str | Path]) -> Effects:
+        """From .npz files in the published layout; those without a correct prediction are counted as skipped."""
+        traces, skipped = [], defaultdict(int)
+        for path in paths:
+            data = read_npz(path)
+            if not bool(data.get("correct_prediction", True)):
+                name = Path(path).stem
+                skipped["mlp" if name.endswith("_mlp") else "attn" if name.endswith("_attn") else "state"] += 1
+            else:
+                traces.append(Trace.load(path))
+        return cls.from_traces(traces, skipped)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Effects:
+        """From a folder written by `trace_dataset` or by the published code."""
+        cases = Path(folder) / "cases"
+        paths = sorted((cases if cases.is_dir() else Path(folder)).glob("knowledge_*.npz"))
+        if not paths:
+            raise ValueError(f"'{folder}' holds no knowledge_*.npz files")
+        return cls.from_cases(paths)
+
+    def save(self, path: str | Path) -> None:
+        write_json(path, {kind: asdict(effects) for kind, effects in self.kinds.items()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Effects:
+        raw = json.loads(Path(path).read_text())
+        means = ("high_score", "low_score", "total_effect", "highest")
+        kinds = {}
+        for kind, found in raw.items():
+            found = {**found, **{name: Mean(**found[name]) for name in means}}
+            found["aie"] = {role: Mean(**found["aie"][role]) for role in ROLES if role in found["aie"]}
+            kinds[kind] = KindEffects(**found)
+        return cls(kinds)
+
+    def table(self) -> str:
+        """Markdown: for each kind and role the AIE at its best layer, with its confidence interval and n."""
+        lines = ["| kind | token role | best layer | AIE there | 95 % CI | n |", "|---|---|---:|---:|---:|---:|"]
+        for kind, effects in self.kinds.items():
+            for role, mean in effects.aie.items():
+                layer, value = effects.peak(role)
+                half = "" if mean.half_width is None else f"± {mean.half_width[layer]:.3f}"
+                lines.append(f"| {kind} | {role} | {layer} | {value:.3f} | {half} | {mean.n} |")
+        return "\n".join(lines)
+
+    def summary(self) -> str:
+        """One line a kind: clean and corrupted probability, ATE, and how many prompts were skipped."""
+        return "\n".join(
+            f"{kind}: {e.cases} prompts ({e.skipped} not known), clean {e.high_score.mean:.3f}, corrupted "
+            f"{e.low_score.mean:.3f}, ATE {e.total_effect.mean:.3f}, mean of best cells {e.highest.mean:.3f}"
+            for kind, e in self.kinds.items()
+        )
+
+    def plot(self, path: str | Path | None = None, style: str = "lines"):
+        """AIE by layer and role, one panel a kind: "lines" with confidence bands, or "heatmap". Returns the figure."""
+        from .plots import plot_effects
+
+        return plot_effects(self, path, style)
+
+
+def roles(trace: Trace) -> dict[str, np.ndarray]:
+    """Indirect effects [tokens of that role, layers] by role; as published, a token may have two roles."""
+    effect = trace.indirect_effect
+    first, after = trace.subject_range
+    last = after - 1
+    end = len(effect) - 1
+    parts = (
+        effect[first : first + 1],
+        effect[first + 1 : last],
+        effect[last : last + 1],
+        effect[after : after + 1],  # empty where the subject ends the prompt
+        effect[after + 1 : end],
+        effect[end : end + 1],
+    )
+    return dict(zip(ROLES, parts, strict=True))
+
+
+def _average(traces: Sequence[Trace], skipped: int) -> KindEffects:
+    layers = {t.scores.shape[1] for t in traces}
+    if len(layers) > 1:
+        raise ValueError(f"traces of models with different numbers of layers: {sorted(layers)}")
+    rows: dict[str, list[np.ndarray]] = defaultdict(list)
+    for trace in traces:
+        for role, effect in roles(trace).items():
+            rows[role].append(effect[~np.isnan(effect).any(axis=1)])  # tokens that were not traced are NaN
+    together = {role: np.concatenate(rows[role]).astype(np.float64) for role in ROLES}
+    array = lambda values: np.array(list(values), dtype=np.float64)  # noqa: E731
+    return KindEffects(
+        kind=traces[0].kind,
+        window=1 if traces[0].kind == "state" else traces[0].window,
+        cases=len(traces),
+        skipped=skipped,
+        high_score=Mean.of(array(t.high_score for t in traces)),
+        low_score=Mean.of(array(t.low_score for t in traces)),
+        total_effect=Mean.of(array(t.total_effect for t in traces)),
+        highest=Mean.of(array(np.nanmax(t.scores) for t in traces)),
+        aie={role: Mean.of(values) for role, values in together.items() if len(values)},
+    )
