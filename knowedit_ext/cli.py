@@ -1,0 +1,156 @@
+"""The `knowedit` command."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Locate and edit facts in language models.", no_args_is_help=True, add_completion=False)
+world_app = typer.Typer(help="The built-in world of invented people.", no_args_is_help=True)
+app.add_typer(world_app, name="world")
+
+Device = Annotated[str | None, typer.Option(help='Where to run, e.g. "cpu" or "cuda".')]
+Dtype = Annotated[str | None, typer.Option(help='e.g. "float32", "bfloat16"; default: as the checkpoint says.')]
+Kinds = ("state", "mlp", "attn")
+
+
+@app.command()
+def trace(
+    model: Annotated[
+        str, typer.Argument(help='Hub name or folder of a Hugging Face decoder; "world": the built-in one.')
+    ],
+    prompt: Annotated[str | None, typer.Option(help='Template with one {}, e.g. "{} plays the".')] = None,
+    subject: Annotated[str | None, typer.Option(help="What goes into the {}.")] = None,
+    target: Annotated[str | None, typer.Option(help="Answer to follow; default: what the model says.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="state, mlp or attn; may be repeated.")] = None,
+    facts: Annotated[Path | None, typer.Option(help="JSON file of facts in the known_1000 format.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for a data set's cases, summary and figures.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Heat map of one trace (.png, .pdf, .svg).")] = None,
+    save: Annotated[Path | None, typer.Option(help="The trace as .npz.")] = None,
+    window: Annotated[int, typer.Option(help="Layers restored together (mlp, attn).")] = 10,
+    samples: Annotated[int, typer.Option(help="Noise samples.")] = 10,
+    noise: Annotated[str, typer.Option(help="A number, or a rule: s3, u0.1.")] = "s3",
+    seed: Annotated[int, typer.Option(help="1 reproduces the published noise.")] = 1,
+    sever: Annotated[str | None, typer.Option(help="Hold the restored token's mlp or attn outputs corrupted.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N facts.")] = None,
+    max_rows: Annotated[int | None, typer.Option(help="Rows held at once; default: from free memory.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Causal tracing: of one prompt, or of a file of facts."""
+    if (facts is None) == (prompt is None):
+        raise ValueError("give either --prompt and --subject (one fact) or --facts and --out (a data set)")
+    common = dict(window=window, samples=samples, noise=_number(noise), seed=seed, sever=sever, max_rows=max_rows)
+    if prompt is not None:
+        if subject is None:
+            raise ValueError("--prompt needs --subject")
+        _trace_one(_load(model, device, dtype), prompt, subject, target, kind or ["state"], plot, save, common)
+    else:
+        if out is None:
+            raise ValueError("--facts needs --out, a folder for the results")
+        if target or plot or save:
+            raise ValueError("--target, --plot and --save go with --prompt; --facts writes everything to --out")
+        _trace_many(lambda: _load(model, device, dtype), facts, out, kind or list(Kinds), limit, common)
+
+
+def _trace_one(model, prompt, subject, target, kinds, plot, save, common) -> None:
+    import knowedit_ext as ke
+
+    fact = ke.Fact(prompt, subject, target=target)
+    for kind in kinds:
+        found = ke.trace(model, fact, kind=kind, **common)
+        token, layer = divmod(int(found.scores.argmax()), found.scores.shape[1])
+        typer.echo(
+            f"{kind}: '{fact.text}' ->{found.answer!r}  clean {found.high_score:.4f}  corrupted {found.low_score:.4f}  "
+            f"best restored {found.scores.max():.4f} at token {token} {found.tokens[token]!r}, layer {layer}"
+        )
+        for path, write in ((plot, found.plot), (save, found.save)):
+            if path is not None:
+                path = path if len(kinds) == 1 else path.with_stem(f"{path.stem}_{kind}")
+                write(path)
+                typer.echo(str(path))
+
+
+def _trace_many(load, facts, out, kinds, limit, common) -> None:
+    import knowedit_ext as ke
+    from knowedit_ext.datasets import load_known
+
+    known = load_known(facts)[:limit]  # before the model: a bad file is said at once
+    effects = ke.trace_dataset(load(), known, out, kinds=kinds, **common)
+    typer.echo(effects.summary() or "the model predicts none of these facts")
+    if effects.kinds:
+        typer.echo(effects.table())
+        for path, style in ((out / "aie_lines.png", "lines"), (out / "aie_heatmap.png", "heatmap")):
+            effects.plot(path, style=style)
+            typer.echo(str(path))
+    typer.echo(str(out / "summary.json"))
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder for what the demo makes.")] = Path("demo_out")) -> None:
+    """Trace facts of the built-in world and show where they are kept."""
+    from .demo import run
+
+    run(out, typer.echo)
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, which native bodies loaded, why one did not, and the way out."""
+    from .doctor import report
+
+    typer.echo(report())
+
+
+@world_app.command("train")
+def world_train(
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+    steps: Annotated[int | None, typer.Option(help="Training steps; default: the shipped recipe.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of world and training.")] = 0,
+) -> None:
+    """Generate the world and train its model on the CPU (the recipe of the shipped checkpoint)."""
+    from .world.train import train
+
+    typer.echo(str(train(out, seed=seed, **({} if steps is None else {"steps": steps}))))
+
+
+def _load(model: str, device: str | None, dtype: str | None):
+    import knowedit_ext as ke
+
+    if model == "world":
+        from .world import load_world
+
+        return ke.load_model(load_world().folder, device=device, dtype=dtype or "float32")
+    return ke.load_model(model, device=device, dtype=dtype)
+
+
+def _number(noise: str) -> float | str:
+    try:
+        return float(noise)
+    except ValueError:
+        return noise
+
+
+def main() -> None:
+    """Run the command; a mistake of the user's is one line on stderr, exit status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        app(standalone_mode=False)
+    except typer.Abort:
+        sys.exit(130)
+    except (ValueError, OSError, NotImplementedError) as error:
+        typer.echo(f"knowedit: {error}", err=True)
+        sys.exit(2)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # typer's own usage errors
+            error.show() if hasattr(error, "show") else typer.echo(error.format_message(), err=True)
+            sys.exit(error.exit_code)
+        raise
+
+
+if __name__ == "__main__":
+    main()
