@@ -115,9 +115,7 @@ def tokenize_fact(model: EditableModel, fact: Fact) -> TokenizedFact:
     ids, offsets = encode(model, text + target)
     length = sum(1 for first, last in offsets if first < len(text) or last == first)
     if target and any(first < len(text) < last for first, last in offsets):
-        raise ValueError(
-            f"target '{target}' merges with the last token of prompt '{text}': begin it with a space (' {target.lstrip()}')"
-        )
+        raise ValueError(f"target '{target}' merges with the last token of prompt '{text}': begin it with a space")
     target_ids = ids[length:]
     if target and not target_ids:
         raise ValueError(f"target '{target}' after prompt '{text}' gives no token of its own")

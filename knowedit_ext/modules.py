@@ -17,7 +17,7 @@ class UnsupportedModelError(ValueError):
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths of one architecture: `base` from the model, `attn`, `mlp`, `down_projection` from a decoder layer."""
+    """Module paths of one architecture: `base` from the model, the last three from a layer."""
 
     base: str  # module that owns embedding, layers and final norm
     layers: str
@@ -134,8 +134,8 @@ def refuse_unsupported(config) -> None:
             "projection to trace or edit"
         )
     raise UnsupportedModelError(
-        f"'{name}' is not supported: knowedit_ext.modules.FAMILIES has no entry that says where it keeps embedding, layers, "
-        f"attention, MLP, down projection, final norm and head. Supported: {', '.join(sorted(FAMILIES))}"
+        f"'{name}' is not supported: knowedit_ext.modules.FAMILIES has no entry that says where it keeps "
+        f"embedding, layers, attention, MLP, down projection and final norm. Supported: {', '.join(sorted(FAMILIES))}"
     )
 
 
