@@ -1,0 +1,62 @@
+# Every target sets itself up in .venv, from a fresh clone too; the second time that takes no time.
+#   make test    the tests, against the installed package      make demo   trace facts in the built-in world
+#   make bench   the benchmarks                                make lint   style of Python and C++
+#   make build   the native module in the source tree          make clean  remove what was built
+# PYTHON chooses the interpreter for a new .venv; KNOWEDIT_CUDA=AUTO|ON|OFF is explained in CMakeLists.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+PYTEST := PYTHONSAFEPATH=1 KNOWEDIT_TEST_INSTALLED=1 $(BIN)/python -m pytest
+SOURCES := $(shell find knowedit_ext csrc -type f -not -name '*.pyc' -not -name '*.so') \
+           setup.py CMakeLists.txt pyproject.toml $(wildcard README.md) LICENSE
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+# Prints a list of requirements kept in pyproject.toml, so that versions are written down once.
+REQUIREMENTS = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))$(1), sep='\n')"
+
+.PHONY: demo test bench lint build clean
+
+demo: $(VENV)/.installed
+	$(BIN)/knowedit demo
+
+test: $(VENV)/.installed
+	$(PYTEST) python_tests
+
+bench: $(VENV)/.installed
+	$(PYTEST) benchmarks
+	$(BIN)/python benchmarks/run.py
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+build: $(VENV)/.build
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py build_ext --inplace
+
+clean:
+	rm -rf build dist *.egg-info knowedit_ext/_C*.so .pytest_cache .ruff_cache .benchmarks $(VENV)/.installed
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# An installed torch that will do stays, CUDA build or not; there is never a second one.
+$(VENV)/.torch: | $(VENV)/.created
+	$(BIN)/python -c "import torch; assert tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 9)" 2>/dev/null \
+	    || $(PIP) install torch==2.13.0
+	touch $@
+
+# build/lib would carry deleted modules into the wheel.
+$(VENV)/.installed: $(SOURCES) | $(VENV)/.torch
+	rm -rf build/lib* build/bdist*
+	$(PIP) install --quiet ".[test]"
+	touch $@
+
+$(VENV)/.lint: pyproject.toml | $(VENV)/.created
+	$(call REQUIREMENTS,['project']['optional-dependencies']['dev']) | xargs $(PIP) install --quiet
+	touch $@
+
+$(VENV)/.build: pyproject.toml | $(VENV)/.created
+	$(call REQUIREMENTS,['build-system']['requires']) | xargs $(PIP) install --quiet
+	touch $@
