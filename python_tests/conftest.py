@@ -1,0 +1,26 @@
+"""Fixtures for every test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of public data sets: $KNOWEDIT_DATA, or shared/data beside the repository; skips without one."""
+    folder = Path(os.environ.get("KNOWEDIT_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no data sets at {folder}; KNOWEDIT_DATA names another folder")
+    return folder
+
+
+@pytest.fixture(params=["cpu"] + (["cuda"] if torch.cuda.is_available() else []))
+def device(request: pytest.FixtureRequest) -> str:
+    """Every device found here."""
+    return request.param
