@@ -36,7 +36,7 @@ WIDE_ROWS = 1 << 16
 class SweepResult:
     """Final states (behind the final norm) of the runs: `hidden[run]` is [copies, readout positions, hidden].
 
-    rows: most rows held at once; row_layers: rows x layers computed (the arithmetic done); sweeps: how many.
+    rows: most rows held at once; row_layers: rows x layers computed; sweeps: how many; flops: of the layers' matrices.
     """
 
     states: torch.Tensor  # [all readout rows, hidden]
@@ -44,6 +44,7 @@ class SweepResult:
     rows: int
     row_layers: int
     sweeps: int
+    flops: int
 
     def hidden(self, run: int) -> torch.Tensor:
         return self.states[self.index[run]]
@@ -59,7 +60,8 @@ def sweep(
     when None); results of different `max_rows` agree to rounding.
     """
     limit = max_rows or default_max_rows(model)
-    states, index, done, most, row_layers = [], [], 0, 0, 0
+    weights = [sum(p.numel() for p in layer.parameters() if p.dim() > 1) for layer in model.modules.layers]
+    states, index, done, most, row_layers, flops = [], [], 0, 0, 0, 0
     chunks = list(split_runs(interventions, limit))
     for runs in chunks:
         used = set().union(*(roots_of(run, interventions.roots) for run in runs))
@@ -75,8 +77,9 @@ def sweep(
             index.append(taken.view(readout.shape) + done)
         done += len(rows)
         most, row_layers = max(most, layout.rows[-1]), row_layers + layout.row_layers
+        flops += sum(2 * size * rows for size, rows in zip(weights, layout.rows[:-1], strict=True))
     logger.debug("%d runs in %d sweeps of at most %d rows, %d row-layers", len(index), len(chunks), most, row_layers)
-    return SweepResult(torch.cat(states), index, most, row_layers, len(chunks))
+    return SweepResult(torch.cat(states), index, most, row_layers, len(chunks), flops)
 
 
 def log_probabilities(model: EditableModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -119,24 +119,35 @@ def trace_facts(
     settings: TraceSettings,
 ) -> list[dict[str, Trace]]:
     """Trace facts for several kinds in one sweep; one dict by kind for each fact."""
-    tokenized = [tokenize_fact(model, fact) for fact in facts]
-    level = noise
-    if not isinstance(noise, Noise):
-        level = noise_of(model, noise, [fact.subject for fact in facts], settings.replace)
-    plans = [_FactPlan(model, fact, settings) for fact in tokenized]
-    interventions = Interventions()
-    for number, plan in enumerate(plans):
-        plan.add_roots(interventions, number, level)
-        plan.add_runs(interventions, kinds)
+    plans, interventions = plan_traces(model, facts, kinds, noise, settings)
     result = sweep(model, [plan.clean for plan in plans], interventions, settings.max_rows)
     targets = torch.zeros(len(result.states), 1 + (settings.against is not None), dtype=torch.int64)
     for plan in plans:
         for run in plan.all_runs():
             targets[result.index[run]] = plan.targets  # [copies, positions, answers]
     logp = log_probabilities(model, result.states, targets).double().cpu()
-    described = getattr(level.level, "__name__", "sampler") if callable(level.level) else level.level
     scores = {run: _score(logp[index], settings).numpy() for run, index in enumerate(result.index)}
-    return [{kind: plan.trace(kind, scores, described) for kind in kinds} for plan in plans]
+    return [{kind: plan.trace(kind, scores) for kind in kinds} for plan in plans]
+
+
+@torch.no_grad()
+def plan_traces(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    kinds: Sequence[str],
+    noise: float | str | Sampler | Noise,
+    settings: TraceSettings,
+) -> tuple[list[FactPlan], Interventions]:
+    """What `trace_facts` sweeps: the plans of the facts, and the roots and runs of all of them."""
+    tokenized = [tokenize_fact(model, fact) for fact in facts]
+    if not isinstance(noise, Noise):
+        noise = noise_of(model, noise, [fact.subject for fact in facts], settings.replace)
+    plans = [FactPlan(model, fact, noise, settings) for fact in tokenized]
+    interventions = Interventions()
+    for number, plan in enumerate(plans):
+        plan.add_roots(interventions, number)
+        plan.add_runs(interventions, kinds)
+    return plans, interventions
 
 
 def _score(logp: torch.Tensor, settings: TraceSettings) -> torch.Tensor:
@@ -147,11 +158,11 @@ def _score(logp: torch.Tensor, settings: TraceSettings) -> torch.Tensor:
     return total if settings.score == "logprob" else total.exp()
 
 
-class _FactPlan:
+class FactPlan:
     """The roots and runs of one fact, and the way back from their scores to its `Trace`."""
 
-    def __init__(self, model: EditableModel, tokenized: TokenizedFact, settings: TraceSettings) -> None:
-        self.model, self.tokenized, self.settings = model, tokenized, settings
+    def __init__(self, model: EditableModel, tokenized: TokenizedFact, noise: Noise, settings: TraceSettings) -> None:
+        self.model, self.tokenized, self.noise, self.settings = model, tokenized, noise, settings
         self.first, self.last = tokenized.subject_range
         self.clean, self.answer_ids, self.predicted = self._answer()
         ids = self.clean.ids
@@ -206,8 +217,8 @@ class _FactPlan:
 
     # -- roots and runs --------------------------------------------------------------------------------------------
 
-    def add_roots(self, interventions: Interventions, prompt: int, noise: Noise) -> None:
-        s, model = self.settings, self.model
+    def add_roots(self, interventions: Interventions, prompt: int) -> None:
+        s, model, noise = self.settings, self.model, self.noise
         self.clean_root = interventions.add_root(self.clean.hidden, prompt=prompt)
         self.copies = 1 if s.corrupt_with is not None else s.samples
         if s.corrupt_with is not None:
@@ -275,7 +286,7 @@ class _FactPlan:
         cells = [run for by_cell in self.runs.values() for run in by_cell.values()]
         return [self.high_run, self.low_run, self.base_run, *cells]
 
-    def trace(self, kind: str, scores: dict[int, np.ndarray], noise: float | str) -> Trace:
+    def trace(self, kind: str, scores: dict[int, np.ndarray]) -> Trace:
         samples = np.full((self.copies, self.length, self.model.num_layers), np.nan)
         for (token, layer), run in self.runs[kind].items():
             samples[:, token, layer] = scores[run]
@@ -283,6 +294,8 @@ class _FactPlan:
         fact, decode = self.tokenized.fact, self.model.tokenizer.decode
         correct = fact.attribute is None or decode([self.predicted]).strip() == fact.attribute.strip()
         settings = {k: v for k, v in asdict(self.settings).items() if k != "max_rows"}
+        level = self.noise.level
+        noise = getattr(level, "__name__", "sampler") if callable(level) else level
         return Trace(
             scores=samples.mean(axis=0).astype(np.float32),
             low_score=float(low.mean()),

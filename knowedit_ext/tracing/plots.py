@@ -38,7 +38,7 @@ def plot_trace(trace: Trace, path: str | Path | None = None, *, title: str | Non
     axes.set_title(title, fontsize=9)
     unit = {"logprob": "log p", "logit_difference": "logit difference"}.get(str(trace.settings.get("score")), "p")
     bar = figure.colorbar(axes.collections[0], ax=axes)
-    bar.ax.set_title(f"{unit}({_readable(trace.answer).strip()})", fontsize=8)
+    bar.set_label(f"{unit}({_readable(trace.answer).strip()})", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return _finish(figure, path)
 
