@@ -139,11 +139,23 @@ def refuse_unsupported(config) -> None:
     )
 
 
+def device_of(module: nn.Module) -> torch.device | None:
+    """Where `module` computes; None where it holds no weights.
+
+    Under accelerate the weights may be elsewhere than where they compute (memory, disk), and the hook that says so may
+    sit on the module or only on its leaves.
+    """
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for single in getattr(hook, "hooks", (hook,)):
+            device = getattr(single, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    parameter = next(module.parameters(), None)
+    return None if parameter is None else parameter.device
+
+
 def on_device(tensor: torch.Tensor, module: nn.Module) -> torch.Tensor:
     """`tensor` moved to where `module` computes (models spread over devices keep working layer by layer)."""
-    hook = getattr(module, "_hf_hook", None)  # accelerate: weights may be elsewhere than where they compute
-    device = getattr(hook, "execution_device", None)
-    if device is None:
-        parameter = next(module.parameters(), None)
-        device = parameter.device if parameter is not None else tensor.device
-    return tensor.to(device)
+    device = device_of(module)
+    return tensor if device is None else tensor.to(device)
