@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .modules import ModuleMap, refuse_unsupported
+from .modules import ModuleMap, device_of, refuse_unsupported
 
 
 class EditableModel:
@@ -48,9 +48,7 @@ class EditableModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go: the embedding's device."""
-        hook = getattr(self.modules.embedding, "_hf_hook", None)
-        device = getattr(hook, "execution_device", None)
-        return torch.device(device) if device is not None else next(self.modules.embedding.parameters()).device
+        return device_of(self.modules.embedding)
 
     def __repr__(self) -> str:
         return f"EditableModel({self.name!r}, {self.modules.model_type}, {self.num_layers} layers, {self.dtype})"
@@ -66,7 +64,8 @@ def load_model(
 ) -> EditableModel:
     """Load a decoder-only model for tracing and editing.
 
-    model: a hub name, a folder with config, weights and tokenizer, or `(hf_model, tokenizer)`.
+    model: a hub name, a folder with config, weights and tokenizer, `(hf_model, tokenizer)`, or what this returned
+        before. Of a model handed over no copy is made: `device` and `dtype` move and convert that very object.
     device: e.g. "cpu", "cuda:1"; None leaves the model where it is (or where `device_map` puts it).
     dtype: e.g. "float32", "bfloat16"; None keeps what the checkpoint says.
     bos: see `EditableModel`.
@@ -74,12 +73,14 @@ def load_model(
 
     Raises `UnsupportedModelError` for encoder-decoders, mixtures of experts and unknown architectures.
     """
-    if isinstance(model, EditableModel):
-        return model
     dtype = _dtype(dtype)
-    if isinstance(model, tuple):
-        if kwargs:
-            raise TypeError(f"{', '.join(kwargs)}: only used when a model is loaded by name or folder")
+    if isinstance(model, (tuple, EditableModel)) and kwargs:
+        raise TypeError(f"{', '.join(kwargs)}: only used when a model is loaded by name or folder")
+    if isinstance(model, EditableModel):
+        if device is None and dtype is None and bos in (None, model.bos):
+            return model
+        hf, tokenizer, name, bos = model.hf, model.tokenizer, model.name, model.bos if bos is None else bos
+    elif isinstance(model, tuple):
         hf, tokenizer = model
         name = None
     else:
