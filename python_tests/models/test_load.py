@@ -1,0 +1,175 @@
+"""Loading models, their module maps, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizer
+from transformers.models.mixtral import MixtralConfig
+from transformers.models.opt import OPTConfig
+from transformers.models.qwen2_moe import Qwen2MoeConfig
+from transformers.models.t5 import T5Config
+
+import knowedit_ext as ke
+
+from ..support.families import FAMILIES, LAYERS, POSITIONS, WIDTH, tiny_hf, tiny_model
+from ..support.tokenizers import byte_bpe, word_level
+
+TINY = dict(
+    vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, pad_token_id=None
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_hf("gpt2").save_pretrained(tmp_path)
+    word_level().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_by_folder(folder) -> None:
+    model = ke.load_model(folder)
+    assert model.num_layers == LAYERS and model.hidden_size == WIDTH and model.dtype == torch.float32
+    assert model.device == torch.device("cpu") and not model.hf.training and str(folder) in repr(model)
+    assert ke.load_model(str(folder)).tokenizer.tokenize("w3 w4") == ["w3", "w4"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float64])
+def test_dtype(folder, dtype) -> None:
+    want = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+    assert ke.load_model(folder, dtype=dtype).dtype == want
+    assert ke.load_model((tiny_hf("llama"), word_level()), dtype=dtype).dtype == want
+
+
+def test_device() -> None:
+    model = ke.load_model((tiny_hf("gpt2"), word_level()), device="meta")
+    assert model.device.type == "meta"
+
+
+def test_a_loaded_model_is_taken_as_it_is_or_as_asked() -> None:
+    model = ke.load_model((tiny_hf("gpt2"), byte_bpe()))
+    assert ke.load_model(model) is model
+    again = ke.load_model(model, dtype="float64", bos=True)
+    assert again.dtype == torch.float64 and again.bos is True and again.hf is model.hf
+
+
+def test_tuple_keeps_weights_and_tokenizer() -> None:
+    hf, words = tiny_hf("gpt2"), word_level()
+    model = ke.load_model((hf, words))
+    assert model.hf is hf and model.tokenizer is words
+
+
+@pytest.mark.parametrize(
+    "arguments, culprit",
+    [
+        (dict(dtype="float33"), "float33"),
+        (dict(dtype="int64"), "int64"),
+        (dict(bos=True), "beginning-of-sequence"),
+    ],
+)
+def test_bad_arguments(arguments, culprit) -> None:
+    words = word_level()
+    words.bos_token = None
+    with pytest.raises(ValueError, match=culprit):
+        ke.load_model((tiny_hf("gpt2"), words), **arguments)
+
+
+def test_arguments_for_a_folder_only() -> None:
+    with pytest.raises(TypeError, match="device_map"):
+        ke.load_model((tiny_hf("gpt2"), word_level()), device_map="auto")
+
+
+def test_remote_code_is_never_run(folder) -> None:
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        ke.load_model(folder, trust_remote_code=True)
+
+
+class SlowTokenizer(PreTrainedTokenizer):
+    vocab_size = 3
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"a": 0, "b": 1, "c": 2}
+
+
+def test_a_slow_tokenizer_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="SlowTokenizer.*fast tokenizer"):
+        ke.load_model((tiny_hf("gpt2"), SlowTokenizer()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_module_map(family: str) -> None:
+    model = tiny_model(family)
+    modules, named = model.modules, dict(model.hf.named_modules())
+    assert modules.model_type == family and len(modules.layers) == LAYERS
+    assert modules.embedding is model.hf.get_input_embeddings() and modules.head is model.hf.get_output_embeddings()
+    for layer in range(LAYERS):
+        assert named[modules.parameter_name(layer)] is modules.down_projection(layer)
+        assert named[modules.parameter_name(layer, "attn")] is modules.site("attn", layer)
+        assert modules.site("layer", layer) is modules.layers[layer]
+        weight = modules.down_projection(layer).weight
+        assert WIDTH in weight.shape and weight.shape[0] != weight.shape[1]
+    assert modules.max_positions == POSITIONS
+    assert modules.family.post_norm == hasattr(modules.layers[0], "post_feedforward_layernorm")
+    assert modules.logit_softcap == (4.0 if family == "gemma2" else 0.0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_final_norm_feeds_the_head(family: str) -> None:
+    model, seen = tiny_model(family), []
+    hooks = [
+        model.modules.final_norm.register_forward_hook(lambda m, a, out: seen.append(out)),
+        model.modules.head.register_forward_pre_hook(lambda m, a: seen.append(a[0])),
+    ]
+    with torch.no_grad():
+        model.hf(torch.tensor([[3, 4, 5]]))
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(*seen)
+
+
+def test_unknown_site() -> None:
+    with pytest.raises(ValueError, match="'head'.*layer, attn, mlp"):
+        tiny_model("gpt2").modules.site("head", 0)
+
+
+@pytest.mark.parametrize(
+    "config, missing",
+    [
+        (T5Config(), "'t5' is an encoder-decoder.*decoder-only"),
+        (MixtralConfig(), "'mixtral' has mixture-of-experts blocks .*num_local_experts=8.*down projection"),
+        (Qwen2MoeConfig(), "'qwen2_moe' has mixture-of-experts blocks .*experts=60"),
+        (OPTConfig(), "'opt' is not supported.*FAMILIES has no entry.*Supported: gemma2"),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_unsupported_before_any_weight_is_read(tmp_path, config, missing: str) -> None:
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ke.UnsupportedModelError, match=missing):
+        ke.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MixtralConfig(**TINY, num_key_value_heads=2, num_local_experts=2),
+        OPTConfig(
+            vocab_size=60,
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            word_embed_proj_dim=32,
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_unsupported_objects(config) -> None:
+    with pytest.raises(ke.UnsupportedModelError, match=config.model_type):
+        ke.load_model((AutoModelForCausalLM.from_config(config), word_level()))
+
+
+def test_a_known_family_with_a_foreign_block_names_the_module() -> None:
+    hf = tiny_hf("llama")
+    del hf.model.layers[2].mlp.down_proj
+    with pytest.raises(ke.UnsupportedModelError, match=r"LlamaForCausalLM.*no module 'model.layers.\*.mlp.down_proj'"):
+        ke.load_model((hf, word_level()))

@@ -1,0 +1,183 @@
+"""Patched runs the plain way: the model's own forward pass over whole prompts, changed by hooks.
+
+Knows nothing of segments, packed rows or the package's attention. Runs of one prompt are the rows of one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+Site = tuple[str, int]  # ("layer" | "attn" | "mlp", layer)
+Change = Callable[[torch.Tensor], torch.Tensor]  # embeddings [copies, tokens, hidden] -> the same
+
+
+@dataclass
+class Write:
+    """Overwrite (or add to) one token of one site; source: a recorded root or a tensor [hidden] / [copies, hidden]."""
+
+    site: str
+    layer: int
+    token: int
+    source: PlainRoot | torch.Tensor
+    add: bool = False
+
+
+@dataclass
+class PlainRoot:
+    """`copies` runs of `ids` whose embeddings `change` has changed; `sites` and `final` as they came out."""
+
+    ids: Sequence[int]
+    copies: int = 1
+    change: Change | None = None
+    sites: dict[Site, torch.Tensor] = field(default_factory=dict)  # [copies, tokens, hidden]
+    final: torch.Tensor | None = None  # [copies, tokens, hidden] entering the head
+
+
+class Plain:
+    """A Hugging Face decoder run with hooks."""
+
+    def __init__(self, hf: nn.Module) -> None:
+        self.hf = hf
+        count = hf.config.get_text_config().num_hidden_layers
+        self.layers = next(m for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+
+    def module(self, site: str, layer: int) -> nn.Module:
+        block = self.layers[layer]
+        if site == "layer":
+            return block
+        names = ("mlp",) if site == "mlp" else ("attn", "attention", "self_attn")
+        return next(getattr(block, name) for name in names if hasattr(block, name))
+
+    @torch.no_grad()
+    def record(self, root: PlainRoot) -> PlainRoot:
+        """Run a root, keeping every site's output."""
+
+        def keep(site: Site) -> Callable[[torch.Tensor], None]:
+            return lambda x: root.sites.__setitem__(site, x.clone())
+
+        every = [(site, layer) for layer in range(len(self.layers)) for site in ("layer", "attn", "mlp")]
+        root.final = self._forward([root], {site: keep(site) for site in every})
+        return root
+
+    @torch.no_grad()
+    def runs(self, runs: Sequence[tuple[PlainRoot, Sequence[Write]]]) -> list[torch.Tensor]:
+        """Final states [copies, tokens, hidden] of patched runs; roots must all have the same number of tokens."""
+        writes: dict[Site, list[tuple[slice, Write]]] = {}
+        first, rows = 0, []
+        for root, patches in runs:
+            rows.append(slice(first, first + root.copies))
+            first += root.copies
+            for write in patches:
+                writes.setdefault((write.site, write.layer), []).append((rows[-1], write))
+
+        def patch(site: Site) -> Callable[[torch.Tensor], None]:
+            def change(x: torch.Tensor) -> None:
+                for at, write in writes[site]:
+                    value = write.source
+                    if isinstance(value, PlainRoot):
+                        value = value.sites[site][:, write.token]
+                    x[at, write.token] = (x[at, write.token] if write.add else 0) + value.to(x.dtype)
+
+            return change
+
+        final = self._forward([root for root, _ in runs], {site: patch(site) for site in writes})
+        return [final[at] for at in rows]
+
+    def _forward(self, roots: Sequence[PlainRoot], sites: dict[Site, Callable[[torch.Tensor], None]]) -> torch.Tensor:
+        entering: list[torch.Tensor] = []
+
+        def embed(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+            parts = output.split([root.copies for root in roots])
+            return torch.cat([r.change(x) if r.change else x for r, x in zip(roots, parts, strict=True)])
+
+        def on_output(act: Callable[[torch.Tensor], None]):
+            return lambda module, args, output: act(output[0] if isinstance(output, tuple) else output)
+
+        with ExitStack() as stack:
+            handles = [self.hf.get_input_embeddings().register_forward_hook(embed)]
+            handles += [self.module(*site).register_forward_hook(on_output(act)) for site, act in sites.items()]
+            head = self.hf.get_output_embeddings()
+            handles.append(head.register_forward_pre_hook(lambda module, args: entering.append(args[0])))
+            for handle in handles:
+                stack.callback(handle.remove)
+            ids = torch.cat([torch.tensor([list(root.ids)] * root.copies) for root in roots])
+            self.hf(ids, use_cache=False)
+        return entering[0].clone()
+
+    @torch.no_grad()
+    def log_probabilities(self, final: torch.Tensor) -> torch.Tensor:
+        """[..., vocab] in float64 behind the head, soft-capped where the model caps."""
+        logits = self.hf.get_output_embeddings()(final).double()
+        cap = getattr(self.hf.config.get_text_config(), "final_logit_softcapping", None)
+        return (logits if cap is None else cap * torch.tanh(logits / cap)).log_softmax(-1)
+
+
+def added(noise: torch.Tensor, first: int, replace: bool = False) -> Change:
+    """noise [copies, subject tokens, hidden] float64 on the embeddings from token `first` on."""
+
+    def change(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        at = slice(first, first + noise.shape[1])
+        x[:, at] = (noise if replace else x[:, at].double() + noise).to(x.dtype)
+        return x
+
+    return change
+
+
+def normal(seed: int, samples: int, tokens: int, hidden: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.RandomState(seed).randn(samples, tokens, hidden))
+
+
+@dataclass
+class PlainTrace:
+    samples: np.ndarray  # [samples, tokens, layers] log-probability of the whole answer
+    low: np.ndarray  # [samples]
+    high: float
+
+    @property
+    def scores(self) -> np.ndarray:
+        return np.exp(self.samples).mean(0)
+
+
+def plain_trace(
+    hf: nn.Module,
+    ids: Sequence[int],
+    corrupted: PlainRoot,
+    answer: Sequence[int],
+    kind: str = "state",
+    window: int = 1,
+    sever: str | None = None,
+    frozen: PlainRoot | None = None,
+) -> PlainTrace:
+    """Causal tracing by definition. `corrupted` runs over ids + answer[:-1]; `frozen` gives the severed outputs."""
+    plain, length = Plain(hf), len(ids)
+    layers = len(plain.layers)
+    clean = plain.record(PlainRoot(corrupted.ids))
+    corrupted = plain.record(corrupted)
+    frozen = corrupted if frozen is None else plain.record(frozen)
+    runs = []
+    for token in range(length):
+        for layer in range(layers):
+            if kind == "state":
+                writes = [Write("layer", layer, token, clean)]
+            else:
+                low, high = layer - window // 2, layer + (window + 1) // 2
+                writes = [Write(kind, at, token, clean) for at in range(max(0, low), min(layers, high))]
+            if sever:
+                writes += [Write(sever, at, token, frozen) for at in range(layers)]
+            runs.append((corrupted, writes))
+
+    def score(final: torch.Tensor) -> np.ndarray:  # [copies, tokens, hidden] -> [copies]
+        logp = plain.log_probabilities(final[:, length - 1 :])
+        return sum(logp[:, n, token] for n, token in enumerate(answer)).numpy()
+
+    cells = np.stack([score(final) for final in plain.runs(runs)])  # [tokens * layers, samples]
+    return PlainTrace(
+        cells.reshape(length, layers, -1).transpose(2, 0, 1), score(corrupted.final), float(score(clean.final)[0])
+    )
