@@ -112,15 +112,22 @@ def tokenize_fact(model: EditableModel, fact: Fact) -> TokenizedFact:
     not begin at a token boundary.
     """
     text, target = fact.text, fact.target or ""
-    ids, offsets = encode(model, text + target)
-    length = sum(1 for first, last in offsets if first < len(text) or last == first)
-    if target and any(first < len(text) < last for first, last in offsets):
-        raise ValueError(f"target '{target}' merges with the last token of prompt '{text}': begin it with a space")
-    target_ids = ids[length:]
-    if target and not target_ids:
-        raise ValueError(f"target '{target}' after prompt '{text}' gives no token of its own")
-    ids, offsets = ids[:length], offsets[:length]
+    ids, offsets = encode(model, text)
+    target_ids: list[int] = []
+    if target:
+        joint, _ = encode(model, text + target)
+        if joint[: len(ids)] != ids:  # offsets would not tell: some tokenizers leave spaces out of them
+            raise ValueError(
+                f"target '{target}' merges with the last token of prompt '{text}': begin it with a space "
+                f"(' {target.lstrip()}') and leave none at the prompt's end"
+            )
+        target_ids = joint[len(ids) :]
+        if not target_ids:
+            raise ValueError(f"target '{target}' after prompt '{text}' gives no token of its own")
+    tokens = [model.tokenizer.decode([i]) for i in ids]
     first, last = token_span(offsets, *fact.subject_chars())
+    while last - first > 1 and not tokens[first].strip() and offsets[first][0] == offsets[first + 1][0]:
+        first += 1  # a lone "▁" put in front of the text, which claims the place of the first character
     if first == last:
         raise ValueError(f"subject '{fact.subject}' has no token of its own in prompt '{text}'")
     if len(ids) < 2:
@@ -128,9 +135,7 @@ def tokenize_fact(model: EditableModel, fact: Fact) -> TokenizedFact:
     most = model.modules.max_positions
     if most is not None and len(ids) + max(0, len(target_ids) - 1) > most:
         raise ValueError(f"prompt '{text[:60]}...' has {len(ids)} tokens, more than the model's {most} positions")
-    return TokenizedFact(
-        fact, tuple(ids), tuple(model.tokenizer.decode([i]) for i in ids), (first, last), tuple(target_ids)
-    )
+    return TokenizedFact(fact, tuple(ids), tuple(tokens), (first, last), tuple(target_ids))
 
 
 def encode(model: EditableModel, text: str) -> tuple[list[int], list[tuple[int, int]]]:
