@@ -158,6 +158,15 @@ def _score(logp: torch.Tensor, settings: TraceSettings) -> torch.Tensor:
     return total if settings.score == "logprob" else total.exp()
 
 
+def model_answer(model: EditableModel, ids: tuple[int, ...], tokens: int) -> tuple[tuple[int, ...], CleanRun]:
+    """The model's greedy continuation, and the clean run of the prompt alone."""
+    clean = clean_run(model, ids)
+    own = (int(clean.logits.argmax()),)
+    while len(own) < tokens:
+        own += (int(clean_run(model, ids + own).logits.argmax()),)
+    return own, clean
+
+
 class FactPlan:
     """The roots and runs of one fact, and the way back from their scores to its `Trace`."""
 
@@ -175,21 +184,17 @@ class FactPlan:
         self.cells = self._cells()
         self.runs: dict[str, dict[tuple[int, int], int]] = {}
 
-    def _answer(self) -> tuple[CleanRun, tuple[int, ...], int]:
-        """The clean run over prompt and answer, the answer's tokens, and the model's own first token."""
-        ids, target = list(self.tokenized.ids), list(self.tokenized.target_ids)
-        clean = clean_run(self.model, ids)
-        predicted = int(clean.logits.argmax())
-        if not target:
-            target = [predicted]
-            while len(target) < self.settings.answer_tokens:
-                target.append(int(clean_run(self.model, ids + target).logits.argmax()))
-        if len(target) > 1:
+    def _answer(self) -> tuple[CleanRun, tuple[int, ...], str]:
+        """The clean run over prompt and answer, the answer's tokens, and what the model itself says."""
+        ids, target = self.tokenized.ids, self.tokenized.target_ids
+        own, clean = model_answer(self.model, ids, 1 if target else self.settings.answer_tokens)
+        answer = target or own
+        if len(answer) > 1:
             most = self.model.modules.max_positions
-            if most is not None and len(ids) + len(target) - 1 > most:
-                raise ValueError(f"prompt and answer have {len(ids) + len(target)} tokens, more than {most} positions")
-            clean = clean_run(self.model, ids + target[:-1])
-        return clean, tuple(target), predicted
+            if most is not None and len(ids) + len(answer) - 1 > most:
+                raise ValueError(f"prompt and answer have {len(ids) + len(answer)} tokens, more than {most} positions")
+            clean = clean_run(self.model, ids + answer[:-1])
+        return clean, answer, self.model.tokenizer.decode(list(own))
 
     def _against(self) -> tuple[int, ...]:
         text = self.tokenized.fact.text
@@ -292,7 +297,7 @@ class FactPlan:
             samples[:, token, layer] = scores[run]
         low = scores[self.low_run]
         fact, decode = self.tokenized.fact, self.model.tokenizer.decode
-        correct = fact.attribute is None or decode([self.predicted]).strip() == fact.attribute.strip()
+        correct = fact.attribute is None or self.predicted.strip() == fact.attribute.strip()
         settings = {k: v for k, v in asdict(self.settings).items() if k != "max_rows"}
         level = self.noise.level
         noise = getattr(level, "__name__", "sampler") if callable(level) else level

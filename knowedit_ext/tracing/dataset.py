@@ -20,14 +20,15 @@ from ..datasets import KnownFact, load_known
 from ..facts import Fact, tokenize_fact
 from ..files import atomic_write, save_npz, write_json
 from ..model import EditableModel
-from ..sweep import clean_run, default_max_rows
-from .causal import TraceSettings, trace_facts
+from ..sweep import default_max_rows
+from .causal import TraceSettings, model_answer, trace_facts
 from .corruption import Noise, Sampler, noise_of
 from .effects import Effects
 from .trace import KINDS
 
 logger = logging.getLogger(__name__)
 
+_KEPT = ("window", "samples", "seed", "sever", "compat", "replace", "answer_tokens", "score", "max_rows")
 SUFFIX = {"state": "", "mlp": "_mlp", "attn": "_attn"}
 
 
@@ -44,6 +45,8 @@ def trace_dataset(
     sever: str | None = None,
     compat: str | None = None,
     replace: bool = False,
+    answer_tokens: int = 1,
+    score: str = "probability",
     texts: Sequence[str] | None = None,
     group: int = 8,
     max_rows: int | None = None,
@@ -51,8 +54,8 @@ def trace_dataset(
 ) -> Effects:
     """Causal tracing over many facts; returns the average effects, also written to `out`.
 
-    facts: a JSON file in the known_1000 format, its records, or `Fact`s. Facts whose attribute the model does not
-        predict are skipped (their file says `correct_prediction = False`).
+    facts: a JSON file in the known_1000 format, its records, or `Fact`s. Facts whose attribute is not the model's
+        answer (its next `answer_tokens` tokens) are skipped: their file says `correct_prediction = False`.
     out: folder; `cases/knowledge_{known_id}{|_mlp|_attn}.npz`, `settings.json`, `summary.json`. Cases that are there
         are not computed again; a folder made with other settings is refused.
     noise: as in `trace`; a rule takes the subjects of all facts ("m" and "t" rules: the embeddings of `texts`).
@@ -114,7 +117,7 @@ def _agree_on_settings(
 ) -> TraceSettings:
     """Write the settings, or check that a folder that is gone on with was made with the same ones."""
     asked = {
-        **{k: getattr(settings, k) for k in ("window", "samples", "seed", "sever", "compat", "replace", "max_rows")},
+        **{k: getattr(settings, k) for k in _KEPT},
         "noise": noise if isinstance(noise, (str, int, float)) else getattr(noise, "__name__", "sampler"),
         "noise_level": None if callable(level.level) else level.level,
         "model": {
@@ -141,9 +144,7 @@ def _agree_on_settings(
     if differing:
         shown = "; ".join(f"{k}: {_short(found.get(k))} there, {_short(asked[k])} asked" for k in differing)
         raise ValueError(f"'{out}' holds traces made with other settings ({shown}): choose another folder")
-    return TraceSettings(
-        **{k: asked[k] for k in ("window", "samples", "seed", "sever", "compat", "replace", "max_rows")}
-    )
+    return TraceSettings(**{k: asked[k] for k in _KEPT})
 
 
 def _short(value: object) -> str:
@@ -162,7 +163,7 @@ def _trace_group(
     missing = [(item, kind) for item in members for kind in kinds if not case_path(cases, item.known_id, kind).exists()]
     if not missing:
         return
-    right = [item for item in members if _predicts(model, item.fact)]
+    right = [item for item in members if _predicts(model, item.fact, s.answer_tokens)]
     traces = {}
     if right:
         found = trace_facts(model, [item.fact for item in right], kinds, noise, s)
@@ -176,12 +177,12 @@ def _trace_group(
             atomic_write(path, lambda file: save_npz(file, {"correct_prediction": np.bool_(False)}))
 
 
-def _predicts(model: EditableModel, fact: Fact) -> bool:
-    """Does the model's next token say the attribute? (causal_trace.py:317-320)"""
+def _predicts(model: EditableModel, fact: Fact, answer_tokens: int) -> bool:
+    """Does the model's answer say the attribute? (causal_trace.py:317-320)"""
     if fact.attribute is None:
         return True
-    best = int(clean_run(model, tokenize_fact(model, fact).ids).logits.argmax())
-    return model.tokenizer.decode([best]).strip() == fact.attribute.strip()
+    own, _ = model_answer(model, tokenize_fact(model, fact).ids, answer_tokens)
+    return model.tokenizer.decode(list(own)).strip() == fact.attribute.strip()
 
 
 def _wait_for_all(ranks: int) -> None:
