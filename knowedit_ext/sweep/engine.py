@@ -59,6 +59,10 @@ def sweep(
     prompts: the clean runs of the prompts that the roots name. max_rows: rows held at once (chosen from free memory
     when None); results of different `max_rows` agree to rounding.
     """
+    if not interventions.runs:
+        raise ValueError("no runs: there is nothing to sweep")
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows is {max_rows}: expected at least 1")
     limit = max_rows or default_max_rows(model)
     weights = [sum(p.numel() for p in layer.parameters() if p.dim() > 1) for layer in model.modules.layers]
     states, index, done, most, row_layers, flops = [], [], 0, 0, 0, 0
@@ -114,16 +118,17 @@ def split_runs(interventions: Interventions, max_rows: int) -> Iterator[list[Run
     share = -(-whole // max(1, -(-whole // max_rows)))
     part: list[Run] = []
     used: set[int] = set()
-    held = 0
+    held, told = 0, False
     for run in runs:
         needed = used | roots_of(run, roots)
         more = _most_rows(run, roots[run.root]) + sum(_root_rows(roots[number]) for number in needed - used)
-        if part and (held + more > max_rows or held >= share):
+        if part and more and (held + more > max_rows or held >= share):
             yield part
             part, used, held = [], set(), 0
             needed = roots_of(run, roots)
             more = _most_rows(run, roots[run.root]) + sum(_root_rows(roots[number]) for number in needed)
-        if more > max_rows and not part:
+        if more > max_rows and not part and not told:
+            told = True
             logger.warning(
                 "max_rows=%d, but one patched run and the unpatched ones it needs have %d rows", max_rows, more
             )
@@ -133,9 +138,13 @@ def split_runs(interventions: Interventions, max_rows: int) -> Iterator[list[Run
 
 
 def roots_of(run: Run, roots: Sequence[Root]) -> set[int]:
-    """The roots a run starts from and takes values from, with their parents."""
-    found = {run.root, *(patch.source for patch in run.patches if isinstance(patch.source, int))}
-    return found | {roots[number].parent for number in found} - {None}
+    """The roots a run starts from and takes values from, with all that these branch from."""
+    found: set[int] = set()
+    for number in (run.root, *(patch.source for patch in run.patches if isinstance(patch.source, int))):
+        while number is not None and number not in found:
+            found.add(number)
+            number = roots[number].parent
+    return found
 
 
 def _root_rows(root: Root) -> int:

@@ -78,14 +78,37 @@ class Interventions:
         return len(self.roots) - 1
 
     def add_run(self, root: int, patches: Iterable[Patch], readout: Iterable[int]) -> int:
-        """Returns the run's number. Raises ValueError for roots, tokens and readouts that are not there."""
+        """Returns the run's number. Raises ValueError for roots, tokens and readouts that are not there or do not fit."""
         run = Run(root, tuple(patches), tuple(readout))
-        for number in (root, *(patch.source for patch in run.patches if isinstance(patch.source, int))):
-            if not 0 <= number < len(self.roots):
-                raise ValueError(f"no root {number}: there are {len(self.roots)} so far")
+        if not 0 <= root < len(self.roots):
+            raise ValueError(f"no root {root}: there are {len(self.roots)} so far")
         length = self.roots[root].length
         for token in (*run.readout, *(token for patch in run.patches for token in patch.tokens)):
             if not 0 <= token < length:
                 raise ValueError(f"no token {token}: the run has tokens 0..{length - 1}")
+        if not run.readout:
+            raise ValueError("a run needs a position to read out")
+        for patch in run.patches:
+            self._check_source(patch, self.roots[root])
         self.runs.append(run)
         return len(self.runs) - 1
+
+    def _check_source(self, patch: Patch, root: Root) -> None:
+        source = patch.source
+        if isinstance(source, torch.Tensor):
+            width = root.hidden.shape[-1]
+            if source.dim() not in (1, 2) or source.shape[-1] != width:
+                raise ValueError(f"a patch's tensor is {list(source.shape)}: expected [{width}] or [samples, {width}]")
+            copies = 1 if source.dim() == 1 else source.shape[0]
+            what = "tensor"
+        else:
+            if not 0 <= source < len(self.roots):
+                raise ValueError(f"no root {source}: there are {len(self.roots)} so far")
+            length, copies = self.roots[source].length, self.roots[source].copies
+            if any(token >= length for token in patch.tokens):
+                raise ValueError(
+                    f"no token {max(patch.tokens)} in the patch's source, root {source} of {length} tokens"
+                )
+            what = f"source, root {source},"
+        if copies not in (1, root.copies):
+            raise ValueError(f"a patch's {what} has {copies} rows: expected 1 or the run's {root.copies} samples")
