@@ -1,0 +1,74 @@
+"""The `knowedit` command, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from knowedit_ext.cli import main
+from knowedit_ext.world import load_world
+
+
+def knowedit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "knowedit_ext", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+def test_trace_one_prompt(tmp_path: Path) -> None:
+    fact = load_world().facts()[0]
+    prompt = fact["prompt"].replace(fact["subject"], "{}")
+    arguments = ["--prompt", prompt, "--subject", fact["subject"], "--plot", "out.png", "--save", "out.npz"]
+    done = knowedit("trace", "world", *arguments, "--kind", "state", "--samples", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert fact["attribute"].split()[0] in done.stdout
+    assert (tmp_path / "out.png").exists() and (tmp_path / "out.npz").exists()
+
+
+def test_trace_facts(tmp_path: Path) -> None:
+    (tmp_path / "facts.json").write_text(json.dumps(load_world().facts()[:3]))
+    arguments = ["--facts", "facts.json", "--out", "out", "--samples", "2", "--limit", "2", "--window", "3"]
+    done = knowedit("trace", str(load_world().folder), *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Last subject token" in done.stdout
+    assert len(list((tmp_path / "out" / "cases").iterdir())) == 6
+    assert {"aie_lines.png", "aie_heatmap.png", "summary.json"} < {p.name for p in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["trace", "world"], "give either --prompt"),
+        (["trace", "world", "--prompt", "{} is"], "--prompt needs --subject"),
+        (["trace", "world", "--prompt", "is", "--subject", "Ann"], "no '{}'"),
+        (["trace", "world", "--facts", "absent.json"], "--facts needs --out"),
+        (["trace", "world", "--facts", "absent.json", "--out", "out"], "absent.json"),
+        (["trace", "world", "--facts", "bad.json", "--out", "out"], "'bad.json' is not JSON"),
+        (["trace", "world", "--prompt", "{} is a", "--subject", "Ann", "--noise", "nan"], "noise"),
+        (["trace", "world", "--prompt", "{} is a", "--subject", "Ann", "--kind", "x"], "unknown kind 'x'"),
+        (["no-such-command"], "no-such-command"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "bad.json").write_text("[")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["knowedit", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+    assert {p.name for p in tmp_path.iterdir()} == {"bad.json"}
+
+
+def test_doctor(tmp_path: Path) -> None:
+    assert "torch" in knowedit("doctor", cwd=tmp_path).stdout

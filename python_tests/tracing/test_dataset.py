@@ -1,0 +1,203 @@
+"""`trace_dataset`: published files, resumption after a kill, shards, settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import knowedit_ext as ke
+from knowedit_ext.datasets import load_known
+from knowedit_ext.world import load_world
+
+PUBLISHED = {
+    "scores",
+    "low_score",
+    "high_score",
+    "input_ids",
+    "input_tokens",
+    "subject_range",
+    "answer",
+    "window",
+    "correct_prediction",
+    "kind",
+}
+SCRIPT = """
+import sys
+import torch
+torch.set_num_threads(1)
+import knowedit_ext as ke
+from knowedit_ext.world import load_world
+world = load_world()
+model = ke.load_model(world.folder, dtype="float32")
+print("loaded", flush=True)
+ke.trace_dataset(model, world.facts()[:6], sys.argv[1], window=3, samples=2, group=2, max_rows=300, progress=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def model() -> ke.EditableModel:
+    return ke.load_model(load_world().folder, dtype="float32")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def start(out: Path, *launcher: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    script = out.parent / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, *launcher, str(script), str(out)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=out.parent)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "traces"
+    process = start(out)
+    process.communicate()
+    assert process.returncode == 0
+    return out
+
+
+def test_killed_and_resumed_is_byte_identical(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "traces"
+    for files in (0, 1, 4, 9, 13):  # kill -9 when so many cases are there, at any point of writing the next
+        process = start(out)
+        process.stdout.readline()
+        while process.poll() is None and len(list(out.glob("cases/knowledge_*.npz"))) <= files:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        for path in out.glob("cases/knowledge_*.npz"):
+            ke.Trace.load(path)  # whatever is there is whole
+    process = start(out)
+    process.communicate()
+    assert process.returncode == 0
+    assert hashes(out) == hashes(whole)
+    assert len(hashes(out)) == 6 * 3 + 2
+
+
+def test_a_case_that_was_lost_comes_back_as_it_was(model: ke.EditableModel, tmp_path: Path) -> None:
+    arguments = dict(window=3, samples=2, group=3, progress=False)
+    facts = load_world().facts()[:4]
+    ke.trace_dataset(model, facts, tmp_path, **arguments)
+    before = hashes(tmp_path)
+    (tmp_path / "cases" / "knowledge_1_mlp.npz").unlink()
+    (tmp_path / "cases" / ".knowledge_1_mlp.npz.abc.tmp").write_bytes(b"half of a file")
+    ke.trace_dataset(model, facts, tmp_path, **arguments)
+    assert hashes(tmp_path) == before
+
+
+def test_two_ranks_write_the_same(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "traces"
+    process = start(out, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process.communicate()
+    assert process.returncode == 0
+    assert hashes(out) == hashes(whole)
+
+
+def test_cases_are_published_files_and_equal_single_traces(model: ke.EditableModel, tmp_path: Path) -> None:
+    facts = load_world().facts()[:3]
+    ke.trace_dataset(model, facts, tmp_path, kinds=("state", "attn"), window=3, samples=3, noise=0.2, progress=False)
+    for record in facts:
+        for kind, suffix in (("state", ""), ("attn", "_attn")):
+            path = tmp_path / "cases" / f"knowledge_{record['known_id']}{suffix}.npz"
+            with np.load(path, allow_pickle=False) as file:
+                assert set(file.files) >= PUBLISHED
+                assert str(file["kind"]) == ("" if kind == "state" else kind)
+            alone = ke.trace(model, load_known([record])[0].fact, kind=kind, window=3, samples=3, noise=0.2)
+            found = ke.Trace.load(path)
+            np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
+            assert found.answer.strip() == record["attribute"].split()[0]
+
+
+def test_facts_the_model_does_not_know_are_skipped(model: ke.EditableModel, tmp_path: Path) -> None:
+    facts = [dict(record) for record in load_world().facts()[:3]]
+    facts[1]["attribute"] = "nothing"
+    effects = ke.trace_dataset(model, facts, tmp_path, kinds=("state",), samples=2, progress=False)
+    assert (effects.kinds["state"].cases, effects.kinds["state"].skipped) == (2, 1)
+    path = tmp_path / "cases" / f"knowledge_{facts[1]['known_id']}.npz"
+    with np.load(path, allow_pickle=False) as file:
+        assert not file["correct_prediction"]
+    with pytest.raises(ValueError, match="did not predict"):
+        ke.Trace.load(path)
+
+
+def test_nothing_known_is_no_error(model: ke.EditableModel, tmp_path: Path) -> None:
+    fact = {**load_world().facts()[0], "attribute": "nothing"}
+    assert ke.trace_dataset(model, [fact], tmp_path, samples=2, progress=False).kinds == {}
+
+
+def test_other_settings_are_refused(model: ke.EditableModel, tmp_path: Path) -> None:
+    facts = load_world().facts()[:1]
+    ke.trace_dataset(model, facts, tmp_path, kinds=("state",), samples=2, progress=False)
+    before = hashes(tmp_path)
+    with pytest.raises(ValueError, match="samples: 2 there, 3 asked"):
+        ke.trace_dataset(model, facts, tmp_path, kinds=("state",), samples=3, progress=False)
+    with pytest.raises(ValueError, match="known_ids"):
+        ke.trace_dataset(model, load_world().facts()[:2], tmp_path, kinds=("state",), samples=2, progress=False)
+    assert hashes(tmp_path) == before
+
+
+def test_a_damaged_case_is_named(model: ke.EditableModel, tmp_path: Path) -> None:
+    facts = load_world().facts()[:1]
+    ke.trace_dataset(model, facts, tmp_path, kinds=("state",), samples=2, progress=False)
+    path = tmp_path / "cases" / "knowledge_0.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="knowledge_0.npz"):
+        ke.trace_dataset(model, facts, tmp_path, kinds=("state",), samples=2, progress=False)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "is not JSON"),
+        ("{}", "expected a list"),
+        ("[]", "no facts"),
+        ("[3]", "record 0 .* is a int"),
+        ('[{"known_id": 0, "subject": "a", "attribute": "b"}]', "record 0 .* lacks 'prompt'"),
+        ('[{"known_id": "x", "prompt": "a is", "subject": "a", "attribute": "b"}]', "record 0 .* 'known_id' is 'x'"),
+        ('[{"known_id": 7, "prompt": "c is", "subject": "a", "attribute": "b"}]', "known_id 7.*'a' does not occur"),
+        (
+            '[{"known_id": 7, "prompt": "a is", "subject": "a", "attribute": "b"},'
+            ' {"known_id": 7, "prompt": "a is", "subject": "a", "attribute": "b"}]',
+            "records 0 and 1 .* same known_id 7",
+        ),
+    ],
+)
+def test_bad_facts_files_are_named(model: ke.EditableModel, tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        ke.trace_dataset(model, path, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fact_that_cannot_be_traced_is_named_before_anything_is_written(
+    model: ke.EditableModel, tmp_path: Path
+) -> None:
+    long = {"known_id": 5, "prompt": "Ann is " + "very " * 200 + "a", "subject": "Ann", "attribute": "b"}
+    with pytest.raises(ValueError, match="known_id 5.*128 positions"):
+        ke.trace_dataset(model, [load_world().facts()[9], long], tmp_path / "out", progress=False)
+    with pytest.raises(ValueError, match="unknown kind 'stat'"):
+        ke.trace_dataset(model, load_world().facts()[:1], tmp_path / "out", kinds=("stat",), progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_known_1000(data_dir: Path) -> None:
+    known = load_known(data_dir / "known_1000.json")
+    assert len(known) == 1209
+    for item, record in zip(known, json.loads((data_dir / "known_1000.json").read_text()), strict=True):
+        assert item.fact.text == record["prompt"]
+        assert item.fact.subject_chars()[0] == record["prompt"].index(record["subject"])

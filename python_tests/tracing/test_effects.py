@@ -1,0 +1,127 @@
+"""Average effects against a plain re-computation, and the figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import knowedit_ext as ke
+from knowedit_ext.tracing.effects import ROLES
+
+
+def a_trace(tokens: int, subject: tuple[int, int], seed: int, kind: str = "state", layers: int = 5) -> ke.Trace:
+    generator = np.random.RandomState(seed)
+    return ke.Trace(
+        scores=generator.rand(tokens, layers).astype(np.float32),
+        low_score=float(generator.rand() / 4),
+        high_score=float(0.5 + generator.rand() / 2),
+        answer=" $x_1",
+        answer_ids=(3,),
+        tokens=[f" t{n}" for n in range(tokens)],
+        input_ids=np.arange(tokens),
+        subject_range=subject,
+        kind=kind,
+    )
+
+
+# subject of one token, of four, at the end, followed by one token, in the middle
+SHAPES = [(8, (0, 1)), (9, (2, 6)), (5, (2, 5)), (6, (1, 5)), (10, (3, 5))]
+
+
+def test_roles_and_intervals() -> None:
+    traces = [a_trace(tokens, subject, n) for n, (tokens, subject) in enumerate(SHAPES)]
+    found = ke.Effects.from_traces(traces).kinds["state"]
+    for role in ROLES:
+        values = []
+        for t in traces:
+            first, after = t.subject_range
+            end = len(t.tokens) - 1
+            positions = {
+                "First subject token": [first],
+                "Middle subject tokens": range(first + 1, after - 1),
+                "Last subject token": [after - 1],
+                "First subsequent token": [after] if after <= end else [],
+                "Further tokens": range(after + 1, end),
+                "Last token": [end],
+            }[role]
+            values += [t.scores[p].astype(np.float64) - t.low_score for p in positions]
+        values = np.array(values)
+        mean = found.aie[role]
+        assert mean.n == len(values)
+        np.testing.assert_allclose(mean.mean, values.mean(0), atol=1e-6)
+        np.testing.assert_allclose(mean.half_width, 1.96 * values.std(0, ddof=1) / np.sqrt(len(values)), atol=1e-6)
+    assert found.aie["First subsequent token"].n == 4  # one subject ends its prompt
+    gaps = np.array([t.high_score - t.low_score for t in traces])
+    assert found.total_effect.mean == pytest.approx(gaps.mean())
+    assert found.total_effect.half_width == pytest.approx(1.96 * gaps.std(ddof=1) / np.sqrt(5))
+    assert found.highest.mean == pytest.approx(np.mean([t.scores.max() for t in traces]))
+
+
+def test_one_trace_has_no_interval() -> None:
+    effects = ke.Effects.from_traces([a_trace(6, (1, 3), 0)])
+    assert effects.kinds["state"].total_effect.half_width is None
+    assert "Last subject token" in effects.table() and "±" not in effects.table()
+
+
+def test_tokens_that_were_not_traced_do_not_count() -> None:
+    trace = a_trace(6, (1, 3), 0)
+    trace.scores[:2] = trace.scores[3:] = np.nan  # as with tokens="subject_last"
+    effects = ke.Effects.from_traces([trace]).kinds["state"]
+    assert list(effects.aie) == ["Last subject token"]
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    traces = [a_trace(*shape, n, kind) for n, shape in enumerate(SHAPES) for kind in ("state", "mlp")]
+    effects = ke.Effects.from_traces(traces, {"mlp": 3})
+    effects.save(tmp_path / "summary.json")
+    assert ke.Effects.load(tmp_path / "summary.json") == effects
+    assert effects.kinds["mlp"].skipped == 3
+    with pytest.raises(ValueError, match="no knowledge_"):
+        ke.Effects.from_folder(tmp_path)
+
+
+def test_models_of_different_depth_do_not_mix() -> None:
+    with pytest.raises(ValueError, match="different numbers of layers"):
+        ke.Effects.from_traces([a_trace(6, (1, 3), 0), a_trace(6, (1, 3), 0, layers=7)])
+
+
+@pytest.mark.parametrize("suffix, magic", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_figures(tmp_path: Path, suffix: str, magic: bytes) -> None:
+    trace = a_trace(9, (2, 6), 1, "attn", layers=48)
+    trace.tokens[3] = "\n$\\frac{$\ufffd"
+    effects = ke.Effects.from_traces(
+        [a_trace(*shape, n, k) for n, shape in enumerate(SHAPES) for k in ("state", "mlp")]
+    )
+    for name, draw in (
+        ("trace", trace.plot),
+        ("lines", effects.plot),
+        ("heat", lambda path: effects.plot(path, style="heatmap")),
+    ):
+        path = tmp_path / f"{name}.{suffix}"
+        draw(path)
+        content = path.read_bytes()
+        assert content.startswith(magic)
+        draw(path)
+        assert suffix == "svg" or path.read_bytes() == content  # no dates inside
+    assert trace._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_figure_shows_what_it_should() -> None:
+    trace = a_trace(9, (2, 6), 1, "mlp")
+    axes = trace.plot().axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert [label.endswith("*") for label in labels] == [2 <= n < 6 for n in range(9)]
+    np.testing.assert_array_equal(axes.collections[0].get_array().reshape(9, 5), trace.scores)
+    assert axes.collections[0].get_clim()[0] == pytest.approx(trace.low_score)
+
+
+def test_bad_figure_requests(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=".png, .pdf or .svg"):
+        a_trace(6, (1, 3), 0).plot(tmp_path / "x.bmp")
+    with pytest.raises(ValueError, match="unknown style"):
+        ke.Effects.from_traces([a_trace(6, (1, 3), 0)]).plot(style="bars")
+    with pytest.raises(ValueError, match="no traces"):
+        ke.Effects().plot(tmp_path / "x.png")
+    assert not list(tmp_path.iterdir())
