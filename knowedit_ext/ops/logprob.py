@@ -39,9 +39,14 @@ def _log_sum_exp(
     return total, picked
 
 
+def _columns(targets: Tensor) -> Tensor:
+    """[rows] or [rows, k] as [rows, k]."""
+    return targets if targets.dim() == 2 else targets[:, None]
+
+
 def forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float) -> Tensor:
     """log softmax(softcap(hidden W^T + b))[target], float32 (float64 for float64), shaped like targets."""
-    wide = targets.reshape(len(targets), -1)  # [rows, k]
+    wide = _columns(targets)
     pieces = []
     for x, t in zip(hidden.split(_ROWS), wide.split(_ROWS), strict=True):
         total, picked = _log_sum_exp(x, weight, bias, t, softcap)
@@ -64,7 +69,7 @@ def backward(
         torch.zeros(shape, dtype=kind, device=hidden.device) if need else None
         for need, shape in zip(needed, (hidden.shape, weight.shape, weight.shape[:1]), strict=True)
     )
-    wide, up = targets.reshape(len(targets), -1), grad.to(kind).reshape(len(targets), -1)  # [rows, k]
+    wide, up = _columns(targets), _columns(grad.to(kind))
     for first in range(0, len(hidden), _ROWS):
         at = slice(first, first + _ROWS)
         x, t, g = hidden[at], wide[at], up[at]

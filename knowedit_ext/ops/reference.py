@@ -117,4 +117,4 @@ def target_logprob(
     if softcap > 0:
         logits = softcap * torch.tanh(logits / softcap)
     logp = torch.log_softmax(logits, -1)  # [rows, vocab]
-    return logp.gather(1, targets.view(len(targets), -1)).view(targets.shape)
+    return logp.gather(1, targets if targets.dim() == 2 else targets[:, None]).view(targets.shape)

@@ -1,0 +1,92 @@
+"""`target_logprob`: tiles against the float64 oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ops import oracle, trees
+
+from knowedit_ext import ops
+from knowedit_ext.ops import logprob, reference
+
+
+def problem(rows: int, d: int, vocab: int, k: int | None, dtype=torch.float32, device="cpu", bias=True):
+    torch.manual_seed(rows * d + vocab)
+    hidden, weight, shift = torch.randn(rows, d), torch.randn(vocab, d) / d**0.5, torch.randn(vocab)
+    targets = torch.randint(0, vocab, (rows,) if k is None else (rows, k))
+    return (
+        hidden.to(dtype).to(device),
+        weight.to(dtype).to(device),
+        shift.to(dtype).to(device) if bias else None,
+        targets.to(device),
+    )
+
+
+@pytest.fixture(params=["one tile", "many tiles"])
+def tiles(request, monkeypatch):
+    if request.param == "many tiles":
+        monkeypatch.setattr(logprob, "_TILE", 1)  # the least width, 256 tokens
+        monkeypatch.setattr(logprob, "_ROWS", 5)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "rows, d, vocab, k", [(1, 1, 1, None), (7, 8, 257, None), (12, 40, 1000, 3), (129, 64, 513, 1)]
+)
+def test_matches_oracle(device, tiles, rows, d, vocab, k, dtype, softcap):
+    for bias in (True, False):
+        args = problem(rows, d, vocab, k, dtype, device, bias)
+        out = ops.target_logprob(*args, softcap)
+        assert out.shape == args[3].shape
+        assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        truth = oracle.target_logprob(*args, softcap)
+        trees.assert_as_good_as(out, reference.target_logprob(*args, softcap), truth)
+
+
+def test_large_logits_do_not_overflow(device, tiles):
+    hidden, weight, bias, targets = problem(6, 8, 600, None, device=device)
+    out = ops.target_logprob(hidden * 1000, weight, bias, targets)
+    assert trees.error(out, oracle.target_logprob(hidden * 1000, weight, bias, targets, 0.0)) < 1e-5
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("k", [None, 2])
+def test_gradients(device, tiles, softcap, k):
+    hidden, weight, bias, targets = problem(6, 2, 300, k, torch.float64, device)
+    leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: ops.target_logprob(h, w, b, targets, softcap), leaves, fast_mode=True
+    )
+
+
+def test_gradient_of_hidden_alone(device):
+    hidden, weight, _, targets = problem(6, 8, 300, None, torch.bfloat16, device)
+    ops.target_logprob(hidden.requires_grad_(), weight, None, targets).sum().backward()
+    assert hidden.grad.dtype == torch.bfloat16 and hidden.grad.isfinite().all()
+
+
+def test_opcheck(device):
+    hidden, weight, bias, targets = problem(5, 8, 300, 2, device=device)
+    leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
+    torch.library.opcheck(torch.ops.knowedit_ext.target_logprob.default, (*leaves, targets, 1.0))
+
+
+def test_two_runs_are_equal_and_no_rows_are_fine(device):
+    args = problem(20, 16, 700, None, device=device)
+    assert torch.equal(ops.target_logprob(*args), ops.target_logprob(*args))
+    assert ops.target_logprob(args[0][:0], *args[1:3], args[3][:0]).shape == (0,)
+
+
+def test_bad_arguments():
+    hidden, weight, bias, targets = problem(4, 8, 30, None)
+    with pytest.raises(IndexError, match="target 30 is outside the vocabulary of 30"):
+        ops.target_logprob(hidden, weight, bias, targets.fill_(30))
+    with pytest.raises(ValueError, match=r"head_weight must be \[vocab, 8\]"):
+        ops.target_logprob(hidden, weight.T, bias, targets)
+    with pytest.raises(ValueError, match=r"head_bias must be \[30\]"):
+        ops.target_logprob(hidden, weight, bias[1:], targets)
+    with pytest.raises(ValueError, match="targets must be int64"):
+        ops.target_logprob(hidden, weight, bias, targets[1:])
+    with pytest.raises(ValueError, match="head_weight is torch.float16"):
+        ops.target_logprob(hidden, weight.half(), bias, targets)

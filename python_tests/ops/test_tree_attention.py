@@ -1,0 +1,245 @@
+"""`tree_attention`: every body against the float64 oracle."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ops import oracle, trees
+from torch import Tensor
+
+from knowedit_ext import ops
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def random_qkv(rows: int, kv_rows: int, heads=4, kv_heads=2, d=8, dtype=torch.float64, device="cpu", seed=0):
+    torch.manual_seed(seed)
+    shapes = ((rows, heads, d), (kv_rows, kv_heads, d), (kv_rows, kv_heads, d))
+    return [torch.randn(shape, dtype=torch.float64).to(dtype).to(device) for shape in shapes]
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale=0.3, window=0, softcap=0.0) -> Tensor:
+    out = ops.tree_attention(q, k, v, segments.to(q.device), scale, window, softcap)
+    args = (q.cpu(), k.cpu(), v.cpu(), segments, scale, window, softcap)
+    assert out.dtype == q.dtype and out.shape == q.shape and out.is_contiguous()
+    trees.assert_as_good_as(out, trees.plain(*args), oracle.tree_attention(*args))
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", [1, 3, 8, 40, 64, 80, 96, 128, 256])
+def test_head_dimensions(body, dtype, d):
+    segments, rows = trees.forest([9, 4, 1, 6])
+    check(*random_qkv(rows, rows, d=d, dtype=dtype, device=body), segments, scale=d**-0.5)
+
+
+@pytest.mark.parametrize("lengths", [[1], [7], [129], [129, 7, 1], [1, 1, 1, 1], [33, 32, 31]])
+def test_awkward_lengths(body, lengths):
+    segments, rows = trees.forest(lengths)
+    check(*random_qkv(rows, rows, dtype=torch.float32, device=body), segments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads, kv_heads", [(1, 1), (6, 6), (6, 2), (5, 1)])
+def test_grouped_heads(body, dtype, heads, kv_heads):
+    segments, rows = trees.forest([5, 3, 4])
+    check(*random_qkv(rows, rows, heads, kv_heads, dtype=dtype, device=body), segments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [1, 2, 5, 100])
+@pytest.mark.parametrize("softcap", [0.0, 0.5, 30.0])
+def test_window_and_softcap(body, dtype, window, softcap):
+    segments, rows = trees.forest([40, 6, 5])
+    check(*random_qkv(rows, rows, dtype=dtype, device=body), segments, 1.0, window, softcap)
+
+
+@given(seed=st.integers(0, 10**6), window=st.sampled_from([0, 0, 1, 3]), softcap=st.sampled_from([0.0, 2.0]))
+@settings(max_examples=150, deadline=None)
+def test_any_tree(seed, window, softcap):
+    segments, rows, kv_rows = trees.random_tree(seed)
+    ops.check_segments(segments, rows, kv_rows)
+    check(*random_qkv(rows, kv_rows, dtype=torch.float32, seed=seed), segments, 0.3, window, softcap)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_trees_on_every_body(body, seed):
+    segments, rows, kv_rows = trees.random_tree(seed)
+    for dtype in DTYPES:
+        check(*random_qkv(rows, kv_rows, d=20, dtype=dtype, device=body, seed=seed), segments, window=seed % 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strided_views(body, dtype):
+    segments, rows = trees.forest([6, 3, 2])
+    torch.manual_seed(0)
+    fused = torch.randn(rows + 3, 3 * 4 * 8 + 5, dtype=torch.float64).to(dtype).to(body)[2:, 5:]  # odd offsets
+    q, k, v = (part[:rows].unflatten(1, (4, 8)) for part in fused.split(4 * 8, 1))
+    check(q, k, v, segments)
+    check(q.flip(1), k.transpose(0, 1).contiguous().transpose(0, 1), v, segments)
+    check(q.transpose(1, 2).contiguous().transpose(1, 2), k[:, ::2], v[:, ::2], segments)  # innermost stride is not 1
+    check(q[:1].expand(rows, -1, -1), k, v, segments)  # row stride 0
+
+
+def test_rows_of_no_segment_are_zero_and_unseen_rows_do_not_leak(body, uninitialised_is_nan):
+    segments = trees.table((2, 1, 0, 3, -1), (7, 5, 2, 2, 0), (-1, 4, 1, 2, 0))
+    q, k, v = random_qkv(11, 9, dtype=torch.float32, device=body)
+    unseen = [0, 4, 7, 8]
+    k[unseen], v[unseen] = float("nan"), float("nan")
+    q[[0, 5, 10]] = float("nan")
+    out = check_finite(q, k, v, segments)
+    assert not out[[0, 1, 5, 6, 9, 10]].any()
+    v[6] = float("nan")  # the last row of segment 1: its first row must not see it
+    out = ops.tree_attention(q, k, v, segments.to(body), 0.3)
+    assert out[7].isfinite().all() and out[8].isnan().all()
+
+
+def check_finite(q: Tensor, k: Tensor, v: Tensor, segments: Tensor) -> Tensor:
+    out = ops.tree_attention(q, k, v, segments.to(q.device), 0.3)
+    truth = oracle.tree_attention(q.nan_to_num(), k.nan_to_num(), v.nan_to_num(), segments, 0.3)
+    assert trees.error(out, truth) < 1e-6
+    return out
+
+
+def test_large_scores_do_not_overflow(body):
+    segments, rows = trees.forest([5, 4])
+    q, k, v = random_qkv(rows, rows, dtype=torch.float32, device=body)
+    check(q * 100, k * 100, v, segments, 1.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_segments_and_threads_agree_bit_for_bit(body, dtype):
+    lines, row = [(0, 0, 0, 15, -1)], 15
+    for i in range(100):
+        start = 1 + i % 14
+        lines.append((row, row, start, 15 - start, 0))
+        row += 15 - start
+    lines.append((row, row, 0, 200, -1))
+    segments, rows = trees.table(*lines), row + 200
+    q, k, v = random_qkv(rows, rows, 4, 4, 64, dtype, body)
+    threads = torch.get_num_threads()
+    try:
+        outs = []
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            outs.append(ops.tree_attention(q, k, v, segments.to(body), 0.125))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(outs[0], out) for out in outs[1:])
+    some = [0, 14, 15, 200, rows - 1, rows - 100]
+    truth = dense_rows(q, k, v, segments, some)
+    assert trees.error(outs[0][some], truth) < 8 * torch.finfo(dtype).eps
+
+
+def dense_rows(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, rows: list[int]) -> Tensor:
+    """Chosen rows of the oracle: a table of one-row views in front of it."""
+    lines = segments.tolist()
+    out = []
+    for row in rows:
+        line = next(i for i, s in enumerate(lines) if 0 <= s[0] <= row < s[0] + s[3])
+        seen = oracle.visible(lines, line, lines[line][2] + row - lines[line][0], 0)
+        scores = torch.einsum("hd,mhd->hm", q[row].double().cpu(), k[seen].double().cpu()) * 0.125
+        out.append(torch.einsum("hm,mhd->hd", torch.softmax(scores, 1), v[seen].double().cpu()))
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("window, softcap", [(0, 0.0), (2, 0.0), (0, 1.5)])
+def test_gradients(body, window, softcap):
+    segments = trees.table((0, 0, 0, 4, -1), (4, 4, 2, 3, 0), (-1, 2, 1, 3, 0), (7, 0, 4, 2, 2))
+    leaves = [x.requires_grad_() for x in random_qkv(9, 8, d=3, device=body)]
+    table = segments.to(body)
+    call = lambda q, k, v: ops.tree_attention(q, k, v, table, 0.4, window, softcap)  # noqa: E731
+    assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_have_the_dtype_and_shape_of_their_tensors(body, dtype):
+    segments, rows = trees.forest([5, 3])
+    leaves = [x.requires_grad_() for x in random_qkv(rows, rows, dtype=dtype, device=body)]
+    ops.tree_attention(*leaves, segments.to(body), 0.3).sum().backward()
+    assert all(x.grad.dtype == dtype and x.grad.shape == x.shape for x in leaves)
+    leaves[1].requires_grad_(False)
+    ops.tree_attention(*leaves, segments.to(body), 0.3).sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(body, dtype):
+    segments, rows = trees.forest([5, 3])
+    leaves = [x.requires_grad_() for x in random_qkv(rows, rows, dtype=dtype, device=body)]
+    torch.library.opcheck(torch.ops.knowedit_ext.tree_attention.default, (*leaves, segments.to(body), 0.3, 2, 1.0))
+
+
+def test_nothing_to_do(body):
+    empty = torch.empty(0, 5, dtype=torch.int32, device=body)
+    q, k, v = random_qkv(3, 2, device=body)
+    assert not ops.tree_attention(q, k, v, empty, 1.0).any()
+    assert ops.tree_attention(q[:0], k, v, trees.table((-1, 0, 0, 2, -1)).to(body), 1.0).shape == (0, 4, 8)
+
+
+def test_works_in_a_forked_child():
+    segments, rows = trees.forest([400, 300])
+    args = (*random_qkv(rows, rows, 4, 4, 64), segments, 0.1)
+    mine = ops.tree_attention(*args)  # large enough for helper threads, in the parent and in the child
+
+    def in_child() -> None:
+        os._exit(0 if np.array_equal(ops.tree_attention(*args).numpy(), mine.numpy()) else 1)
+
+    child = multiprocessing.get_context("fork").Process(target=in_child)
+    child.start()
+    child.join(60)
+    alive = child.is_alive()
+    child.kill()
+    assert not alive, "the child hangs"
+    assert child.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(q=torch.zeros(4, 8)), r"q must be \[rows, heads, d\]"),
+        (dict(k=torch.zeros(4, 2, 9)), "k must be"),
+        (dict(v=torch.zeros(5, 2, 8)), "v must have the shape of k"),
+        (dict(q=torch.zeros(4, 3, 8)), "3 heads do not divide over 2 kv heads"),
+        (dict(q=torch.zeros(4, 4, 8, dtype=torch.float64)), "share a dtype"),
+        (dict(q=torch.zeros(4, 4, 8, dtype=torch.int32)), "floating point"),
+        (dict(segments=torch.zeros(1, 4, dtype=torch.int32)), r"segments must be \[n, 5\]"),
+        (dict(segments=torch.zeros(1, 5, dtype=torch.int64)), "segments must be int32"),
+        (dict(window=-1), "window must be >= 0"),
+        (dict(softcap=-1.0), "softcap must be >= 0"),
+    ],
+)
+def test_bad_arguments(change, message):
+    good = dict(q=torch.zeros(4, 4, 8), k=torch.zeros(4, 2, 8), v=torch.zeros(4, 2, 8))
+    good |= dict(segments=trees.table((0, 0, 0, 4, -1)), scale=1.0)
+    with pytest.raises(ValueError, match=message):
+        ops.tree_attention(**(good | change))
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ([(0, 0, 0, -1, -1)], "segment 0 .*negative length"),
+        ([(0, 0, -1, 2, -1)], "negative position"),
+        ([(3, 0, 0, 2, -1)], "query rows outside the 4 rows of q"),
+        ([(-2, 0, 0, 2, -1)], "query rows outside"),
+        ([(0, 0, 0, 2, -1), (-1, 3, 0, 2, -1)], "segment 1 .*key rows outside the 4 rows of k and v"),
+        ([(0, -1, 0, 2, -1)], "key rows outside"),
+        ([(0, 0, 0, 2, 1)], "parent outside the 1 segments"),
+        ([(0, 0, 0, 2, -2)], "parent outside"),
+        ([(0, 0, 0, 2, 0)], "cycle"),
+        ([(0, 0, 0, 1, 1), (1, 1, 1, 1, 2), (-1, 0, 0, 1, 0)], "segment 0 .*cycle"),
+        ([(0, 0, 0, 3, -1), (2, 0, 0, 2, -1)], "query row 2 belongs to more than one segment"),
+    ],
+)
+def test_bad_tables(lines, message):
+    segments = trees.table(*lines)
+    with pytest.raises(ValueError, match=message):
+        ops.check_segments(segments, 4, 4)
+    with pytest.raises(ValueError, match=message):
+        ops.tree_attention(torch.zeros(4, 4, 8), torch.zeros(4, 2, 8), torch.zeros(4, 2, 8), segments, 1.0)
