@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	$(BIN)/knowedit demo
 
 test: $(VENV)/.installed
-	$(PYTEST) python_tests
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 python_tests
 
 bench: $(VENV)/.installed
 	$(PYTEST) benchmarks
