@@ -78,7 +78,7 @@ class Interventions:
         return len(self.roots) - 1
 
     def add_run(self, root: int, patches: Iterable[Patch], readout: Iterable[int]) -> int:
-        """Returns the run's number. Raises ValueError for roots, tokens and readouts that are not there or do not fit."""
+        """Returns the run's number. Raises ValueError for roots, tokens and sources that do not fit."""
         run = Run(root, tuple(patches), tuple(readout))
         if not 0 <= root < len(self.roots):
             raise ValueError(f"no root {root}: there are {len(self.roots)} so far")
