@@ -43,14 +43,16 @@ class TraceSettings:
     def __post_init__(self) -> None:
         for name in ("window", "samples", "answer_tokens"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not _whole(value) or value < 1:
                 raise ValueError(f"{name} is {value}: expected a whole number of at least 1")
+        if not _whole(self.seed) or not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}: expected a whole number from 0 to 2**32 - 1")
         _one_of("sever", self.sever, (None, "mlp", "attn"))
         _one_of("compat", self.compat, (None, "reference"))
         _one_of("score", self.score, SCORES)
         if (self.score == "logit_difference") != (self.against is not None):
             raise ValueError("score='logit_difference' and against= (the second answer) go together")
-        if self.max_rows is not None and self.max_rows < 1:
+        if self.max_rows is not None and (not _whole(self.max_rows) or self.max_rows < 1):
             raise ValueError(f"max_rows is {self.max_rows}: expected at least 1")
 
 
@@ -94,7 +96,9 @@ def trace(
     """
     _one_of("kind", kind, KINDS)
     facts = [fact] if isinstance(fact, Fact) else list(fact)
-    chosen = tokens if tokens is None or isinstance(tokens, str) else tuple(tokens)
+    chosen = tokens
+    if tokens is not None and not isinstance(tokens, str):
+        chosen = tuple(int(t) if isinstance(t, np.integer) else t for t in tokens)
     settings = TraceSettings(
         window, samples, seed, sever, compat, replace, corrupt_with, answer_tokens, score, against, chosen, max_rows
     )
@@ -139,6 +143,11 @@ def plan_traces(
     settings: TraceSettings,
 ) -> tuple[list[FactPlan], Interventions]:
     """What `trace_facts` sweeps: the plans of the facts, and the roots and runs of all of them."""
+    if not facts:
+        raise ValueError("no facts: there is nothing to trace")
+    for fact in facts:
+        if not isinstance(fact, Fact):
+            raise TypeError(f"expected a Fact, not {type(fact).__name__} {fact!r}")
     tokenized = [tokenize_fact(model, fact) for fact in facts]
     if not isinstance(noise, Noise):
         noise = noise_of(model, noise, [fact.subject for fact in facts], settings.replace)
@@ -160,6 +169,9 @@ def _score(logp: torch.Tensor, settings: TraceSettings) -> torch.Tensor:
 
 def model_answer(model: EditableModel, ids: tuple[int, ...], tokens: int) -> tuple[tuple[int, ...], CleanRun]:
     """The model's greedy continuation, and the clean run of the prompt alone."""
+    most = model.modules.max_positions
+    if most is not None and len(ids) + tokens - 1 > most:
+        raise ValueError(f"prompt and answer take {len(ids) + tokens - 1} positions, the model has {most} positions")
     clean = clean_run(model, ids)
     own = (int(clean.logits.argmax()),)
     while len(own) < tokens:
@@ -190,9 +202,6 @@ class FactPlan:
         own, clean = model_answer(self.model, ids, 1 if target else self.settings.answer_tokens)
         answer = target or own
         if len(answer) > 1:
-            most = self.model.modules.max_positions
-            if most is not None and len(ids) + len(answer) - 1 > most:
-                raise ValueError(f"prompt and answer have {len(ids) + len(answer)} tokens, more than {most} positions")
             clean = clean_run(self.model, ids + answer[:-1])
         return clean, answer, self.model.tokenizer.decode(list(own))
 
@@ -216,7 +225,7 @@ class FactPlan:
             return list(range(self.length))
         if tokens == "subject_last":
             return [self.last - 1]
-        if isinstance(tokens, str) or any(not 0 <= t < self.length for t in tokens):
+        if isinstance(tokens, str) or not tokens or not all(_whole(t) and 0 <= t < self.length for t in tokens):
             raise ValueError(f"tokens={tokens!r}: expected 'subject_last' or token numbers 0..{self.length - 1}")
         return sorted(set(tokens))
 
@@ -322,6 +331,10 @@ class FactPlan:
 def window_layers(layer: int, window: int, layers: int) -> tuple[int, ...]:
     """The layers of a window around `layer` (causal_trace.py:427-429): 10 -> l - 5 .. l + 4, clipped."""
     return tuple(range(max(0, layer - window // 2), min(layers, layer - (-window // 2))))
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _one_of(name: str, value: object, allowed: tuple) -> None:

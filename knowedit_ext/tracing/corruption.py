@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -59,10 +60,9 @@ def noise_of(
         return Noise(noise, replace=replace)
     if isinstance(noise, str):
         return Noise(noise_level(model, noise, subjects, texts), uniform=noise.startswith("u"), replace=replace)
-    level = float(noise)
-    if not math.isfinite(level) or level < 0:
-        raise ValueError(f"noise is {noise}: expected a finite number >= 0 or a rule such as 's3'")
-    return Noise(level, replace=replace)
+    if not isinstance(noise, Real) or not math.isfinite(noise) or noise < 0:
+        raise ValueError(f"noise is {noise}: expected a finite number >= 0, a rule such as 's3', or a sampler")
+    return Noise(float(noise), replace=replace)
 
 
 def noise_level(
@@ -81,7 +81,7 @@ def noise_level(
         value = float(number) if number else 1.0
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or value < 0 or (kind in ("u", "t") and not number):
+    if not math.isfinite(value) or value < 0 or bool(number) == (kind == "m"):  # "m" stands alone, the rest need one
         raise ValueError(f"unknown noise rule '{rule}': expected 's3', 'u0.1', 'm', 't5' or a number")
     if kind == "s":
         if not subjects:
