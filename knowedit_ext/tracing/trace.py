@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,27 +110,38 @@ class Trace:
         ]
         if missing:
             raise ValueError(f"'{path}' is no trace: it lacks {', '.join(missing)}")
-        scores = data["scores"].astype(np.float32)
+
+        def read(name: str, convert: Callable[[Any], Any], default: Any = None) -> Any:
+            try:
+                return convert(data.get(name, default))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"'{path}' is no trace: {name} is {data[name]}") from error
+
+        scores = read("scores", lambda x: x.astype(np.float32))
         tokens = [str(t) for t in data["input_tokens"]]
         if scores.ndim != 2 or len(tokens) != len(scores):
             raise ValueError(f"'{path}' is no trace: scores {list(scores.shape)} for {len(tokens)} tokens")
-        first, last = (int(x) for x in data["subject_range"])
-        kind = str(data.get("kind", "")) or "state"
+        subject = read("subject_range", lambda x: tuple(int(i) for i in x))
+        if len(subject) != 2 or not 0 <= subject[0] < subject[1] <= len(tokens):
+            raise ValueError(f"'{path}' is no trace: subject_range {subject} among {len(tokens)} tokens")
+        kind = {"": "state", "None": "state"}.get(str(data.get("kind", "")), str(data.get("kind")))
+        if kind not in KINDS:
+            raise ValueError(f"'{path}' is no trace: unknown kind '{kind}'")
         return cls(
             scores=scores,
-            low_score=float(data["low_score"]),
-            high_score=float(data["high_score"]),
+            low_score=read("low_score", float),
+            high_score=read("high_score", float),
             answer=str(data["answer"]),
-            answer_ids=tuple(int(i) for i in data.get("answer_ids", ())),
+            answer_ids=read("answer_ids", lambda x: tuple(int(i) for i in x), ()),
             tokens=tokens,
             input_ids=data.get("input_ids", np.zeros(0, np.int64)),
-            subject_range=(first, last),
-            kind="state" if kind == "None" else kind,
-            window=int(data.get("window", 10)),
+            subject_range=subject,
+            kind=kind,
+            window=read("window", int, 10),
             sample_scores=data.get("sample_scores", np.zeros((0, *scores.shape), np.float32)),
             low_samples=data.get("low_samples", np.zeros(0, np.float32)),
             correct_prediction=bool(data.get("correct_prediction", True)),
-            settings=json.loads(str(data.get("settings", "{}"))),
+            settings=read("settings", lambda x: json.loads(str(x)), "{}"),
         )
 
 
@@ -147,6 +159,8 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
         KeyError,
         TypeError,
         AttributeError,
+        NotImplementedError,  # a damaged header asks for encryption or an odd compression
+        RuntimeError,
         zipfile.BadZipFile,
         zlib_error,
     ) as error:
