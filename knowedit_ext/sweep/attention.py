@@ -1,7 +1,7 @@
 """Runs a Hugging Face attention module on packed rows: only the attention function is swapped.
 
 Families that look their function up in transformers' `AttentionInterface` get ours by name; GPT-J, which does not, has
-`_attn` wrapped. Both read the table of the layer in progress from a context variable.
+`_attn` wrapped. Both read what the layer in progress attends by from a context variable.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,21 @@ from ..modules import ModuleMap, UnsupportedModelError
 from ..ops import tree_attention
 
 NAME = "knowedit_tree"
-_segments: ContextVar[torch.Tensor] = ContextVar("knowedit_segments")
+
+
+@dataclass
+class Attending:
+    """The layer in progress: its table (int32 [n, 5], see `tree_attention`) and keys and values of frozen rows.
+
+    frozen: (k, v), [frozen rows, kv_heads, d] each, in front of the layer's own. recorded: filled with the layer's own.
+    """
+
+    segments: torch.Tensor
+    frozen: tuple[torch.Tensor, torch.Tensor] | None = None
+    recorded: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+_attending: ContextVar[Attending] = ContextVar("knowedit_attending")
 
 
 def _attend(
@@ -35,8 +50,11 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [rows, heads, d]
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    segments = _segments.get().to(q.device)
-    out = tree_attention(q, k, v, segments, scale, sliding_window or 0, softcap or 0.0)
+    layer = _attending.get()
+    layer.recorded = (k, v)
+    if layer.frozen is not None:
+        k, v = (torch.cat(pair) for pair in zip(layer.frozen, (k, v), strict=True))
+    out = tree_attention(q, k, v, layer.segments.to(q.device), scale, sliding_window or 0, softcap or 0.0)
     return out[None], None  # [1, rows, heads, d]
 
 
@@ -78,10 +96,11 @@ def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
 
 
 @contextmanager
-def attending(segments: torch.Tensor) -> Iterator[None]:
-    """The attention table (int32 [n, 5], see `tree_attention`) of the layer that runs inside."""
-    token = _segments.set(segments)
+def attending(segments: torch.Tensor, frozen: tuple[torch.Tensor, torch.Tensor] | None = None) -> Iterator[Attending]:
+    """What the layer that runs inside attends by; holds its keys and values afterwards."""
+    layer = Attending(segments, frozen)
+    token = _attending.set(layer)
     try:
-        yield
+        yield layer
     finally:
-        _segments.reset(token)
+        _attending.reset(token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -73,6 +74,31 @@ def layer_zero_input(
     model: EditableModel, ids: Sequence[int], copies: int, corrupt: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> torch.Tensor:
     """[copies, tokens, hidden] entering layer 0 when `corrupt` changes the embedding module's output."""
+    return _embedded(model, [list(ids)] * copies, corrupt)
+
+
+@torch.no_grad()
+def clean_runs(model: EditableModel, prompts: Sequence[Sequence[int]]) -> list[CleanRun]:
+    """What enters the layers for many prompts, without computing the layers but for one prompt of each length.
+
+    The runs have no logits (an empty tensor): they are the start of a sweep.
+    """
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for number, ids in enumerate(prompts):
+        by_length[len(ids)].append(number)
+    found: list[CleanRun | None] = [None] * len(prompts)
+    for numbers in by_length.values():
+        arguments = clean_run(model, prompts[numbers[0]]).arguments
+        hidden = _embedded(model, [list(prompts[n]) for n in numbers])
+        for row, n in enumerate(numbers):
+            found[n] = CleanRun(tuple(prompts[n]), hidden[row : row + 1], hidden.new_empty(0), arguments)
+    return found
+
+
+def _embedded(
+    model: EditableModel, ids: list[list[int]], corrupt: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.Tensor:
+    """[prompts, tokens, hidden] entering layer 0; the forward pass is stopped there."""
     found: list[torch.Tensor] = []
 
     def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -86,7 +112,7 @@ def layer_zero_input(
         first = model.modules.layers[0].register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
         stack.callback(first.remove)
         try:
-            model.hf(torch.tensor([list(ids)] * copies, device=model.device), use_cache=False)
+            model.hf(torch.tensor(ids, device=model.device), use_cache=False)
         except _Stop:
             pass
     return found[0]

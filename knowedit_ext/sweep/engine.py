@@ -100,15 +100,21 @@ def log_probabilities(model: EditableModel, hidden: torch.Tensor, targets: torch
 
 def default_max_rows(model: EditableModel) -> int:
     """Rows that fit in half of the free memory, at most what still makes a sweep faster."""
+    best = BEST_ROWS.get(model.device.type, WIDE_ROWS)
+    return max(256, min(best, free_bytes(model.device) // 2 // row_bytes(model)))
+
+
+def row_bytes(model: EditableModel) -> int:
+    """What one row's activations take in one layer, in float32."""
     config = model.modules.config
     width = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * model.hidden_size
-    bytes_a_row = 4 * (8 * model.hidden_size + 6 * width)  # the layer's activations, in float32
-    device = model.device
+    return 4 * (8 * model.hidden_size + 6 * width)
+
+
+def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(256, min(BEST_ROWS.get(device.type, WIDE_ROWS), free // 2 // bytes_a_row))
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def split_runs(interventions: Interventions, max_rows: int) -> Iterator[list[Run]]:

@@ -1,0 +1,169 @@
+"""Whole prompts as packed rows, run layer by layer; and patched rows over them, frozen, with gradients.
+
+Editing needs little of a prompt: keys and values at one token, and, while a value is optimised, the rows from that
+token on, in the layers behind the edited one. What lies left of the token or below the layer is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..model import EditableModel
+from ..modules import on_device
+from .attention import attending, tree_attention_in
+from .capture import CleanRun, RowArguments
+from .interventions import Interventions, Patch
+from .layout import Layout, lay_out
+from .segments import Planner
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+
+
+class PackedPrompts:
+    """Prompts of any lengths in one matrix [rows, hidden] without padding.
+
+    `start` holds the rows that enter layer 0; `row(prompt, token)` is a token's row.
+    """
+
+    def __init__(self, model: EditableModel, prompts: Sequence[CleanRun]) -> None:
+        self.model, self.prompts = model, prompts
+        self.interventions = Interventions()
+        for number, prompt in enumerate(prompts):
+            self.interventions.add_root(prompt.hidden, prompt=number)
+        lengths = torch.tensor([0, *(len(prompt.ids) for prompt in prompts)])
+        self.offsets = lengths.cumsum(0)
+        self.rows = int(self.offsets[-1])
+        self.start = torch.cat([prompt.hidden[0] for prompt in prompts])
+        planner = Planner(self.interventions.roots, range(len(prompts)), model.num_layers)
+        self._layout = lay_out(planner.plan([]), model.num_layers)
+        self._arguments = RowArguments(prompts, torch.arange(self.rows))
+
+    def row(self, prompt: int, token: int) -> int:
+        return int(self.offsets[prompt]) + token
+
+    def run(
+        self, hidden: torch.Tensor, first: int, last: int, keep: dict[int, KeysValues] | None = None
+    ) -> torch.Tensor:
+        """Rows [rows, hidden] entering layer `first` -> entering `last`; `keep` collects keys and values by layer."""
+        with tree_attention_in(self.model.modules):
+            for number in range(first, last):
+                layer = self.model.modules.layers[number]
+                hidden = on_device(hidden, layer)
+                arguments = self._arguments.layer(number, self.rows, hidden.device)
+                with attending(self._layout.segments[number]) as attended:
+                    hidden = _untuple(layer(hidden[None], **arguments))[0]
+                if keep is not None:
+                    keep[number] = attended.recorded
+        return hidden
+
+
+class FrozenPrompts:
+    """Rows from a token on, over frozen prompts, as a differentiable function of what is added at that token.
+
+    packed: the prompts. tokens: for each prompt the token whose output at `site` of `layer` is changed. readout: for
+    each prompt the positions whose final state is wanted. last: layers computed (the model's number, or fewer when the
+    loss is read from an earlier layer).
+
+    `initial` [prompts, hidden] is the site's own output at those tokens. Calling it with [prompts, hidden] to add gives
+    the states behind the final norm, [all readouts in order, hidden].
+    """
+
+    def __init__(
+        self,
+        packed: PackedPrompts,
+        site: str,
+        layer: int,
+        tokens: Sequence[int],
+        readout: Sequence[Sequence[int]],
+        last: int | None = None,
+    ) -> None:
+        self.model, self.site, self.edited = packed.model, site, layer
+        self.last = self.model.num_layers if last is None else last
+        self.roots = packed.rows
+        layout = self._plan(packed, tokens, readout)
+        self._layout = layout
+        restored = layout.restores[("input", layer + 1) if site == "layer" else (site, layer)]
+        self._at = torch.cat([r.rows for r in restored]) - self.roots  # one row a prompt, in the prompts' order
+        self._frozen_run(packed, tokens)
+        index = packed.offsets[layout.prompt] + layout.position
+        self._arguments = RowArguments(packed.prompts, index[self.roots :])
+        self._segments = [self._without_root_queries(table) for table in layout.segments]
+        self._readout = torch.cat([torch.from_numpy(rows).reshape(-1) for rows in layout.readout])
+
+    def _plan(self, packed: PackedPrompts, tokens: Sequence[int], readout: Sequence[Sequence[int]]) -> Layout:
+        planned = Interventions()
+        planned.roots = packed.interventions.roots
+        nothing = torch.zeros(self.model.hidden_size)
+        for number, (token, positions) in enumerate(zip(tokens, readout, strict=True)):
+            planned.add_run(number, [Patch(self.site, (self.edited,), (token,), nothing, "add")], positions)
+        planner = Planner(planned.roots, range(len(planned.roots)), self.last)
+        return lay_out(planner.plan(planned.runs), self.last)
+
+    @torch.no_grad()
+    def _frozen_run(self, packed: PackedPrompts, tokens: Sequence[int]) -> None:
+        """Run the prompts once; keep keys and values, the rows that newborn ones are copies of, the site's outputs."""
+        rows = torch.tensor([packed.row(prompt, token) for prompt, token in enumerate(tokens)])
+        self._keys_values: dict[int, KeysValues] = {}
+        self._born: dict[int, torch.Tensor] = {}
+        module = self.model.modules.site(self.site, self.edited)
+
+        def record(_module: nn.Module, args: tuple, output: Any) -> None:
+            out = _untuple(output)[0]
+            self.initial = out[rows.to(out.device)].clone()
+
+        hidden = packed.start
+        with ExitStack() as stack:
+            stack.callback(module.register_forward_hook(record).remove)
+            for layer in range(self.last + 1):
+                births = self._layout.births[layer]
+                if len(births):
+                    self._born[layer] = hidden[births.to(hidden.device)]
+                if layer < self.last:
+                    keep = self._keys_values if layer >= self.edited else None
+                    hidden = packed.run(hidden, layer, layer + 1, keep)
+        self._final = hidden  # rows of the prompts behind the last layer, for readouts left of the patch
+
+    def _without_root_queries(self, table: torch.Tensor) -> torch.Tensor:
+        table = table.clone()
+        queries = table[:, 0]
+        table[:, 0] = torch.where(queries >= self.roots, queries - self.roots, -1)
+        return table
+
+    def __call__(self, added: torch.Tensor) -> torch.Tensor:
+        modules = self.model.modules
+        hidden = None
+        at = self._at.to(added.device)
+
+        def inject(module: nn.Module, args: tuple, output: Any) -> Any:
+            out = _untuple(output)
+            changed = out[0].index_add(0, at.to(out.device), added.to(out.device, out.dtype))[None]
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        with ExitStack() as stack:
+            stack.enter_context(tree_attention_in(modules))
+            if self.site != "layer":
+                stack.callback(modules.site(self.site, self.edited).register_forward_hook(inject).remove)
+            for number in range(self.edited, self.last + 1):
+                born = self._born.get(number)
+                if born is not None:
+                    hidden = born if hidden is None else torch.cat([hidden, born.to(hidden.device)])
+                if self.site == "layer" and number == self.edited + 1:
+                    hidden = hidden.index_add(0, at.to(hidden.device), added.to(hidden.device, hidden.dtype))
+                if hidden is None or number == self.last:
+                    continue
+                layer = modules.layers[number]
+                hidden = on_device(hidden, layer)
+                arguments = self._arguments.layer(number, len(hidden), hidden.device)
+                with attending(self._segments[number], self._keys_values[number]):
+                    hidden = _untuple(layer(hidden[None], **arguments))[0]
+        rows = torch.cat([self._final.to(hidden.device), hidden])[self._readout.to(hidden.device)]
+        return modules.final_norm(on_device(rows, modules.final_norm))
+
+
+def _untuple(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output
