@@ -1,0 +1,109 @@
+"""What to change: edit requests, and the prompts that an edit is computed from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..facts import Fact, TokenizedFact, tokenize_fact
+from ..model import EditableModel
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """Make the model go on from `prompt` (with one `{}` for the subject) with `target_new`.
+
+    A target without a leading space gets one, as published. target_true: what the model says before; kept for reports.
+    """
+
+    prompt: str
+    subject: str
+    target_new: str
+    target_true: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.target_new, str) or not self.target_new.strip():
+            raise ValueError(f"target_new of '{self.prompt}' ('{self.subject}') is empty")
+        Fact(self.prompt, self.subject, occurrence=_slot(self.prompt, self.subject))
+        for name in ("target_new", "target_true"):
+            value = getattr(self, name)
+            if value is not None and not value.startswith(" "):
+                object.__setattr__(self, name, " " + value)
+
+    @classmethod
+    def of(cls, raw: EditRequest | Mapping[str, Any]) -> EditRequest:
+        """From a request, its published dict form, or a CounterFact record."""
+        if isinstance(raw, EditRequest):
+            return raw
+        raw = raw.get("requested_rewrite", raw)
+        missing = [key for key in ("prompt", "subject", "target_new") if key not in raw]
+        if missing:
+            raise ValueError(f"an edit request lacks {', '.join(missing)}: {dict(raw)!r}")
+        text = lambda value: value["str"] if isinstance(value, Mapping) else value  # noqa: E731
+        prompt = raw["prompt"]
+        if "{}" not in prompt and raw["subject"] in prompt:
+            prompt = prompt.replace(raw["subject"], "{}", 1)
+        return cls(prompt, raw["subject"], text(raw["target_new"]), text(raw.get("target_true")))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "prompt": self.prompt,
+            "subject": self.subject,
+            "target_new": self.target_new,
+            "target_true": self.target_true,
+        }
+
+    def fact(self, context: str = "{}", target: bool = True) -> Fact:
+        """The prompt inside a context template."""
+        if context.count("{}") != 1:
+            raise ValueError(f"context '{context}': exactly one '{{}}' must say where the prompt goes")
+        template = context.replace("{}", self.prompt)
+        occurrence = _slot(template, self.subject)
+        return Fact(template, self.subject, self.target_new if target else None, occurrence=occurrence)
+
+
+def check_requests(requests: Iterable[EditRequest | Mapping[str, Any]]) -> list[EditRequest]:
+    """Requests as `EditRequest`s. Raises ValueError when there are none, or two that contradict each other."""
+    found = [EditRequest.of(raw) for raw in ([requests] if isinstance(requests, (EditRequest, Mapping)) else requests)]
+    if not found:
+        raise ValueError("no edit requests")
+    targets: dict[tuple[str, str], str] = {}
+    for request in found:
+        key = (request.prompt, request.subject)
+        if targets.setdefault(key, request.target_new) != request.target_new:
+            raise ValueError(
+                f"contradictory requests: '{request.prompt}' with subject '{request.subject}' is to become both "
+                f"'{targets[key].strip()}' and '{request.target_new.strip()}'"
+            )
+    return found
+
+
+def warn_if_known(request: EditRequest, answer: str) -> None:
+    if request.target_new.strip() == answer.strip():
+        text = request.prompt.replace("{}", request.subject)
+        warnings.warn(f"'{text}' is already continued with '{answer.strip()}'", stacklevel=3)
+
+
+def lookup(tokenized: TokenizedFact, fact_token: str) -> int:
+    """The token whose key is edited (rome/repr_tools.py:43-99, compute_v.py:230-260)."""
+    first, after = tokenized.subject_range
+    last = len(tokenized.ids) - 1
+    if fact_token == "subject_first_after_last" and after > last:
+        text = tokenized.fact.text
+        raise ValueError(f"fact_token 'subject_first_after_last': nothing follows the subject in '{text}'")
+    places = {"subject_last": after - 1, "subject_first": first, "subject_first_after_last": after, "last": last}
+    return places[fact_token]
+
+
+def tokenize_in_contexts(
+    model: EditableModel, request: EditRequest, contexts: Sequence[str], target: bool = True
+) -> list[TokenizedFact]:
+    return [tokenize_fact(model, request.fact(context, target)) for context in contexts]
+
+
+def _slot(template: str, subject: str) -> int:
+    """Which occurrence of the subject, in the filled template, is the one in the `{}`."""
+    filled, at = template.replace("{}", subject), template.find("{}")
+    return sum(1 for i in range(at) if filled.startswith(subject, i))

@@ -1,0 +1,80 @@
+"""ROME: rank-one edits, one fact at a time (Meng et al. 2022; rome/rome_main.py, compute_u.py, compute_v.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..model import EditableModel
+from ..moments import Moments
+from .contexts import rome_contexts
+from .edit import Edit, LowRank, describe_model, weight_is_input_first
+from .keys import KeyRows
+from .memit import check_model
+from .params import ROMEParams
+from .request import EditRequest, check_requests
+from .values import optimise_values
+
+
+def rome(
+    model: EditableModel,
+    request: EditRequest | Mapping[str, Any],
+    params: ROMEParams,
+    moments: Moments | None = None,
+    contexts: Sequence[str] | None = None,
+    compat: str | None = None,
+    *,
+    seed: int = 0,
+) -> Edit:
+    """One fact, one rank-one change of the down projection of each of `params.layers`.
+
+    moments: second moments of the keys at those layers; may be None when `params.mom2_adjustment` is off.
+    contexts: templates with one `{}`, the bare "{}" first; None: generated from the model with `seed`.
+    compat: "reference": the key is averaged over contexts but the value is solved for the bare prompt's key, as
+        published; None: one key for both (R-ROME).
+
+    The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed.
+    """
+    [request] = check_requests([request] if isinstance(request, (EditRequest, Mapping)) else request)
+    check_model(model, params, moments if params.mom2_adjustment else None, [request], needed=params.mom2_adjustment)
+    contexts = rome_contexts(model, params.context_template_length_params, seed) if contexts is None else list(contexts)
+    if not contexts or contexts[0] != "{}":
+        raise ValueError("contexts must begin with the bare prompt, '{}'")
+    edit = Edit({}, "rome", [request.to_dict()], params.to_dict(), contexts, compat, describe_model(model))
+    done: list[Edit] = []
+    try:
+        for layer in params.layers:  # each layer's change is computed with those below it in place
+            part = _one_layer(model, request, params, moments, contexts, compat, layer)
+            edit.changes.update(part.changes)
+            if layer != params.layers[-1]:
+                part.apply(model)
+                done.append(part)
+    finally:
+        for part in reversed(done):
+            part.revert(model)
+    return edit
+
+
+def _one_layer(
+    model: EditableModel,
+    request: EditRequest,
+    params: ROMEParams,
+    moments: Moments | None,
+    contexts: Sequence[str],
+    compat: str | None,
+    layer: int,
+) -> Edit:
+    rows = KeyRows(model, [request], [contexts], params.fact_token)
+    _, inputs, outputs = rows.pass_through(rows.packed.start, 0, layer + 1, layer)
+    key = rows.mean(inputs).T  # k*, [d_in, 1]
+    u = moments.solve(layer, key) if params.mom2_adjustment else key  # C^-1 k*, Eqn. 2 and appendix A of ROME
+    u = u[:, 0] / u.norm()
+    target = optimise_values(model, [request], contexts, params, "mlp", layer).values[0].double().to(u.device)
+    if compat == "reference":
+        key_now, value_now = inputs[0].double(), outputs[0].double()  # of the bare prompt
+    else:
+        key_now, value_now = key[:, 0], rows.mean(outputs)[0]
+    v = (target - value_now) / (key_now @ u)
+    module = model.modules.down_projection(layer)
+    change = LowRank(u[:, None].cpu(), v[:, None].cpu(), weight_is_input_first(module))
+    return Edit({f"{model.modules.parameter_name(layer)}.weight": change})

@@ -1,0 +1,203 @@
+"""Values: what the edited layer must put out at the subject so that the model says the new target.
+
+Many edits are optimised at once, each as if alone: its own Adam state, stop rule, weight decay, KL term and L2 ball
+(rome/compute_v.py:14-189, memit/compute_z.py:13-183). Only rows from the subject's token on, in the layers behind the
+edited one, are computed in a step; the head sees the target's rows and the KL prompt's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from ..facts import Fact, tokenize_fact
+from ..model import EditableModel
+from ..modules import on_device
+from ..sweep.capture import clean_runs
+from ..sweep.engine import log_probabilities
+from ..sweep.packed import FrozenPrompts, PackedPrompts
+from .params import EditParams
+from .request import EditRequest, lookup, tokenize_in_contexts
+
+logger = logging.getLogger(__name__)
+
+STOP_LOSS = 5e-2
+KL_PROMPT = "{} is a"
+LEAVE = 0.75  # converged edits leave the batch when no more than this share of it is still going
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch.optim.Adam's
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of an edit's loss: token ids, the token that is changed, and what is scored where."""
+
+    edit: int
+    ids: tuple[int, ...]
+    token: int
+    readout: tuple[int, ...]
+    targets: tuple[int, ...]  # empty: the KL prompt
+    weight: float  # of each target's log-probability
+
+
+@dataclass(frozen=True)
+class Values:
+    """Optimised values [edits, hidden], the initial ones, and the last loss and number of steps of each."""
+
+    values: torch.Tensor
+    initial: torch.Tensor
+    loss: torch.Tensor
+    steps: torch.Tensor
+
+
+def optimise_values(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    params: EditParams,
+    site: str,
+    layer: int,
+    batch: int | None = None,
+    progress: bool = False,
+) -> Values:
+    """The values of many requests at `site` ("mlp": ROME's delta, "layer": MEMIT's) of `layer`.
+
+    contexts: templates with one `{}`, the bare "{}" first. batch: edits at once; None: from free memory.
+    """
+    last = model.num_layers if params.v_loss_layer is None else max(params.v_loss_layer, layer) + 1
+    if layer + 1 >= last:
+        raise ValueError(
+            f"layer {layer} is the last one before the loss: nothing behind it can carry a change to the prompt's end"
+        )
+    prompts = [_prompts(model, n, request, contexts, params.fact_token) for n, request in enumerate(requests)]
+    size = batch or _batch_size(model, prompts, last - layer)
+    parts = []
+    for first in tqdm(range(0, len(requests), size), desc="values", unit="batch", disable=not progress):
+        parts.append(_Batch(model, prompts[first : first + size], params, site, layer, last).optimise())
+    names = ("values", "initial", "loss", "steps")
+    return Values(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+def _prompts(
+    model: EditableModel, edit: int, request: EditRequest, contexts: Sequence[str], fact_token: str
+) -> list[Prompt]:
+    found = []
+    for tokenized in tokenize_in_contexts(model, request, contexts):
+        target = tokenized.target_ids
+        ids = tokenized.ids + target[:-1]
+        readout = tuple(range(len(tokenized.ids) - 1, len(ids)))
+        weight = 1.0 / (len(contexts) * len(target))  # mean over tokens, then over prompts
+        found.append(Prompt(edit, ids, lookup(tokenized, fact_token), readout, target, weight))
+    kl = tokenize_fact(model, Fact(KL_PROMPT, request.subject, occurrence=0))
+    token = lookup(kl, fact_token)
+    found.append(Prompt(edit, kl.ids[: token + 1], token, (token,), (), 0.0))  # its distribution at that very token
+    return found
+
+
+def _batch_size(model: EditableModel, prompts: Sequence[Sequence[Prompt]], layers: int) -> int:
+    """Edits whose activations, kept for the backward pass, take a quarter of what is free (or 4,096 rows on a CPU)."""
+    from ..sweep.engine import free_bytes, row_bytes
+
+    rows = max(sum(len(p.ids) - p.token for p in edit) for edit in prompts)
+    most = free_bytes(model.device) // 4 // (row_bytes(model) * layers)
+    return max(1, min(most, 4096 if model.device.type == "cpu" else most) // rows)
+
+
+class _Batch:
+    """Some edits on their way; those that have converged leave."""
+
+    def __init__(
+        self,
+        model: EditableModel,
+        prompts: Sequence[Sequence[Prompt]],
+        params: EditParams,
+        site: str,
+        layer: int,
+        last: int,
+    ) -> None:
+        self.model, self.params, self.site, self.layer, self.last = model, params, site, layer, last
+        self.prompts = prompts
+        self.count = len(prompts)
+
+    def optimise(self) -> Values:
+        params, n = self.params, self.count
+        planned = list(range(n))
+        self._plan(planned)
+        # The value of the bare prompt, which is the first of an edit's prompts.
+        initial = self.frozen.initial[self.bare].float()
+        delta = torch.zeros_like(initial)
+        moment, variance = torch.zeros_like(delta), torch.zeros_like(delta)
+        losses, steps = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
+        alive = torch.ones(n, dtype=torch.bool)
+        self.kl_initial: dict[int, torch.Tensor] = {}
+        for step in range(params.v_num_grad_steps):
+            variable = delta[planned].requires_grad_()
+            loss = self._loss(variable, initial[planned], planned)
+            going = alive[planned]
+            losses[planned] = torch.where(going, loss.detach().cpu(), losses[planned])
+            going = going & (loss.detach().cpu() >= STOP_LOSS)
+            alive[planned] = going
+            if step == params.v_num_grad_steps - 1 or not going.any():
+                break
+            (gradient,) = torch.autograd.grad(loss.sum(), variable)
+            here = torch.tensor(planned)[going].to(delta.device)
+            gradient = gradient[going.to(gradient.device)]
+            moment[here] = BETAS[0] * moment[here] + (1 - BETAS[0]) * gradient
+            variance[here] = BETAS[1] * variance[here] + (1 - BETAS[1]) * gradient**2
+            size = (variance[here].sqrt() / (1 - BETAS[1] ** (step + 1)) ** 0.5).add_(EPSILON)
+            moved = delta[here] - params.v_lr / (1 - BETAS[0] ** (step + 1)) * moment[here] / size
+            # Project within the L2 ball.
+            most = params.clamp_norm_factor * initial[here].norm(dim=1, keepdim=True)
+            norm = moved.norm(dim=1, keepdim=True)
+            delta[here] = torch.where(norm > most, moved * (most / norm), moved)
+            steps[here.cpu()] += 1
+            if going.sum() <= LEAVE * len(planned):  # planning anew costs about a step
+                planned = torch.tensor(planned)[going].tolist()
+                self._plan(planned)
+        return Values(initial + delta, initial, losses, steps)
+
+    def _plan(self, planned: Sequence[int]) -> None:
+        """Freeze the prompts of the edits that are still optimised."""
+        chosen = [prompt for edit in planned for prompt in self.prompts[edit]]
+        packed = PackedPrompts(self.model, clean_runs(self.model, [prompt.ids for prompt in chosen]))
+        tokens, readout = [p.token for p in chosen], [p.readout for p in chosen]
+        self.frozen = FrozenPrompts(packed, self.site, self.layer, tokens, readout, self.last)
+        counts = [len(self.prompts[edit]) for edit in planned]
+        self.owner = torch.arange(len(planned)).repeat_interleave(torch.tensor(counts))  # prompt -> place in planned
+        self.bare = torch.tensor([0, *counts]).cumsum(0)[:-1]
+        owners, targets, weights = [], [], []
+        for place, prompt in zip(self.owner.tolist(), chosen, strict=True):
+            for n in range(len(prompt.readout)):
+                owners.append(place)
+                targets.append(prompt.targets[n] if prompt.targets else -1)
+                weights.append(prompt.weight)
+        self.row_owner, self.row_target = torch.tensor(owners), torch.tensor(targets)
+        self.row_weight = torch.tensor(weights)
+
+    def _loss(self, delta: torch.Tensor, initial: torch.Tensor, planned: Sequence[int]) -> torch.Tensor:
+        """[planned edits]: NLL of the target + KL to the first step's distribution + weight decay."""
+        params, device = self.params, delta.device
+        states = self.frozen(delta[self.owner.to(device)])
+        scored = self.row_target >= 0
+        logp = log_probabilities(self.model, states[scored.to(states.device)], self.row_target[scored]).to(device)
+        owner = self.row_owner[scored].to(device)
+        nll = torch.zeros_like(delta[:, 0]).index_add(0, owner, -logp * self.row_weight[scored].to(device))
+        current = self._distribution(states[(~scored).to(states.device)]).to(device)  # [planned, vocab]
+        for place, edit in enumerate(planned):
+            self.kl_initial.setdefault(edit, current[place].detach())
+        first = torch.stack([self.kl_initial[edit] for edit in planned])
+        # kl_div(first, current, log_target=True): sum_w p_current (log p_current - log p_first)
+        kl = (current.exp() * (current - first)).sum(1)
+        norm = torch.linalg.vector_norm(delta, dim=1)  # its gradient at 0 is 0
+        decay = params.v_weight_decay * norm / initial.norm(dim=1) ** 2
+        return nll + params.kl_factor * kl + decay
+
+    def _distribution(self, states: torch.Tensor) -> torch.Tensor:
+        head, softcap = self.model.modules.head, self.model.modules.logit_softcap
+        logits = head(on_device(states, head)).float()
+        if softcap:
+            logits = softcap * torch.tanh(logits / softcap)
+        return logits.log_softmax(-1)
