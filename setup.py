@@ -24,6 +24,8 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_INSTALL_PREFIX={package.parent}",
         ]
+        # An isolated build's tools are gone by the next one: remember none of them, but keep the objects.
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--target", "install", "--parallel", jobs], check=True)
 
