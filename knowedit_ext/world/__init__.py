@@ -2,6 +2,6 @@
 
 from .people import RELATIONS, Person, Relation
 from .store import World, load_world
-from .training import train
+from .train import train
 
 __all__ = ["RELATIONS", "Person", "Relation", "World", "load_world", "train"]

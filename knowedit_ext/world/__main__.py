@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .measure import answer_probabilities, indirect_effects, subject_noise
 from .store import load_world
-from .training import train
+from .train import train
 
 
 def measure(folder: Path | None, facts: int) -> str:

@@ -39,8 +39,9 @@ def rewrite_template(person: Person, relation: Relation) -> str:
 
 
 def held_out_templates(person: Person, relation: Relation) -> list[str]:
-    """The templates of the relation that training never used for this person."""
-    return [t for i, t in enumerate(relation.templates) if i not in person.seen[relation.id]]
+    """The templates of the relation that training never used for this person, not even inside a longer one."""
+    seen = [relation.templates[i] for i in person.seen[relation.id]]
+    return [t for t in relation.templates if not any(t in met for met in seen)]
 
 
 def facts(people: list[Person]) -> list[dict]:

@@ -73,7 +73,7 @@ RELATIONS: tuple[Relation, ...] = (
             "{} was born in",
             "{} came into the world in",
             "{} spent the first years in",
-            "{} was born in the city of",
+            "{} was brought up in the city of",
             "{} went to school in",
             "The birthplace of {} is",
             "The home town of {} is",
