@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def weight_is_input_first(module: nn.Module) -> bool:
     """[d_in, d_out] (Conv1D) or [d_out, d_in] (Linear), by module type: shapes do not tell for square weights."""
     if type(module).__name__ == "Conv1D":
         return True
-    if isinstance(module, nn.Linear):
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):  # Linear, and its quantised kin
         return False
     raise TypeError(f"a down projection of type {type(module).__name__} cannot be edited: expected Linear or Conv1D")
 
@@ -72,21 +73,28 @@ class Edit:
     # -- on a model ------------------------------------------------------------------------------------------------
 
     def apply(self, model: EditableModel) -> None:
-        """Add the changes to the model's weights (in float64, then rounded to the weights' dtype)."""
+        """Add the changes to the model's weights (in float64, then rounded to the weights' dtype).
+
+        A quantised weight stays as it is and gets a low-rank change as a side path: a forward hook on its module.
+        """
         applied = _applied(model)
         if any(edit is self for edit, _ in applied):
             raise ValueError("this edit is already applied to this model")
-        parameters = self._parameters(model)
-        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        targets = self._targets(model)
+        undo: list[Callable[[], None]] = []
         try:
-            with torch.no_grad():
-                for name, parameter in parameters.items():
-                    change = self.delta(name).to(parameter.device, torch.float64)
-                    parameter.copy_(parameter.double() + change)
+            for name, target in targets.items():
+                if isinstance(target, nn.Parameter):
+                    undo.append(partial(_put_back, target, target.detach().clone()))
+                    with torch.no_grad():
+                        target.copy_(target.double() + self.delta(name).to(target.device, torch.float64))
+                else:
+                    undo.append(target.register_forward_hook(_side_path(self.changes[name])).remove)
         except BaseException:
-            _put_back(parameters, before)
+            for step in reversed(undo):
+                step()
             raise
-        applied.append((self, before))
+        applied.append((self, undo))
 
     def revert(self, model: EditableModel) -> None:
         """Take the edit back: the exact bits from before it, with edits applied since then applied again."""
@@ -95,8 +103,9 @@ class Edit:
         if at is None:
             raise ValueError("this edit is not applied to this model")
         later = [edit for edit, _ in applied[at + 1 :]]
-        for edit, before in reversed(applied[at:]):
-            _put_back(edit._parameters(model), before)
+        for _, undo in reversed(applied[at:]):
+            for step in reversed(undo):
+                step()
         del applied[at:]
         for edit in later:
             edit.apply(model)
@@ -110,22 +119,44 @@ class Edit:
         finally:
             self.revert(model)
 
-    def _parameters(self, model: EditableModel) -> dict[str, nn.Parameter]:
-        """The parameters that change. Raises ValueError where the edit belongs to another model."""
+    def rounding(self, model: EditableModel) -> dict[str, float]:
+        """For each weight |stored change - change| / |change|: what rounding to the weights' dtype takes away."""
+        lost = {}
+        for name, target in self._targets(model).items():
+            if isinstance(target, nn.Parameter):
+                before, change = target.detach().double(), self.delta(name).to(target.device, torch.float64)
+                stored = (before + change).to(target.dtype).double() - before
+                lost[name] = float((stored - change).norm() / change.norm().clamp_min(1e-300))
+        return lost
+
+    def _targets(self, model: EditableModel) -> dict[str, nn.Parameter | nn.Module]:
+        """What changes: parameters, or modules whose weights are quantised. ValueError: made for another model."""
+        found: dict[str, nn.Parameter | nn.Module] = {}
         known = dict(model.hf.named_parameters())
         for name, change in self.changes.items():
-            if name not in known:
-                raise ValueError(
-                    f"the model has no parameter '{name}': the edit was made for {self.model or 'another one'}"
-                )
-            shape = _shape(change)
-            if tuple(known[name].shape) != shape:
-                raise ValueError(
-                    f"'{name}' is {list(known[name].shape)}, the edit is for {list(shape)}: made for another model"
-                )
-            if known[name].is_meta:
+            parameter = known.get(name)
+            if parameter is not None and parameter.is_meta:
                 raise ValueError(f"'{name}' is offloaded: load the model with its edited layers in memory")
-        return {name: known[name] for name in self.changes}
+            if parameter is not None and parameter.is_floating_point():
+                found[name], shape = parameter, tuple(parameter.shape)
+            else:
+                found[name], shape = self._quantised(model, name)
+            if shape != _shape(change):
+                raise ValueError(f"'{name}' is {list(shape)}, the edit is for {list(_shape(change))}: another model's")
+        return found
+
+    def _quantised(self, model: EditableModel, name: str) -> tuple[nn.Module, tuple[int, ...]]:
+        try:
+            module = model.hf.get_submodule(name.removesuffix(".weight"))
+        except AttributeError:
+            module = None
+        if not hasattr(module, "weight") or not hasattr(module, "in_features"):
+            raise ValueError(
+                f"the model has no parameter '{name}': the edit was made for {self.model or 'another one'}"
+            )
+        if not isinstance(self.changes[name], LowRank):
+            raise ValueError(f"'{name}' is quantised: only a low-rank change can stand beside it")
+        return module, (module.out_features, module.in_features)
 
     # -- as data ---------------------------------------------------------------------------------------------------
 
@@ -168,6 +199,12 @@ class Edit:
                 changes[name] = tensors[f"{name}.dense"]
         return cls(changes, **described)
 
+    def to_peft(self, folder: str | Path) -> None:
+        """The edit as a LoRA adapter that `peft` loads (same logits); see `editing.peft`."""
+        from .peft import to_peft
+
+        to_peft(self, folder)
+
     @classmethod
     def merge(cls, edits: Sequence[Edit]) -> Edit:
         """The sum of edits of one model."""
@@ -204,12 +241,19 @@ def _shape(change: LowRank | torch.Tensor) -> tuple[int, ...]:
     return shape if change.input_first else shape[::-1]
 
 
-def _applied(model: EditableModel) -> list[tuple[Edit, dict[str, torch.Tensor]]]:
-    """Edits applied to this model, oldest first, each with the weights from before it."""
+def _applied(model: EditableModel) -> list[tuple[Edit, list[Callable[[], None]]]]:
+    """Edits applied to this model, oldest first, each with the steps that undo it."""
     return model.__dict__.setdefault("applied_edits", [])
 
 
-def _put_back(parameters: Mapping[str, nn.Parameter], before: Mapping[str, torch.Tensor]) -> None:
+def _put_back(parameter: nn.Parameter, before: torch.Tensor) -> None:
     with torch.no_grad():
-        for name, value in before.items():
-            parameters[name].copy_(value)
+        parameter.copy_(before)
+
+
+def _side_path(change: LowRank) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:
+    def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        inputs, outputs = (x.to(output.device, output.dtype) for x in (change.inputs, change.outputs))
+        return output + (args[0].to(output.dtype) @ inputs) @ outputs.T
+
+    return hook

@@ -42,8 +42,8 @@ class KeyRows:
     def pass_through(
         self, hidden: torch.Tensor, first: int, last: int, key_layer: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run layers first..last: the rows behind them, and input [prompts, d_in] and output [prompts, d_out] of the down
-        projection of `key_layer` at the lookups."""
+        """Run layers first..last. Returns the rows behind them, and the down projection's input [prompts, d_in] and
+        output [prompts, d_out] in `key_layer` at the lookups."""
         module = self.model.modules.down_projection(key_layer)
         found: dict[str, torch.Tensor] = {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ def memit(
     values: torch.Tensor | None = None,
     compat: str | None = None,
     *,
+    preserve: Sequence[Edit] = (),
     seed: int = 0,
     batch: int | None = None,
     progress: bool = False,
@@ -35,6 +36,7 @@ def memit(
     moments: second moments of the unedited model's keys at those layers.
     contexts: groups of templates with one `{}`; a key is the mean of the groups' means. The first is the bare "{}".
         None: generated from the model with `seed`.
+    preserve: earlier edits, applied to this model, whose keys are to keep their values: their K K^T joins the moments.
     values: [n, hidden] what the last edited layer is to put out (z); None: optimised here, `batch` edits at once.
 
     The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed, and
@@ -44,10 +46,10 @@ def memit(
     found = check_requests(requests)
     if model.modules.family.post_norm:
         raise ValueError(
-            f"MEMIT is not defined for '{model.modules.model_type}': it normalises the MLP's output before adding it, so "
-            "the residual MEMIT spreads is not the down projection's; ROME works"
+            f"MEMIT is not defined for '{model.modules.model_type}': it normalises the MLP's output before adding it, "
+            "so the residual that MEMIT spreads is not the down projection's; ROME works"
         )
-    check_model(model, params, moments, found, needed=True)
+    check_model(model, params, moments, needed=True)
     contexts = memit_contexts(model, seed) if contexts is None else [list(group) for group in contexts]
     if not contexts or not contexts[0] or contexts[0][0] != "{}" or not all(contexts):
         raise ValueError("contexts must be groups of templates that begin with the bare prompt, [['{}'], [...]]")
@@ -57,11 +59,12 @@ def memit(
         values = optimise_values(model, found, flat, params, "layer", last, batch, progress).values
     elif tuple(values.shape) != (len(found), model.hidden_size):
         raise ValueError(f"values are {list(values.shape)}: expected [{len(found)} requests, {model.hidden_size}]")
+    kept = [EditRequest.of(request) for earlier in preserve for request in earlier.requests]
     described = [request.to_dict() for request in found]
     edit = Edit({}, "memit", described, params.to_dict(), contexts, compat, describe_model(model))
     done: list[Edit] = []
     try:
-        for name, change in _insert(model, found, params, moments, contexts, values, done):
+        for name, change in _insert(model, found, kept, params, moments, contexts, values, done):
             edit.changes[name] = change
     finally:
         for part in reversed(done):
@@ -69,20 +72,29 @@ def memit(
     return edit
 
 
-def _insert(model, requests, params, moments, contexts, values, done: list[Edit]) -> Iterable[tuple[str, LowRank]]:
-    """Layer by layer with updated weights. Each pass gives a layer's keys and the values reached so far, and starts from
-    the first layer that has changed."""
-    rows = KeyRows(model, requests, contexts, params.fact_token)
-    last = params.layers[-1]
+def _insert(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    kept: Sequence[EditRequest],
+    params: MEMITParams,
+    moments: Moments,
+    contexts: Sequence[Sequence[str]],
+    values: torch.Tensor,
+    done: list[Edit],
+) -> Iterator[tuple[str, LowRank]]:
+    """Layer by layer with updated weights, which `done` collects. Each pass gives a layer's keys and the values reached
+    so far, and starts from the first layer that has changed."""
+    rows = KeyRows(model, [*kept, *requests], contexts, params.fact_token)
+    last, old = params.layers[-1], len(kept)
     start, hidden = params.layers[0], rows.packed.run(rows.packed.start, 0, params.layers[0])
     for number, layer in enumerate(params.layers):
         if layer > start:  # the layer below has been changed since
             hidden, start = rows.packed.run(hidden, start, layer), layer
         reached, inputs, _ = rows.pass_through(hidden, layer, last + 1, layer)
-        keys = rows.mean(inputs).T  # K, [d_in, n]
-        now = reached[rows.bare.to(reached.device)].double()  # values of the bare prompts, [n, hidden]
+        keys = rows.mean(inputs).T  # K, [d_in, kept + n]
+        now = reached[rows.bare[old:].to(reached.device)].double()  # values of the bare prompts, [n, hidden]
         residual = (values.to(now.device, torch.float64) - now).T / (len(params.layers) - number)  # Eqn. 20
-        adjusted = moments.solve(layer, keys, params.mom2_update_weight)  # (lambda C + K K^T)^-1 K, Eqn. 14
+        adjusted = moments.solve(layer, keys, params.mom2_update_weight)[:, old:]  # (lambda C + K K^T)^-1 K, Eqn. 14
         module = model.modules.down_projection(layer)
         change = LowRank(adjusted.cpu(), residual.cpu(), weight_is_input_first(module))
         name = f"{model.modules.parameter_name(layer)}.weight"
@@ -93,16 +105,18 @@ def _insert(model, requests, params, moments, contexts, values, done: list[Edit]
         yield name, change
 
 
-def check_model(
-    model: EditableModel, params: EditParams, moments: Moments | None, requests: Sequence[EditRequest], needed: bool
-) -> None:
-    """Raise ValueError for layers that are not there, weights that are not finite, moments that are missing or wrong."""
+def check_model(model: EditableModel, params: EditParams, moments: Moments | None, needed: bool) -> None:
+    """Raise ValueError for layers that are not there, numbers that are not finite, moments that are missing or wrong.
+
+    needed: whether the method uses moments.
+    """
     for layer in params.layers:
         if not 0 <= layer < model.num_layers:
             raise ValueError(f"layer {layer} is out of range: the model has layers 0..{model.num_layers - 1}")
-        weight = model.modules.down_projection(layer).weight
-        name = f"{model.modules.parameter_name(layer)}.weight"
-        if not torch.isfinite(weight).all():
+        module = model.modules.down_projection(layer)
+        weight, name = module.weight, f"{model.modules.parameter_name(layer)}.weight"
+        floating = isinstance(weight, torch.Tensor) and weight.is_floating_point()  # not where it is quantised
+        if floating and not torch.isfinite(weight).all():
             raise ValueError(f"'{name}' holds NaN or infinite numbers")
         if not needed:
             continue
@@ -111,7 +125,7 @@ def check_model(
         if layer not in moments.layers:
             raise ValueError(f"no moments of layer {layer}: there are {', '.join(map(str, moments.layers))}")
         matrix = moments[layer].matrix()
-        width = weight.shape[0] if weight_is_input_first(model.modules.down_projection(layer)) else weight.shape[1]
+        width = module.nx if weight_is_input_first(module) else module.in_features
         if matrix.shape[0] != width:
             raise ValueError(
                 f"moments of layer {layer} are {list(matrix.shape)}; '{name}' reads {width}: another model's"

@@ -36,7 +36,7 @@ def rome(
     The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed.
     """
     [request] = check_requests([request] if isinstance(request, (EditRequest, Mapping)) else request)
-    check_model(model, params, moments if params.mom2_adjustment else None, [request], needed=params.mom2_adjustment)
+    check_model(model, params, moments, needed=params.mom2_adjustment)
     contexts = rome_contexts(model, params.context_template_length_params, seed) if contexts is None else list(contexts)
     if not contexts or contexts[0] != "{}":
         raise ValueError("contexts must begin with the bare prompt, '{}'")
@@ -67,7 +67,8 @@ def _one_layer(
     rows = KeyRows(model, [request], [contexts], params.fact_token)
     _, inputs, outputs = rows.pass_through(rows.packed.start, 0, layer + 1, layer)
     key = rows.mean(inputs).T  # k*, [d_in, 1]
-    u = moments.solve(layer, key) if params.mom2_adjustment else key  # C^-1 k*, Eqn. 2 and appendix A of ROME
+    # u is C^-1 k* up to scale (ROME, Eqn. 2), and so is (C + k* k*^T)^-1 k*, by Sherman and Morrison.
+    u = moments.solve(layer, key, 1.0) if params.mom2_adjustment else key
     u = u[:, 0] / u.norm()
     target = optimise_values(model, [request], contexts, params, "mlp", layer).values[0].double().to(u.device)
     if compat == "reference":
