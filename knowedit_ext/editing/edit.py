@@ -70,6 +70,19 @@ class Edit:
         change = self.changes[name]
         return change.dense() if isinstance(change, LowRank) else change
 
+    def summary(self) -> str:
+        """Method, requests and weights, a line each."""
+        lines = [f"{self.method}: {len(self.requests)} requests, for {self.model.get('name', 'an unnamed model')}"]
+        for request in self.requests[:10]:
+            text = request["prompt"].replace("{}", request["subject"])
+            lines.append(f"  {text} ->{request['target_new']}")
+        if len(self.requests) > 10:
+            lines.append(f"  ... and {len(self.requests) - 10} more")
+        for name, change in self.changes.items():
+            rank = f"rank {change.inputs.shape[1]}" if isinstance(change, LowRank) else "dense"
+            lines.append(f"  {name}: {rank}, norm {float(self.delta(name).norm()):.4g}")
+        return "\n".join(lines)
+
     # -- on a model ------------------------------------------------------------------------------------------------
 
     def apply(self, model: EditableModel) -> None:
