@@ -1,0 +1,136 @@
+"""The published editing loops, written plainly: `compute_z` for one request at a time, and MEMIT's insertion.
+
+Everything goes through whole forward passes of padded batches with hooks, as memit's compute_z.py and memit_main.py do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt: ids with the target's tokens but the last behind it, the subject's last token, the target's ids."""
+
+    ids: tuple[int, ...]
+    lookup: int
+    target: tuple[int, ...] = ()
+
+
+def padded(texts: Sequence[Text]) -> dict[str, torch.Tensor]:
+    longest = max(len(text.ids) for text in texts)
+    ids = torch.zeros(len(texts), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text.ids)] = torch.tensor(text.ids)
+        mask[row, : len(text.ids)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def untuple(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def compute_z(
+    hf: nn.Module,
+    layer: nn.Module,
+    rewriting: Sequence[Text],
+    kl: Text,
+    steps: int,
+    rate: float,
+    decay: float,
+    clamp: float,
+    kl_factor: float,
+) -> torch.Tensor:
+    """The value [hidden] of one request (memit/compute_z.py:13-183)."""
+    texts = [*rewriting, kl]
+    batch = padded(texts)
+    delta = torch.zeros(hf.config.hidden_size, requires_grad=True)
+    initial: list[torch.Tensor] = []
+
+    def add(module: nn.Module, args: tuple, output: Any) -> Any:
+        hidden = untuple(output)
+        if not initial:
+            initial.append(hidden[0, texts[0].lookup].detach().clone())
+        hidden = hidden.clone()
+        for row, text in enumerate(texts):
+            hidden[row, text.lookup] += delta
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    optimiser = torch.optim.Adam([delta], lr=rate)
+    first = None
+    handle = layer.register_forward_hook(add)
+    for step in range(steps):
+        optimiser.zero_grad()
+        logp = hf(**batch).logits.log_softmax(-1)  # [prompts, tokens, vocab]
+        current = logp[-1, kl.lookup]
+        first = current.detach() if first is None else first
+        losses = []
+        for row, text in enumerate(rewriting):
+            places = torch.arange(len(text.ids) - len(text.target), len(text.ids))
+            losses.append(-logp[row, places, torch.tensor(text.target)].mean())
+        divergence = nn.functional.kl_div(first[None], current[None], log_target=True, reduction="batchmean")
+        loss = torch.stack(losses).mean() + kl_factor * divergence + decay * delta.norm() / initial[0].norm() ** 2
+        if loss < 5e-2 or step == steps - 1:
+            break
+        loss.backward()
+        optimiser.step()
+        with torch.no_grad():
+            most = clamp * initial[0].norm()
+            if delta.norm() > most:
+                delta.copy_(delta * most / delta.norm())
+    handle.remove()
+    return (initial[0] + delta).detach()
+
+
+@torch.no_grad()
+def insert(
+    hf: nn.Module,
+    layers: Sequence[nn.Module],
+    projections: Sequence[nn.Module],
+    groups: Sequence[Sequence[Sequence[Text]]],
+    values: torch.Tensor,
+    moments: Sequence[torch.Tensor],
+    weight: float,
+) -> list[torch.Tensor]:
+    """MEMIT's changes [d_in, d_out] of Conv1D weights, layer by layer (memit/memit_main.py:151-223).
+
+    groups[request][group]: its prompts, the bare one first. Batches of 128 prompts, as published.
+    """
+    before = [projection.weight.detach().clone() for projection in projections]
+    changes = []
+
+    def at_lookups(module: nn.Module, texts: Sequence[Text], of_input: bool) -> torch.Tensor:
+        found = []
+        for first in range(0, len(texts), 128):
+            part = texts[first : first + 128]
+            kept: list[torch.Tensor] = []
+            hook = lambda _m, args, output: kept.append(args[0] if of_input else untuple(output))  # noqa: B023, E731
+            handle = module.register_forward_hook(hook)
+            hf(**padded(part))
+            handle.remove()
+            found += [kept[0][row, text.lookup] for row, text in enumerate(part)]
+        return torch.stack(found)
+
+    for number, projection in enumerate(projections):
+        flat = [text for request in groups for group in request for text in group]
+        inputs = iter(at_lookups(projection, flat, True).double())
+        keys = [
+            torch.stack([torch.stack([next(inputs) for _ in group]).mean(0) for group in request]).mean(0)
+            for request in groups
+        ]
+        reached = at_lookups(layers[-1], [request[0][0] for request in groups], False).double()
+        residual = (values.double() - reached).T / (len(projections) - number)
+        k = torch.stack(keys, 1)
+        adjusted = torch.linalg.solve(weight * moments[number].double() + k @ k.T, k)
+        change = residual @ adjusted.T
+        projection.weight.copy_(before[number] + change.T.float())
+        changes.append(change.T)
+    for projection, weights in zip(projections, before, strict=True):
+        projection.weight.copy_(weights)
+    return changes
