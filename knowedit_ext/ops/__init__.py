@@ -10,7 +10,15 @@ from torch import Tensor
 
 from . import _checks, schemas  # noqa: F401  (importing schemas registers the ops)
 
-__all__ = ["check_segments", "restore_rows", "target_logprob", "tree_attention"]
+__all__ = [
+    "check_segments",
+    "cholesky_factor",
+    "cholesky_solve_update",
+    "moment_update",
+    "restore_rows",
+    "target_logprob",
+    "tree_attention",
+]
 
 
 def tree_attention(
@@ -88,3 +96,66 @@ def target_logprob(
             such a target gives NaN.
     """
     return torch.ops.knowedit_ext.target_logprob(hidden, head_weight, head_bias, targets, softcap)
+
+
+def moment_update(acc: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+    """In place: the lower triangle of `acc` gains that of `x^T diag(mask) x`; the upper one is left as it is.
+
+    Args:
+        acc: `[d, d]`, float32 or float64. With float64 no contribution is lost in a long sum: products are summed in
+            float32 over a few thousand rows at most, then added in float64.
+        x: `[n, d]`, float32, float64, bfloat16 or float16; the row stride is free. float64 is multiplied as such.
+        mask: bool `[n]`; rows where it is False do not count (they may hold anything, NaN too). None: all count.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit; nothing is written.
+        RuntimeError: a gradient is asked for; the op has none.
+    """
+    torch.ops.knowedit_ext.moment_update(acc, x, mask)
+
+
+def cholesky_factor(
+    moment: Tensor, weight: float, ridge: float = 0.0, low_precision: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Cholesky factor of `weight * (C + ridge * I)`, to be passed to `cholesky_solve_update` again and again.
+
+    Args:
+        moment: C `[d, d]`, symmetric, float32 or float64.
+        weight: positive. ridge: >= 0, in units of C.
+        low_precision: factor in float32 (half the memory; for matrices of condition far below 1e7).
+
+    Returns:
+        the lower factor `[d, d]`, float64 or float32, and LAPACK's info: 0, or the order of the first leading minor
+        that is not positive (then the factor is not one).
+    """
+    return torch.ops.knowedit_ext.cholesky_factor(moment, weight, ridge, low_precision)
+
+
+def cholesky_solve_update(
+    moment: Tensor,
+    keys: Tensor,
+    weight: float,
+    ridge: float = 0.0,
+    factor: Tensor | None = None,
+    norm: float = 0.0,
+    tolerance: float = 1e-14,
+    steps: int = 10,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """S = A^-1 K for A = weight * (C + ridge * I) + K K^T, by Cholesky and refinement with float64 residuals.
+
+    Args:
+        moment: C `[d, d]`, symmetric, float32 or float64.
+        keys: K `[d, n]`, any floating dtype.
+        weight: positive. ridge: >= 0, in units of C.
+        factor: what `cholesky_factor` gave for the same C, weight and ridge. With it, and d >= 4 n, the cost is
+            O(d^2 n) (Woodbury) and the memory beside C and factor O(d n). Otherwise, and where that does not come to
+            the tolerance, the sum is factored, in one more `[d, d]`.
+        norm: |C|_2 or a lower bound of it where it is known; 0: estimated (a few passes over C).
+        tolerance, steps: refinement ends at this backward error, after that many steps, or when it stagnates.
+
+    Returns:
+        S `[d, n]` float64; float64 `[3]`: backward error reached (the largest |r| / (|A| |s| + |k|) over the columns),
+        refinement steps taken, and 1 where the sum was factored; int64 info: 0, or the order of the first leading minor
+        of the sum that is not positive (then S is NaN).
+    """
+    return torch.ops.knowedit_ext.cholesky_solve_update(moment, keys, weight, ridge, factor, norm, tolerance, steps)

@@ -141,3 +141,44 @@ def target_indices(targets: Tensor, vocab: int) -> None:
     if targets.numel() and (int(targets.min()) < 0 or int(targets.max()) >= vocab):
         bad = targets[(targets < 0) | (targets >= vocab)][0]
         raise IndexError(f"target_logprob: target {int(bad)} is outside the vocabulary of {vocab}")
+
+
+def moment_update(acc: Tensor, x: Tensor, mask: Tensor | None) -> None:
+    """Shapes, dtypes and devices of `moment_update`; ValueError in words."""
+    op = "moment_update"
+    _require(acc.dim() == 2 and acc.shape[0] == acc.shape[1], f"{op}: acc must be [d, d], got {_shape(acc)}")
+    _require(x.dim() == 2 and x.shape[1] == acc.shape[0], f"{op}: x must be [n, {acc.shape[0]}], got {_shape(x)}")
+    _require(acc.dtype in (torch.float32, torch.float64), f"{op}: acc must be float32 or float64, got {acc.dtype}")
+    _require(x.dtype in FLOATS, f"{op}: x must be a floating point tensor, got {x.dtype}")
+    _require(
+        mask is None or (mask.shape == x.shape[:1] and mask.dtype == torch.bool),
+        f"{op}: mask must be bool [{x.shape[0]}], got {mask.dtype if mask is not None else None} "
+        f"{_shape(mask) if mask is not None else None}",
+    )
+    _same_device(op, acc=acc, x=x, **({} if mask is None else {"mask": mask}))
+
+
+def cholesky(
+    op: str, moment: Tensor, weight: float, ridge: float, keys: Tensor | None = None, factor: Tensor | None = None
+) -> None:
+    """Shapes, dtypes, devices and scalars of `cholesky_factor` and `cholesky_solve_update`; ValueError in words."""
+    _require(
+        moment.dim() == 2 and moment.shape[0] == moment.shape[1], f"{op}: moment must be [d, d], got {_shape(moment)}"
+    )
+    _require(
+        moment.dtype in (torch.float32, torch.float64), f"{op}: moment must be float32 or float64, got {moment.dtype}"
+    )
+    _require(0 < weight < float("inf"), f"{op}: weight must be positive and finite, got {weight}")
+    _require(0 <= ridge < float("inf"), f"{op}: ridge must be >= 0 and finite, got {ridge}")
+    width = moment.shape[0]
+    if keys is not None:
+        _require(keys.dim() == 2 and keys.shape[0] == width, f"{op}: keys must be [{width}, n], got {_shape(keys)}")
+        _require(keys.dtype in FLOATS, f"{op}: keys must be a floating point tensor, got {keys.dtype}")
+        _same_device(op, moment=moment, keys=keys)
+    if factor is not None:
+        _require(factor.shape == moment.shape, f"{op}: factor must be [{width}, {width}], got {_shape(factor)}")
+        _require(
+            factor.dtype in (torch.float32, torch.float64),
+            f"{op}: factor must be float32 or float64, got {factor.dtype}",
+        )
+        _same_device(op, moment=moment, factor=factor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _checks, _native, launch, logprob, reference
+from . import _checks, _native, cholesky, launch, logprob, moment, reference
 from .reference import compute_dtype
 
 LIBRARY = torch.library.Library("knowedit_ext", "DEF")
@@ -30,6 +30,16 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "target_logprob(Tensor hidden, Tensor head_weight, Tensor? head_bias, Tensor targets, float softcap=0.0) -> Tensor",
+    tags=_TAGS,
+)
+LIBRARY.define("moment_update(Tensor(a!) acc, Tensor x, Tensor? mask=None) -> ()", tags=_TAGS)
+LIBRARY.define(
+    "cholesky_factor(Tensor moment, float weight, float ridge=0.0, bool low_precision=False) -> (Tensor, Tensor)",
+    tags=_TAGS,
+)
+LIBRARY.define(
+    "cholesky_solve_update(Tensor moment, Tensor keys, float weight, float ridge=0.0, Tensor? factor=None,"
+    " float norm=0.0, float tolerance=1e-14, int steps=10) -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 
@@ -141,3 +151,61 @@ torch.library.register_autograd(
 def _(hidden, head_weight, head_bias, targets, softcap=0.0):
     _checks.target_logprob(hidden, head_weight, head_bias, targets, softcap)
     return hidden.new_empty(targets.shape, dtype=compute_dtype(hidden.dtype))
+
+
+# ---- moment_update ----
+
+
+def _moment_update(acc: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+    _checks.moment_update(acc, x, mask)
+    if torch.is_grad_enabled() and (acc.requires_grad or x.requires_grad):
+        raise RuntimeError("moment_update works in place and has no gradient: call it under torch.no_grad()")
+    moment.update(acc, x, mask)
+
+
+LIBRARY.impl("moment_update", _moment_update, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("knowedit_ext::moment_update", lib=LIBRARY)
+def _(acc, x, mask=None):
+    _checks.moment_update(acc, x, mask)
+
+
+# ---- cholesky_factor, cholesky_solve_update ----
+
+
+def _cholesky_factor(moment: Tensor, weight: float, ridge: float = 0.0, low_precision: bool = False):
+    _checks.cholesky("cholesky_factor", moment, weight, ridge)
+    return cholesky.factor(moment, weight, ridge, torch.float32 if low_precision else torch.float64)
+
+
+def _cholesky_solve_update(
+    moment: Tensor,
+    keys: Tensor,
+    weight: float,
+    ridge: float = 0.0,
+    factor: Tensor | None = None,
+    norm: float = 0.0,
+    tolerance: float = 1e-14,
+    steps: int = 10,
+):
+    _checks.cholesky("cholesky_solve_update", moment, weight, ridge, keys, factor)
+    return cholesky.solve(moment, keys, weight, ridge, factor, norm, tolerance, steps)
+
+
+LIBRARY.impl("cholesky_factor", _cholesky_factor, "CompositeExplicitAutograd")
+LIBRARY.impl("cholesky_solve_update", _cholesky_solve_update, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("knowedit_ext::cholesky_factor", lib=LIBRARY)
+def _(moment, weight, ridge=0.0, low_precision=False):
+    _checks.cholesky("cholesky_factor", moment, weight, ridge)
+    kind = torch.float32 if low_precision else torch.float64
+    return moment.new_empty(moment.shape, dtype=kind).T, moment.new_empty((), dtype=torch.int64)
+
+
+@torch.library.register_fake("knowedit_ext::cholesky_solve_update", lib=LIBRARY)
+def _(moment, keys, weight, ridge=0.0, factor=None, norm=0.0, tolerance=1e-14, steps=10):
+    _checks.cholesky("cholesky_solve_update", moment, weight, ridge, keys, factor)
+    new = keys.new_empty
+    return new(keys.shape, dtype=torch.float64), new(3, dtype=torch.float64), new((), dtype=torch.int64)
