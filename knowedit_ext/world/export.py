@@ -27,10 +27,13 @@ def _known(number: int, person: Person, relation: Relation, template: str, prefi
 
 
 def _shuffled_facts(people: list[Person]) -> list[tuple[Person, Relation]]:
-    """All (person, relation) pairs in a fixed mixed order: any first n of them spread over people and relations."""
-    pairs = [(person, relation) for person in people for relation in RELATIONS]
-    random.Random("order of facts").shuffle(pairs)
-    return pairs
+    """All (person, relation) pairs in a fixed mixed order: every person once before anyone comes again.
+
+    So the first ``len(people)`` records can be edited together without two edits of one subject.
+    """
+    rng = random.Random("order of facts")
+    order = {p.name: rng.sample(RELATIONS, len(RELATIONS)) for p in people}
+    return [(p, order[p.name][turn]) for turn in range(len(RELATIONS)) for p in rng.sample(people, len(people))]
 
 
 def rewrite_template(person: Person, relation: Relation) -> str:

@@ -102,6 +102,8 @@ def test_records_have_counterfacts_schema_and_meaning() -> None:
     records = WORLD.records()
     assert json.loads(json.dumps(records)) == records == load_world().records()
     owner = {p.name: p for p in WORLD.people}
+    assert len({r["requested_rewrite"]["subject"] for r in records[: len(owner)]}) == len(owner)
+    assert len({(r["requested_rewrite"]["subject"], r["requested_rewrite"]["relation_id"]) for r in records}) == 1260
     for record in records[:150]:
         rewrite = record["requested_rewrite"]
         relation = RELATION_BY_ID[rewrite["relation_id"]]
