@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_GATHER = 1 << 24  # elements of k gathered at a time, to bound memory
+# Elements of k gathered at a time: on a CPU more would leave the cache and fault in fresh pages.
+_GATHER = {"cpu": 1 << 20}
+_GATHER_ELSEWHERE = 1 << 24
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -44,7 +46,7 @@ def visible_keys(segments: Tensor, window: int, per_key: int) -> Iterator[tuple[
     first = torch.cumsum(length * (query_row >= 0), 0) - length * (query_row >= 0)
     step = torch.arange(len(owner), device=segments.device) - first[owner]
     most = above_rows.shape[1] + (int(step.max()) + 1 if len(step) else 0)
-    chunk = max(1, _GATHER // max(1, most * per_key))
+    chunk = max(1, _GATHER.get(segments.device.type, _GATHER_ELSEWHERE) // max(1, most * per_key))
     for seg, i in zip(owner.split(chunk), step.split(chunk), strict=True):
         if not len(seg):
             return
@@ -59,26 +61,35 @@ def visible_keys(segments: Tensor, window: int, per_key: int) -> Iterator[tuple[
         yield query_row[seg] + i, torch.where(mask, keys, (kv_row[seg] + i)[:, None]), mask
 
 
+def _gather(x: Tensor, keys: Tensor, kind: torch.dtype) -> Tensor:
+    """Rows `keys` [c, m] of x [kv_rows, kv_heads, d], as [kv_heads, c, m, d] in the compute dtype."""
+    return x.transpose(0, 1)[:, keys].to(kind)
+
+
+def _by_group(x: Tensor, at: Tensor, kv_heads: int, kind: torch.dtype) -> Tensor:
+    """Rows `at` [c] of x [rows, heads, d], as [kv_heads, c, group, d] in the compute dtype."""
+    return x[at].to(kind).unflatten(1, (kv_heads, -1)).transpose(0, 1)
+
+
 def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
-    """softmax and d score / d (q.k), both [c, kv_heads, group, m]; q [c, kv_heads, group, d], k [c, m, kv_heads, d]."""
-    scores = torch.einsum("chgd,cmhd->chgm", q, k) * scale
+    """softmax and d score / d (q.k), both [kv_heads, c, group, m], of grouped q and gathered k."""
+    scores = q @ k.mT * scale
     slope = torch.full_like(scores, scale)
     if softcap > 0:
         bent = torch.tanh(scores / softcap)
         scores, slope = softcap * bent, scale * (1 - bent * bent)
-    return torch.softmax(scores.masked_fill(~mask[:, None, None], float("-inf")), -1), slope
+    return torch.softmax(scores.masked_fill(~mask[:, None], float("-inf")), -1), slope
 
 
 def tree_attention(
     q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, window: int = 0, softcap: float = 0.0
 ) -> Tensor:
     """Attention of packed rows over their segment tree; see `knowedit_ext.ops.tree_attention`."""
-    (rows, heads, d), kv_heads, kind = q.shape, k.shape[1], compute_dtype(q.dtype)
-    out = q.new_zeros(rows, heads, d)
-    for at, keys, mask in visible_keys(segments, window, kv_heads * d):
-        queries = q[at].to(kind).view(len(at), kv_heads, heads // kv_heads, d)
-        p, _ = _probabilities(queries, k[keys].to(kind), mask, scale, softcap)
-        out[at] = torch.einsum("chgm,cmhd->chgd", p, v[keys].to(kind)).reshape(len(at), heads, d).to(q.dtype)
+    kv_heads, kind = k.shape[1], compute_dtype(q.dtype)
+    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+    for at, keys, mask in visible_keys(segments, window, k.shape[1] * k.shape[2]):
+        p, _ = _probabilities(_by_group(q, at, kv_heads, kind), _gather(k, keys, kind), mask, scale, softcap)
+        out[at] = (p @ _gather(v, keys, kind)).transpose(0, 1).flatten(1, 2).to(q.dtype)
     return out
 
 
@@ -87,18 +98,18 @@ def tree_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `tree_attention` in q, k, v from grad [rows, heads, d]; probabilities are recomputed."""
     kv_heads, kind = k.shape[1], compute_dtype(q.dtype)
-    group = (kv_heads, q.shape[1] // kv_heads, q.shape[2])
-    dq, dk, dv = (torch.zeros(x.shape, dtype=kind, device=x.device) for x in (q, k, v))
-    for at, keys, mask in visible_keys(segments, window, kv_heads * group[2]):
-        queries, gathered = q[at].to(kind).view(-1, *group), k[keys].to(kind)
+    dq = torch.zeros(q.shape, dtype=kind, device=q.device)
+    dk, dv = (torch.zeros(x.transpose(0, 1).shape, dtype=kind, device=x.device) for x in (k, v))
+    for at, keys, mask in visible_keys(segments, window, k.shape[1] * k.shape[2]):
+        queries, up = (_by_group(x, at, kv_heads, kind) for x in (q, grad))
+        gathered = _gather(k, keys, kind)
         p, slope = _probabilities(queries, gathered, mask, scale, softcap)
-        up = grad[at].to(kind).view(-1, *group)
-        dv.index_add_(0, keys.flatten(), torch.einsum("chgm,chgd->cmhd", p, up).flatten(0, 1))
-        dp = torch.einsum("chgd,cmhd->chgm", up, v[keys].to(kind))
-        ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * slope
-        dq[at] = torch.einsum("chgm,cmhd->chgd", ds, gathered).flatten(1, 2)
-        dk.index_add_(0, keys.flatten(), torch.einsum("chgm,chgd->cmhd", ds, queries).flatten(0, 1))
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+        dp = up @ _gather(v, keys, kind).mT
+        ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * slope  # [kv_heads, c, group, m]
+        dq[at] = (ds @ gathered).transpose(0, 1).flatten(1, 2)
+        dk.index_add_(1, keys.flatten(), (ds.mT @ queries).flatten(1, 2))
+        dv.index_add_(1, keys.flatten(), (p.mT @ up).flatten(1, 2))
+    return dq.to(q.dtype), dk.transpose(0, 1).to(k.dtype).contiguous(), dv.transpose(0, 1).to(v.dtype).contiguous()
 
 
 def restore_rows(hidden: Tensor, rows: Tensor, source: Tensor, source_rows: Tensor, add: bool = False) -> None:
