@@ -2,10 +2,13 @@
 
     python benchmarks/run.py trace [--check] [--repeat 3] [--out benchmarks/results/x.json]
 
-Reports medians. `trace`: state map of a GPT-2-small-sized random model (12 layers, 768, vocabulary 50,257; 11
-tokens with the subject at the third, 10 samples) and of the built-in world's model; with the arithmetic counted, the GFLOP/s reached,
-and those of a plain large matmul. `values`, `insert`: z of 32 edits at layer 8 of that model, and MEMIT's insertion of 32
-edits over its layers 4-8.
+Reports medians.
+
+trace   state map of a GPT-2-small-sized random model (12 layers, 768, vocabulary 50,257; 11 tokens with the subject at
+        the third, 10 samples) and the three maps of the built-in world's model; with the arithmetic counted, the GFLOP/s
+        reached, and those of a plain large matmul
+values  z of 32 edits at layer 8 of that model
+insert  MEMIT's insertion of 32 edits over its layers 4-8
 """
 
 from __future__ import annotations
