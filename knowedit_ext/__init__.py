@@ -3,6 +3,7 @@
 from .facts import Fact
 from .model import EditableModel, load_model
 from .modules import UnsupportedModelError
+from .moments import Moments, collect_moments
 from .tracing.causal import trace
 from .tracing.corruption import noise_level
 from .tracing.dataset import trace_dataset
@@ -13,8 +14,10 @@ __all__ = [
     "EditableModel",
     "Effects",
     "Fact",
+    "Moments",
     "Trace",
     "UnsupportedModelError",
+    "collect_moments",
     "load_model",
     "noise_level",
     "trace",

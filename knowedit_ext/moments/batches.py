@@ -1,0 +1,83 @@
+"""From texts to batches of similar length, the same ones whoever asks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..model import EditableModel
+
+GROUP = 1000  # texts sorted by length together
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids: int64 [texts, longest], padded on the right; mask: bool of that shape, True at the texts' own tokens."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    tokens: int
+
+
+def token_ids(model: EditableModel, texts: Sequence[str], max_length: int | None) -> list[list[int]]:
+    """Token ids of each text, cut to `max_length`; special tokens as `model.bos` asks, trailing ones never.
+
+    A text without a token of its own gives none at all.
+    """
+    tokenizer = model.tokenizer
+    if not texts:
+        return []
+    out = tokenizer(
+        list(texts),
+        add_special_tokens=model.bos is not False,
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
+        padding=False,
+        truncation=False,
+        verbose=False,
+    )
+    found = []
+    for ids, special in zip(out["input_ids"], out["special_tokens_mask"], strict=True):
+        while ids and special[len(ids) - 1]:
+            ids = ids[:-1]
+        if ids and model.bos and ids[0] != tokenizer.bos_token_id:
+            ids = [tokenizer.bos_token_id, *ids]
+        found.append(ids[:max_length])
+    return found
+
+
+def limited(ids: Sequence[list[int]], left: int | None) -> list[list[int]]:
+    """The first texts, the last of them cut, so that there are at most `left` tokens in all."""
+    if left is None:
+        return list(ids)
+    kept = []
+    for text in ids:
+        if left <= 0:
+            break
+        kept.append(text[:left])
+        left -= len(kept[-1])
+    return kept
+
+
+def make_batches(ids: Sequence[list[int]], batch_tokens: int, seed: int) -> list[Batch]:
+    """Texts of similar length in batches of at most `batch_tokens` tokens, padding included; in an order of their own.
+
+    A text longer than that is a batch by itself; texts without tokens are left out.
+    """
+    ordered = sorted((text for text in ids if text), key=len, reverse=True)
+    batches, first = [], 0
+    while first < len(ordered):
+        longest = len(ordered[first])
+        members = ordered[first : first + max(1, batch_tokens // longest)]
+        padded = torch.zeros(len(members), longest, dtype=torch.int64)
+        mask = torch.zeros(padded.shape, dtype=torch.bool)
+        for row, text in enumerate(members):
+            padded[row, : len(text)] = torch.tensor(text)
+            mask[row, : len(text)] = True
+        batches.append(Batch(padded, mask, sum(map(len, members))))
+        first += len(members)
+    random.Random(seed).shuffle(batches)  # so that whoever stops halfway has not seen long texts alone
+    return batches

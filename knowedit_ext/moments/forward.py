@@ -1,0 +1,51 @@
+"""One forward pass that hands over the inputs of several down projections and stops at the last of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import nn
+
+from ..model import EditableModel
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the last input is known."""
+
+
+@torch.no_grad()
+def visit_keys(
+    model: EditableModel, ids: torch.Tensor, layers: Sequence[int], visit: Callable[[int, torch.Tensor], None]
+) -> None:
+    """Run `ids` [texts, tokens] and call visit(layer, keys [texts, tokens, d_in]) for each of `layers`.
+
+    Attention is causal, so texts padded on the right need no mask: a token never sees what is behind it.
+    """
+    last = max(layers)
+
+    def look(layer: int) -> Callable:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            visit(layer, args[0] if args else next(iter(kwargs.values())))
+            if layer == last:
+                raise _Stop
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer in layers:
+            module = model.modules.down_projection(layer)
+            stack.callback(module.register_forward_pre_hook(look(layer), with_kwargs=True).remove)
+        try:
+            model.hf(ids.to(model.device), use_cache=False)
+        except _Stop:
+            pass
+
+
+def key_width(model: EditableModel, layer: int) -> int:
+    """d_in of a layer's down projection, by the kind of module and never by shape."""
+    from transformers.pytorch_utils import Conv1D
+
+    module = model.modules.down_projection(layer)
+    return int(module.weight.shape[0]) if isinstance(module, Conv1D) else int(module.in_features)

@@ -1,0 +1,94 @@
+"""The published statistics files (rome and memit's `layer_stats`): one .npz a layer, never pickled."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..files import atomic_write, save_npz
+from ..model import EditableModel
+from .store import Moment, Moments
+
+_KEYS = ("mom2.constructor", "mom2.count", "mom2.mom2", "sample_size")
+_CONSTRUCTOR = "util.runningstats.SecondMoment()"
+
+
+def npz_path(
+    stats_dir: str | Path, model_name: str, layer_name: str, dataset: str = "wikipedia", sample_size: int | None = None
+) -> Path:
+    """`{stats_dir}/{model}/{dataset}_stats/{layer name}_float32_mom2[_{sample size}].npz`, "/" in the model as "_"."""
+    suffix = "" if sample_size is None else f"_{sample_size}"
+    folder = Path(stats_dir) / model_name.replace("/", "_") / f"{dataset}_stats"
+    return folder / f"{layer_name}_float32_mom2{suffix}.npz"
+
+
+def export_npz(
+    moments: Moments,
+    stats_dir: str | Path,
+    model: EditableModel,
+    dataset: str = "wikipedia",
+    sample_size: int | None = None,
+    model_name: str | None = None,
+) -> list[Path]:
+    """Write `moments` where the published code looks for them; returns the paths.
+
+    sample_size: what the reader will ask for, in texts (`mom2_n_samples`, 100000 in the published settings).
+    model_name: default the model's own name.
+    """
+    paths = []
+    for layer in moments.layers:
+        moment = moments.check(model, layer)
+        path = npz_path(stats_dir, model_name or model.name, model.modules.parameter_name(layer), dataset, sample_size)
+        arrays = {
+            "mom2.constructor": np.array(_CONSTRUCTOR),
+            "mom2.count": np.array(moment.count),
+            "mom2.mom2": (moment.mean.double() * moment.count).to(torch.float32).numpy(),
+            "sample_size": np.array(np.nan if sample_size is None else sample_size),
+        }
+        atomic_write(path, lambda file, arrays=arrays: save_npz(file, arrays))
+        paths.append(path)
+    return paths
+
+
+def import_npz(files: str | Path | Sequence[str | Path]) -> Moments:
+    """Moments from published files: one, several, or a folder of them. The layer is the number in the file's name.
+
+    They do not say which weights they are of, so `Moments.check` can only compare their width.
+    """
+    if isinstance(files, (str, Path)):
+        path = Path(files)
+        files = sorted(path.glob("*_mom2*.npz")) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"folder '{path}' has no *_mom2*.npz file")
+    found: dict[int, Moment] = {}
+    for path in map(Path, files):
+        moment = _read(path)
+        if moment.layer in found:
+            raise ValueError(f"'{path}': layer {moment.layer} comes twice; name the files of one data set and sample")
+        found[moment.layer] = moment
+    return Moments(found)
+
+
+def _read(path: Path) -> Moment:
+    number = re.search(r"\.(\d+)\.", path.name)
+    if number is None:
+        raise ValueError(f"'{path}' has no layer number in its name (transformer.h.17.mlp.c_proj_float32_mom2....npz)")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            absent = [key for key in _KEYS[:3] if key not in archive.files]
+            if absent:
+                raise ValueError(f"'{path}' lacks {', '.join(absent)}: not a published second-moment file")
+            if "SecondMoment" not in str(archive["mom2.constructor"]):
+                raise ValueError(f"'{path}' holds {archive['mom2.constructor']}, not second moments")
+            count, total = int(archive["mom2.count"]), torch.from_numpy(archive["mom2.mom2"])
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"'{path}' is not a whole .npz file ({error})") from error
+    layer = int(number[1])
+    if count < 1:
+        raise ValueError(f"'{path}' is over {count} keys")
+    return Moments.from_arrays({layer: (total.double() / count, count)})[layer]

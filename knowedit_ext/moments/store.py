@@ -1,0 +1,235 @@
+"""`Moments`: second moments of the inputs of down projections, by layer; kept as one safetensors + JSON a layer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..model import EditableModel
+from .files import read_tensors, write_tensors
+from .fingerprint import differing_weights, fingerprint, weight_checksums
+from .forward import key_width
+from .solver import FactorCache, Solution, solve
+from .triangle import pack, symmetric, unpack
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Moment:
+    """E[k k^T] of one layer, uncentred, over `count` keys.
+
+    mean: [d_in, d_in] symmetric, float64 when collected; origin: what it was collected from (model weights, tokenizer,
+    text, settings), None where that is not known; missing: with `stop="tolerance"`, the estimated relative error of
+    solutions from it for want of more text.
+    """
+
+    layer: int
+    mean: torch.Tensor
+    count: int
+    origin: Mapping[str, Any] | None = None
+    missing: float | None = None
+
+    def matrix(self) -> torch.Tensor:
+        """float32 [d_in, d_in], symmetric; a new tensor."""
+        return self.mean.to(torch.float32, copy=True)
+
+    @property
+    def width(self) -> int:
+        return len(self.mean)
+
+    def __repr__(self) -> str:
+        return f"Moment(layer {self.layer}, {self.width} x {self.width}, {self.count} keys)"
+
+
+@dataclass
+class Moments:
+    """Second moments by layer: `moments[13].matrix()`, `moments[13].count`, `moments.layers`."""
+
+    by_layer: dict[int, Moment]
+    factors: FactorCache = field(default_factory=FactorCache, repr=False)
+
+    def __getitem__(self, layer: int) -> Moment:
+        if layer not in self.by_layer:
+            raise KeyError(
+                f"no moments of layer {layer}: there are those of {', '.join(map(str, self.layers)) or 'none'}"
+            )
+        return self.by_layer[layer]
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self.by_layer
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.by_layer)
+
+    @property
+    def layers(self) -> list[int]:
+        return sorted(self.by_layer)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[int, tuple[Any, int]]) -> Moments:
+        """From `{layer: (mean matrix E[k k^T] [d_in, d_in], number of keys)}`; tensors or numpy arrays.
+
+        Raises ValueError for what is not square, symmetric (to 1e-4) and finite.
+        """
+        return cls({int(layer): _checked(int(layer), *pair) for layer, pair in arrays.items()})
+
+    def solve(
+        self,
+        layer: int,
+        keys: torch.Tensor,
+        weight: float,
+        ridge: float | str | None = None,
+        low_precision: bool = False,
+    ) -> Solution:
+        """S = (weight * (C + ridge * I) + K K^T)^-1 K for a layer's moment C and keys K [d_in, n], in float64.
+
+        The factor of weight * C is kept for the next call with that layer and weight (`moments.factors.clear()` lets
+        go of it). ROME's direction C^-1 k is, up to its length, S for any weight.
+
+        ridge: in units of C; "smallest": the smallest stated one, only where it is needed. None: C as it is.
+        low_precision: factor in float32; what that cannot refine to float64 accuracy is solved in float64.
+
+        Raises `NotPositiveDefiniteError`, which names layer, count, smallest pivot and the ridge that would do.
+        """
+        return solve(self[layer], keys, weight, ridge, low_precision, self.factors)
+
+    def check(self, model: EditableModel, layer: int, originals: Mapping[str, torch.Tensor] | None = None) -> Moment:
+        """The moment of `layer`, once it is sure to belong to `model`; ValueError says what differs.
+
+        originals: by parameter name the weights of the base model that known edits have replaced: the model is then
+        recognised as base + edits. Moments of unknown origin (arrays, published files) are only checked for width.
+        """
+        if not 0 <= layer < model.num_layers:
+            raise ValueError(f"layer {layer} is outside the model's 0..{model.num_layers - 1}")
+        moment = self[layer]
+        width = key_width(model, layer)
+        if moment.width != width:
+            raise ValueError(
+                f"moments of layer {layer} are {moment.width} wide, but the down projection of '{model.name}' takes "
+                f"keys of width {width}"
+            )
+        if moment.origin is not None:
+            found = weight_checksums(model, [layer], originals)[layer]
+            said = differing_weights(moment.origin["weights"], found)
+            if said:
+                more = f" and {len(said) - 3} more" if len(said) > 3 else ""
+                raise ValueError(
+                    f"moments of layer {layer} were collected over another model "
+                    f"('{moment.origin['model']}', here '{model.name}'): {'; '.join(said[:3])}{more}"
+                )
+        return moment
+
+    @classmethod
+    def merge(cls, *parts: Moments) -> Moments:
+        """Moments over the texts of all parts together; the same text twice, or another model, is an error."""
+        if not parts:
+            raise ValueError("there are no moments to merge")
+        layers = sorted({layer for part in parts for layer in part.layers})
+        return cls({layer: _merged([part[layer] for part in parts if layer in part]) for layer in layers})
+
+    def save(self, folder: str | Path) -> None:
+        """Write `layer_13.safetensors` (lower triangle of the mean by rows) and `layer_13.json` for each layer."""
+        for layer in self.layers:
+            save_moment(Path(folder), self[layer])
+
+    @classmethod
+    def load(cls, folder: str | Path, layers: Sequence[int] | None = None) -> Moments:
+        """What `save` or `collect_moments(out=...)` wrote; all layers there, or those asked for."""
+        folder = Path(folder)
+        there = {int(m[1]): p for p in folder.glob("layer_*.json") if (m := re.fullmatch(r"layer_(\d+)", p.stem))}
+        wanted = sorted(there) if layers is None else list(layers)
+        if not wanted or not folder.is_dir():
+            raise ValueError(f"'{folder}' holds no moments (layer_*.json)")
+        absent = [layer for layer in wanted if layer not in there]
+        if absent:
+            raise ValueError(f"'{folder}' has no moments of layer {absent[0]}: there are {sorted(there)}")
+        return cls({layer: load_moment(folder, layer) for layer in wanted})
+
+
+def save_moment(folder: Path, moment: Moment) -> None:
+    """Tensor first, sidecar second: a layer whose sidecar is there is whole."""
+    from ..files import write_json
+
+    sidecar = {
+        "format": FORMAT,
+        "layer": moment.layer,
+        "count": moment.count,
+        "width": moment.width,
+        "dtype": str(moment.mean.dtype).removeprefix("torch."),
+        "missing": moment.missing,
+        "fingerprint": None if moment.origin is None else fingerprint(moment.origin["weights"]),
+        "origin": moment.origin,
+    }
+    stamp = {"layer": str(moment.layer), "count": str(moment.count), "fingerprint": str(sidecar["fingerprint"])}
+    write_tensors(folder / f"layer_{moment.layer}.safetensors", {"mean": pack(moment.mean)}, stamp)
+    write_json(folder / f"layer_{moment.layer}.json", sidecar)
+
+
+def load_moment(folder: Path, layer: int) -> Moment:
+    path = folder / f"layer_{layer}.json"
+    try:
+        sidecar = json.loads(path.read_text())
+        if sidecar["format"] != FORMAT:
+            raise ValueError(f"'{path}' is of format {sidecar['format']}: this version reads {FORMAT}")
+        stamp = {k: str(sidecar[k]) for k in ("layer", "count", "fingerprint")}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"'{path}' does not describe moments ({type(error).__name__}: {error})") from error
+    tensors, metadata = read_tensors(path.with_suffix(".safetensors"))
+    if {k: metadata.get(k) for k in stamp} != stamp or sidecar["layer"] != layer:
+        raise ValueError(f"'{path}' and the .safetensors beside it are not of one collection: {stamp} and {metadata}")
+    if sidecar["origin"] is not None and fingerprint(sidecar["origin"]["weights"]) != sidecar["fingerprint"]:
+        raise ValueError(f"'{path}' was changed: its fingerprint is not that of the weights it lists")
+    mean = unpack(tensors["mean"], sidecar["width"])
+    return Moment(layer, mean, sidecar["count"], sidecar["origin"], sidecar["missing"])
+
+
+def _checked(layer: int, matrix: Any, count: int) -> Moment:
+    mean = torch.as_tensor(matrix).detach()
+    if mean.dim() != 2 or mean.shape[0] != mean.shape[1] or not len(mean):
+        raise ValueError(f"moments of layer {layer} must be [d_in, d_in], got {list(mean.shape)}")
+    mean = mean if mean.dtype in (torch.float32, torch.float64) else mean.to(torch.float32)
+    if not bool(mean.isfinite().all()):
+        raise ValueError(f"moments of layer {layer} are not finite")
+    if count < 1:
+        raise ValueError(f"moments of layer {layer} are over {count} keys: expected at least 1")
+    if float((mean - mean.T).abs().max()) > 1e-4 * float(mean.abs().max()):
+        raise ValueError(f"moments of layer {layer} are not symmetric")
+    return Moment(layer, symmetric(mean), int(count))
+
+
+def _merged(parts: Sequence[Moment]) -> Moment:
+    first, total = parts[0], sum(part.count for part in parts)
+    if len(parts) == 1:
+        return first
+    for part in parts[1:]:
+        if part.width != first.width:
+            raise ValueError(f"moments of layer {first.layer} are {first.width} and {part.width} wide: of two models")
+        if (part.origin is None) != (first.origin is None):
+            raise ValueError(f"some moments of layer {first.layer} are of unknown origin: they cannot be merged safely")
+    origin = None
+    if first.origin is not None:
+        for part in parts[1:]:
+            said = differing_weights(first.origin["weights"], part.origin["weights"])
+            if said:
+                raise ValueError(f"moments of layer {first.layer} are of two models: {'; '.join(said[:3])}")
+            if part.origin["tokenizer"] != first.origin["tokenizer"]:
+                raise ValueError(f"moments of layer {first.layer} were collected with two tokenizers")
+        texts = [text for part in parts for text in part.origin["texts"]]
+        hashes = [text["sha256"] for text in texts]
+        if len(set(hashes)) < len(hashes):
+            raise ValueError(f"moments of layer {first.layer}: two parts are over the same text")
+        origin = dict(first.origin) | {"texts": texts}
+    mean = torch.zeros_like(first.mean, dtype=torch.float64)
+    for part in parts:
+        mean.add_(part.mean, alpha=part.count / total)
+    return replace(first, mean=mean, count=total, origin=origin, missing=None)
