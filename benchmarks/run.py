@@ -4,8 +4,8 @@
 
 Reports medians.
 
-trace   state map of a GPT-2-small-sized random model (12 layers, 768, vocabulary 50,257; 11 tokens with the subject at
-        the third, 10 samples) and the three maps of the built-in world's model; with the arithmetic counted, the GFLOP/s
+trace   state map of a GPT-2-small-sized random model (12 layers, 768, vocabulary 50,257; 11 tokens, subject at the
+        third, 10 samples) and the three maps of the built-in world's model; with the arithmetic counted, the GFLOP/s
         reached, and those of a plain large matmul
 values  z of 32 edits at layer 8 of that model
 insert  MEMIT's insertion of 32 edits over its layers 4-8
