@@ -43,7 +43,7 @@ _LLAMA = dict(
 )
 _ENDS = dict(bos_token_id=1, eos_token_id=2)
 _PLAIN = _LLAMA | _ENDS | dict(pad_token_id=None)
-_GEMMA = _PLAIN | dict(head_dim=8, sliding_window=3, query_pre_attn_scalar=8)
+_GEMMA = _PLAIN | dict(head_dim=8, sliding_window=3, query_pre_attn_scalar=5)  # a scale that is not 1 / sqrt(d)
 _QWEN2 = _PLAIN | dict(use_sliding_window=True, sliding_window=3, max_window_layers=1)
 _VISION = dict(
     hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14

@@ -96,20 +96,23 @@ def trees(draw, family: str) -> Tree:
         )
         roots = add_prompt(tree, ids, branches)
         tokens = st.lists(st.integers(0, length - 1), min_size=1, max_size=3)
+        given_tensors = [*tensors, normal(copies, copies, 1, WIDTH)[:, 0].float()]
+        patch = lambda sources: st.builds(  # noqa: E731
+            Patch,
+            site=st.sampled_from(SITES),
+            layers=st.lists(st.integers(0, LAYERS - 1), min_size=1, max_size=3).map(tuple),  # noqa: B023
+            tokens=tokens.map(tuple),  # noqa: B023
+            source=st.sampled_from(sources),
+            mode=st.sampled_from(["overwrite", "overwrite", "add"]),
+        )
+        # Patches that several runs have in common make them share rows, then fork.
+        common = draw(st.lists(patch([roots[0], *tensors]), min_size=1, max_size=3))
         for _ in range(draw(st.integers(1, 6))):
             root = draw(st.sampled_from(roots))
-            rows = tree.roots[root].copies
-            fitting = [r for r in roots if tree.roots[r].copies in (1, rows)]
-            given_tensors = [*tensors, normal(rows, rows, 1, WIDTH)[:, 0].float()]
-            patch = st.builds(
-                Patch,
-                site=st.sampled_from(SITES),
-                layers=st.lists(st.integers(0, LAYERS - 1), min_size=1, max_size=3).map(tuple),
-                tokens=tokens.map(tuple),
-                source=st.one_of(st.sampled_from(fitting), st.sampled_from(range(3)).map(given_tensors.__getitem__)),
-                mode=st.sampled_from(["overwrite", "overwrite", "add"]),
-            )
-            add_run(tree, root, draw(st.lists(patch, min_size=0, max_size=4)), draw(tokens))
+            sources = [*tensors, *(r for r in roots if tree.roots[r].copies in (1, tree.roots[root].copies))]
+            sources += [t for t in given_tensors[2:] if len(t) == tree.roots[root].copies]
+            own = draw(st.lists(patch(sources), min_size=0, max_size=3))
+            add_run(tree, root, draw(st.sampled_from([own, common + own, own + common[:1]])), draw(tokens))
     return tree
 
 
@@ -132,6 +135,17 @@ def test_equal_to_the_plain_loop(family: str, caplog) -> None:
 
     with caplog.at_level(logging.ERROR, "knowedit_ext"):
         check()
+
+
+def test_runs_that_fork_behind_a_common_patch() -> None:
+    """The rows born by the common patch are born twice, each with the patch."""
+    for mode in ("overwrite", "add"):
+        tree, tensor = Tree(tiny_model("gpt2")), torch.ones(WIDTH)
+        clean, noisy = add_prompt(tree, [3, 4, 5, 6, 7], [(1, 2, False)])
+        common = Patch("layer", (1,), (2,), tensor, mode)
+        for patches in ([], [Patch("mlp", (2,), (3,), clean)], [Patch("attn", (2,), (2,), tensor, "add")]):
+            add_run(tree, noisy, [common, *patches], [4])
+        tree.check()
 
 
 def test_branches_of_branches() -> None:
