@@ -94,17 +94,17 @@ class Edit:
         if any(edit is self for edit, _ in applied):
             raise ValueError("this edit is already applied to this model")
         targets = self._targets(model)
-        undo: list[Callable[[], None]] = []
+        undo: dict[str, Callable[[], None]] = {}
         try:
             for name, target in targets.items():
                 if isinstance(target, nn.Parameter):
-                    undo.append(partial(_put_back, target, target.detach().clone()))
+                    undo[name] = partial(_put_back, target, target.detach().clone())
                     with torch.no_grad():
                         target.copy_(target.double() + self.delta(name).to(target.device, torch.float64))
                 else:
-                    undo.append(target.register_forward_hook(_side_path(self.changes[name])).remove)
+                    undo[name] = target.register_forward_hook(_side_path(self.changes[name])).remove
         except BaseException:
-            for step in reversed(undo):
+            for step in undo.values():
                 step()
             raise
         applied.append((self, undo))
@@ -117,7 +117,7 @@ class Edit:
             raise ValueError("this edit is not applied to this model")
         later = [edit for edit, _ in applied[at + 1 :]]
         for _, undo in reversed(applied[at:]):
-            for step in reversed(undo):
+            for step in undo.values():
                 step()
         del applied[at:]
         for edit in later:
@@ -254,9 +254,19 @@ def _shape(change: LowRank | torch.Tensor) -> tuple[int, ...]:
     return shape if change.input_first else shape[::-1]
 
 
-def _applied(model: EditableModel) -> list[tuple[Edit, list[Callable[[], None]]]]:
-    """Edits applied to this model, oldest first, each with the steps that undo it."""
+def _applied(model: EditableModel) -> list[tuple[Edit, dict[str, Callable[[], None]]]]:
+    """Edits applied to this model, oldest first, each with the step that undoes it for each weight."""
     return model.__dict__.setdefault("applied_edits", [])
+
+
+def originals(model: EditableModel) -> dict[str, torch.Tensor]:
+    """The base model's weights by name, where edits applied to it have replaced them."""
+    found: dict[str, torch.Tensor] = {}
+    for _, undo in _applied(model):
+        for name, step in undo.items():
+            if isinstance(step, partial):
+                found.setdefault(name, step.args[1])
+    return found
 
 
 def _put_back(parameter: nn.Parameter, before: torch.Tensor) -> None:

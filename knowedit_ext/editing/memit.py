@@ -10,7 +10,7 @@ import torch
 from ..model import EditableModel
 from ..moments import Moments
 from .contexts import memit_contexts
-from .edit import Edit, LowRank, describe_model, weight_is_input_first
+from .edit import Edit, LowRank, describe_model, originals, weight_is_input_first
 from .keys import KeyRows
 from .params import EditParams, MEMITParams
 from .request import EditRequest, check_requests
@@ -27,6 +27,7 @@ def memit(
     compat: str | None = None,
     *,
     preserve: Sequence[Edit] = (),
+    ridge: float | str | None = None,
     seed: int = 0,
     batch: int | None = None,
     progress: bool = False,
@@ -37,6 +38,7 @@ def memit(
     contexts: groups of templates with one `{}`; a key is the mean of the groups' means. The first is the bare "{}".
         None: generated from the model with `seed`.
     preserve: earlier edits, applied to this model, whose keys are to keep their values: their K K^T joins the moments.
+    ridge: added to the moments' diagonal where they are not positive definite, see `Moments.solve`.
     values: [n, hidden] what the last edited layer is to put out (z); None: optimised here, `batch` edits at once.
 
     The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed, and
@@ -64,7 +66,7 @@ def memit(
     edit = Edit({}, "memit", described, params.to_dict(), contexts, compat, describe_model(model))
     done: list[Edit] = []
     try:
-        for name, change in _insert(model, found, kept, params, moments, contexts, values, done):
+        for name, change in _insert(model, found, kept, params, moments, contexts, values, ridge, done):
             edit.changes[name] = change
     finally:
         for part in reversed(done):
@@ -80,6 +82,7 @@ def _insert(
     moments: Moments,
     contexts: Sequence[Sequence[str]],
     values: torch.Tensor,
+    ridge: float | str | None,
     done: list[Edit],
 ) -> Iterator[tuple[str, LowRank]]:
     """Layer by layer with updated weights, which `done` collects. Each pass gives a layer's keys and the values reached
@@ -94,7 +97,8 @@ def _insert(
         keys = rows.mean(inputs).T  # K, [d_in, kept + n]
         now = reached[rows.bare[old:].to(reached.device)].double()  # values of the bare prompts, [n, hidden]
         residual = (values.to(now.device, torch.float64) - now).T / (len(params.layers) - number)  # Eqn. 20
-        adjusted = moments.solve(layer, keys, params.mom2_update_weight)[:, old:]  # (lambda C + K K^T)^-1 K, Eqn. 14
+        # (lambda C + K K^T)^-1 K, Eqn. 14
+        adjusted = moments.solve(layer, keys, params.mom2_update_weight, ridge).matrix[:, old:]
         module = model.modules.down_projection(layer)
         change = LowRank(adjusted.cpu(), residual.cpu(), weight_is_input_first(module))
         name = f"{model.modules.parameter_name(layer)}.weight"
@@ -122,13 +126,8 @@ def check_model(model: EditableModel, params: EditParams, moments: Moments | Non
             continue
         if moments is None:
             raise ValueError("moments are needed (ke.collect_moments), or mom2_adjustment=False for ROME")
-        if layer not in moments.layers:
-            raise ValueError(f"no moments of layer {layer}: there are {', '.join(map(str, moments.layers))}")
-        matrix = moments[layer].matrix()
-        width = module.nx if weight_is_input_first(module) else module.in_features
-        if matrix.shape[0] != width:
-            raise ValueError(
-                f"moments of layer {layer} are {list(matrix.shape)}; '{name}' reads {width}: another model's"
-            )
+        if layer not in moments:
+            raise ValueError(f"no moments of layer {layer}: there are those of {', '.join(map(str, moments.layers))}")
+        matrix = moments.check(model, layer, originals(model)).matrix()
         if not torch.isfinite(matrix).all():
             raise ValueError(f"moments of layer {layer} hold NaN or infinite numbers")

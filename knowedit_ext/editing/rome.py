@@ -24,6 +24,7 @@ def rome(
     contexts: Sequence[str] | None = None,
     compat: str | None = None,
     *,
+    ridge: float | str | None = None,
     seed: int = 0,
 ) -> Edit:
     """One fact, one rank-one change of the down projection of each of `params.layers`.
@@ -32,6 +33,7 @@ def rome(
     contexts: templates with one `{}`, the bare "{}" first; None: generated from the model with `seed`.
     compat: "reference": the key is averaged over contexts but the value is solved for the bare prompt's key, as
         published; None: one key for both (R-ROME).
+    ridge: added to the moments' diagonal where they are not positive definite, see `Moments.solve`.
 
     The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed.
     """
@@ -44,7 +46,7 @@ def rome(
     done: list[Edit] = []
     try:
         for layer in params.layers:  # each layer's change is computed with those below it in place
-            part = _one_layer(model, request, params, moments, contexts, compat, layer)
+            part = _one_layer(model, request, params, moments, contexts, compat, ridge, layer)
             edit.changes.update(part.changes)
             if layer != params.layers[-1]:
                 part.apply(model)
@@ -62,13 +64,14 @@ def _one_layer(
     moments: Moments | None,
     contexts: Sequence[str],
     compat: str | None,
+    ridge: float | str | None,
     layer: int,
 ) -> Edit:
     rows = KeyRows(model, [request], [contexts], params.fact_token)
     _, inputs, outputs = rows.pass_through(rows.packed.start, 0, layer + 1, layer)
     key = rows.mean(inputs).T  # k*, [d_in, 1]
     # u is C^-1 k* up to scale (ROME, Eqn. 2), and so is (C + k* k*^T)^-1 k*, by Sherman and Morrison.
-    u = moments.solve(layer, key, 1.0) if params.mom2_adjustment else key
+    u = moments.solve(layer, key, 1.0, ridge).matrix if params.mom2_adjustment else key
     u = u[:, 0] / u.norm()
     target = optimise_values(model, [request], contexts, params, "mlp", layer).values[0].double().to(u.device)
     if compat == "reference":
