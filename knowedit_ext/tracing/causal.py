@@ -73,6 +73,7 @@ def trace(
     score: str = "probability",
     against: str | None = None,
     tokens: str | Sequence[int] | None = None,
+    texts: Sequence[str] | None = None,
     max_rows: int | None = None,
 ) -> Trace | list[Trace]:
     """Where does the model keep this fact? Corrupt the subject, restore one cell, see whether the answer comes back.
@@ -81,7 +82,7 @@ def trace(
     kind: "state" restores the residual stream behind a layer, "mlp" / "attn" the outputs of `window` layers' modules,
         layers l - window // 2 up to but without l + ceil(window / 2).
     samples, noise, seed: noise draws; a level, a sampler, or a rule such as "s3" over the subjects of the facts given
-        (see `noise_level`). The default seed reproduces the published noise exactly.
+        (see `noise_level`; "m" and "t" need `texts`). The default seed reproduces the published noise exactly.
     sever: hold the restored token's "mlp" or "attn" outputs at their corrupted values in all layers.
     compat: "reference" repeats the published code where it differs: severed outputs from a noise draw of their own,
         `low_score` without `replace`.
@@ -102,6 +103,8 @@ def trace(
     settings = TraceSettings(
         window, samples, seed, sever, compat, replace, corrupt_with, answer_tokens, score, against, chosen, max_rows
     )
+    if texts is not None:
+        noise = noise_of(model, noise, [f.subject for f in facts if isinstance(f, Fact)], replace, texts)
     found = trace_facts(model, facts, (kind,), noise, settings)
     traces = [by_kind[kind] for by_kind in found]
     for f, t in zip(facts, traces, strict=True):

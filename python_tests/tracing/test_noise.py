@@ -168,3 +168,12 @@ def test_a_t_without_variance(rule: str) -> None:
 def test_numbers_that_are_no_level(noise: float) -> None:
     with pytest.raises(ValueError, match=f"noise is {noise}: expected a finite number >= 0"):
         ke.trace(tiny_model("gpt2"), FACTS[0], noise=noise)
+
+
+@pytest.mark.parametrize("rule", ["m", "t5"])
+def test_rules_over_texts_in_one_call(rule: str) -> None:
+    model = tiny_model("gpt2")
+    sampler = ke.noise_level(model, rule, texts=TEXTS)
+    two_calls = ke.trace(model, FACTS[0], noise=sampler, samples=2)
+    one_call = ke.trace(model, FACTS[0], noise=rule, texts=TEXTS, samples=2)
+    np.testing.assert_array_equal(one_call.scores, two_calls.scores)
