@@ -66,8 +66,11 @@ def optimise_values(
     """The values of many requests at `site` ("mlp": ROME's delta, "layer": MEMIT's) of `layer`.
 
     contexts: templates with one `{}`, the bare "{}" first. batch: edits at once; None: from free memory.
+    ROME's loss is read behind the last layer whatever `params.v_loss_layer` says, as published.
     """
-    last = model.num_layers if params.v_loss_layer is None else max(params.v_loss_layer, layer) + 1
+    last = model.num_layers
+    if site == "layer" and params.v_loss_layer is not None:
+        last = max(params.v_loss_layer, layer) + 1
     if layer + 1 >= last:
         raise ValueError(
             f"layer {layer} is the last one before the loss: nothing behind it can carry a change to the prompt's end"
