@@ -13,7 +13,7 @@ from .contexts import memit_contexts
 from .edit import Edit, LowRank, describe_model, originals, weight_is_input_first
 from .keys import KeyRows
 from .params import EditParams, MEMITParams
-from .request import EditRequest, check_requests
+from .request import EditRequest, check_compat, check_requests, warn_of_known
 from .values import optimise_values
 
 
@@ -45,6 +45,7 @@ def memit(
     for post-norm families (Gemma2, Gemma3, OLMo2): there the down projection's output is normalised before it is added
     to the residual stream, so a residual of the layer's output is not what the projection has to put out.
     """
+    check_compat(compat)
     found = check_requests(requests)
     if model.modules.family.post_norm:
         raise ValueError(
@@ -57,10 +58,13 @@ def memit(
         raise ValueError("contexts must be groups of templates that begin with the bare prompt, [['{}'], [...]]")
     last = params.layers[-1]
     if values is None:
+        warn_of_known(model, found)
         flat = [context for group in contexts for context in group]
         values = optimise_values(model, found, flat, params, "layer", last, batch, progress).values
     elif tuple(values.shape) != (len(found), model.hidden_size):
         raise ValueError(f"values are {list(values.shape)}: expected [{len(found)} requests, {model.hidden_size}]")
+    elif not torch.isfinite(values).all():
+        raise ValueError("values hold NaN or infinite numbers")
     kept = [EditRequest.of(request) for earlier in preserve for request in earlier.requests]
     described = [request.to_dict() for request in found]
     edit = Edit({}, "memit", described, params.to_dict(), contexts, compat, describe_model(model))
@@ -114,6 +118,10 @@ def check_model(model: EditableModel, params: EditParams, moments: Moments | Non
 
     needed: whether the method uses moments.
     """
+    if params.v_loss_layer is not None and not 0 <= params.v_loss_layer < model.num_layers:
+        raise ValueError(
+            f"v_loss_layer {params.v_loss_layer} is out of range: the model has layers 0..{model.num_layers - 1}"
+        )
     for layer in params.layers:
         if not 0 <= layer < model.num_layers:
             raise ValueError(f"layer {layer} is out of range: the model has layers 0..{model.num_layers - 1}")

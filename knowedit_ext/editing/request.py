@@ -7,8 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..facts import Fact, TokenizedFact, tokenize_fact
 from ..model import EditableModel
+from ..modules import on_device
+from ..sweep.capture import clean_runs
+from ..sweep.packed import PackedPrompts
+
+HEAD_ROWS = 1024  # rows of logits held at once
 
 
 @dataclass(frozen=True)
@@ -80,10 +87,29 @@ def check_requests(requests: Iterable[EditRequest | Mapping[str, Any]]) -> list[
     return found
 
 
-def warn_if_known(request: EditRequest, answer: str) -> None:
-    if request.target_new.strip() == answer.strip():
-        text = request.prompt.replace("{}", request.subject)
-        warnings.warn(f"'{text}' is already continued with '{answer.strip()}'", stacklevel=3)
+def check_compat(compat: str | None) -> None:
+    if compat not in (None, "reference"):
+        raise ValueError(f"unknown compat '{compat}': expected None or 'reference'")
+
+
+@torch.no_grad()
+def warn_of_known(model: EditableModel, requests: Sequence[EditRequest]) -> None:
+    """Warn of targets that the model's own continuation of the bare prompt begins with: nothing needs editing there."""
+    facts = [tokenize_fact(model, request.fact()) for request in requests]
+    packed = PackedPrompts(model, clean_runs(model, [fact.ids + fact.target_ids[:-1] for fact in facts]))
+    rows, targets = [], []
+    for number, fact in enumerate(facts):
+        rows += [packed.row(number, len(fact.ids) - 1 + n) for n in range(len(fact.target_ids))]
+        targets += fact.target_ids
+    states = packed.run(packed.start, 0, model.num_layers)
+    final, head = model.modules.final_norm, model.modules.head
+    states = final(on_device(states[torch.tensor(rows, device=states.device)], final))
+    said = [head(on_device(part, head)).argmax(-1).cpu() for part in states.split(HEAD_ROWS)]
+    right = (torch.cat(said) == torch.tensor(targets)).split([len(fact.target_ids) for fact in facts])
+    for request, tokens in zip(requests, right, strict=True):
+        if tokens.all():
+            text = request.prompt.replace("{}", request.subject)
+            warnings.warn(f"'{text}' is already continued with '{request.target_new.strip()}'", stacklevel=3)
 
 
 def lookup(tokenized: TokenizedFact, fact_token: str) -> int:

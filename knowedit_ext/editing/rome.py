@@ -12,7 +12,7 @@ from .edit import Edit, LowRank, describe_model, weight_is_input_first
 from .keys import KeyRows
 from .memit import check_model
 from .params import ROMEParams
-from .request import EditRequest, check_requests
+from .request import EditRequest, check_compat, check_requests, warn_of_known
 from .values import optimise_values
 
 
@@ -37,11 +37,16 @@ def rome(
 
     The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed.
     """
-    [request] = check_requests([request] if isinstance(request, (EditRequest, Mapping)) else request)
+    check_compat(compat)
+    found = check_requests(request)
+    if len(found) > 1:
+        raise ValueError(f"ROME edits one fact at a time, not {len(found)}: call it for each, or use MEMIT")
+    [request] = found
     check_model(model, params, moments, needed=params.mom2_adjustment)
     contexts = rome_contexts(model, params.context_template_length_params, seed) if contexts is None else list(contexts)
     if not contexts or contexts[0] != "{}":
         raise ValueError("contexts must begin with the bare prompt, '{}'")
+    warn_of_known(model, [request])
     edit = Edit({}, "rome", [request.to_dict()], params.to_dict(), contexts, compat, describe_model(model))
     done: list[Edit] = []
     try:
