@@ -1,0 +1,73 @@
+"""Gradients through frozen prompts, in float64, against autograd through the model's own forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import knowedit_ext as ke
+from knowedit_ext.sweep.capture import clean_runs
+from knowedit_ext.sweep.packed import FrozenPrompts, PackedPrompts
+
+from ..support.families import FAMILIES, WIDTH, tiny_hf
+from ..support.oracle import Plain
+from ..support.tokenizers import word_level
+from .plain import hooked
+
+PROMPTS = [(5, 6, 7, 8, 9, 10, 11), (20, 21, 22), (30, 31, 32, 33, 34)]
+TOKENS = [2, 0, 4]
+READOUT = [(4, 6), (2,), (4,)]  # the last one is the changed token itself
+LAYER = 1
+IN_FLOAT64 = ("gpt2", "gpt_neox")  # the others have norms or attention scores in float32 whatever the weights are
+
+
+def double(family: str) -> ke.EditableModel:
+    return ke.load_model((tiny_hf(family).double(), word_level()))
+
+
+def frozen(model: ke.EditableModel, site: str) -> FrozenPrompts:
+    return FrozenPrompts(PackedPrompts(model, clean_runs(model, PROMPTS)), site, LAYER, TOKENS, READOUT)
+
+
+def plain(model: ke.EditableModel, site: str, added: torch.Tensor) -> torch.Tensor:
+    """The same states, prompt by prompt: [all readouts, hidden] entering the head."""
+    found = []
+    for ids, token, positions, change in zip(PROMPTS, TOKENS, READOUT, added, strict=True):
+
+        def add(args: tuple, output: torch.Tensor, token=token, change=change) -> torch.Tensor:
+            row = torch.arange(output.shape[1])[:, None] == token
+            return output + torch.where(row, change, 0.0)
+
+        seen = []
+        with (
+            hooked(Plain(model.hf).module(site, LAYER), add),
+            hooked(model.hf.get_output_embeddings(), lambda args, output, seen=seen: seen.append(args[0])),
+        ):
+            model.hf(torch.tensor([ids]), use_cache=False)
+        found.append(seen[0][0, list(positions)])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("site", ["mlp", "attn", "layer"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_and_gradients(family: str, site: str) -> None:
+    model = double(family)
+    generator = torch.Generator().manual_seed(1)
+    random = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    added = random(len(PROMPTS), WIDTH).requires_grad_()
+    weights = random(sum(map(len, READOUT)), WIDTH)
+    tolerance = 1e-10 if family in IN_FLOAT64 else 1e-4
+    got, want = frozen(model, site)(added), plain(model, site, added)
+    assert torch.allclose(got, want, rtol=0, atol=tolerance * float(want.detach().abs().max()))
+    [mine], [theirs] = (torch.autograd.grad((x * weights).sum(), added) for x in (got, want))
+    assert theirs.abs().min(dim=1).values.min() > 0  # every prompt's readouts depend on its change
+    assert torch.allclose(mine, theirs, rtol=0, atol=tolerance * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "gpt_neox"])
+def test_gradcheck(family: str) -> None:
+    run = frozen(double(family), "mlp")
+    added = 0.3 * torch.randn(len(PROMPTS), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    along = torch.randn(1, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    # Along one direction a prompt: enough to see every path, and cheap.
+    assert torch.autograd.gradcheck(lambda size: run(size * along)[:, ::8], added.requires_grad_())
