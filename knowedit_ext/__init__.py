@@ -1,5 +1,10 @@
 """Locate and edit facts in language models."""
 
+from .editing.edit import Edit
+from .editing.memit import memit
+from .editing.params import MEMITParams, ROMEParams
+from .editing.request import EditRequest
+from .editing.rome import rome
 from .facts import Fact
 from .model import EditableModel, load_model
 from .modules import UnsupportedModelError
@@ -11,15 +16,21 @@ from .tracing.effects import Effects
 from .tracing.trace import Trace
 
 __all__ = [
+    "Edit",
+    "EditRequest",
     "EditableModel",
     "Effects",
     "Fact",
+    "MEMITParams",
     "Moments",
+    "ROMEParams",
     "Trace",
     "UnsupportedModelError",
     "collect_moments",
     "load_model",
+    "memit",
     "noise_level",
+    "rome",
     "trace",
     "trace_dataset",
 ]
