@@ -179,13 +179,20 @@ def plain_memit(
     covariance: dict[int, torch.Tensor],
     groups: Sequence[Sequence[str]],
     values: torch.Tensor,
+    kept: Sequence[EditRequest] = (),
 ) -> dict[str, torch.Tensor]:
-    """memit_main.py's insertion loop: changes in the weights' own shape, by name; the model is left as it was."""
+    """memit_main.py's insertion loop: changes in the weights' own shape, by name; the model is left as it was.
+
+    kept: facts whose keys count with the known ones: their K K^T joins the covariance.
+    """
     changes, before = {}, {}
     for number, layer in enumerate(layers):
         keys = torch.stack([plain_group_key(model, request, groups, layer) for request in requests], dim=1)
         now = torch.stack([plain_state(model, request, layers[-1]) for request in requests], dim=1).double()
-        adjusted = torch.linalg.solve(weight * covariance[layer].double() + keys @ keys.T, keys)
+        known = weight * covariance[layer].double()
+        for request in kept:
+            known += torch.outer(*[plain_group_key(model, request, groups, layer)] * 2)
+        adjusted = torch.linalg.solve(known + keys @ keys.T, keys)
         change = ((values.T.double() - now) / (len(layers) - number)) @ adjusted.T  # [d_out, d_in]
         module, name = down_projection(model, layer), weight_name(model, layer)
         change = change if isinstance(module, nn.Linear) else change.T

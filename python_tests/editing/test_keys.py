@@ -1,0 +1,70 @@
+"""Keys against a plain hooked forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import knowedit_ext as ke
+from knowedit_ext.editing.keys import KeyRows
+from knowedit_ext.editing.params import FACT_TOKENS
+from knowedit_ext.editing.request import EditRequest
+
+from ..support.families import FAMILIES, tiny_model
+from .plain import plain_group_key, plain_key
+
+GROUPS = [["{}"], ["w11 w12. {}", "w13 w14 w15 w16. {}", "{} w50"]]
+REQUESTS = [
+    EditRequest("w5 {} w9 w10", "w3 w7", "w20"),
+    EditRequest("{} w9", "w33", "w22"),
+    EditRequest("w6 w8 w15 {} w41", "w30 w31 w32", "w25"),
+]
+LAYER = 2
+
+
+def keys_of(model: ke.EditableModel, requests, groups=GROUPS, fact_token="subject_last"):
+    rows = KeyRows(model, requests, groups, fact_token)
+    _, inputs, outputs = rows.pass_through(rows.packed.start, 0, LAYER + 1, LAYER)
+    return rows, inputs, outputs
+
+
+@pytest.mark.parametrize("fact_token", FACT_TOKENS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equal_to_a_forward_pass(family: str, fact_token: str) -> None:
+    model = tiny_model(family)
+    _, inputs, outputs = keys_of(model, REQUESTS, fact_token=fact_token)
+    pairs = [(request, context) for request in REQUESTS for group in GROUPS for context in group]
+    assert len(inputs) == len(outputs) == len(pairs)
+    for row, (request, context) in enumerate(pairs):
+        key, value = plain_key(model, request, context, LAYER, fact_token)
+        assert torch.allclose(inputs[row], key, rtol=0, atol=1e-5 * float(key.abs().max()))
+        assert torch.allclose(outputs[row], value, rtol=0, atol=1e-5 * float(value.abs().max()))
+
+
+def test_groups_weigh_the_same() -> None:
+    model = tiny_model("gpt2")
+    rows, inputs, _ = keys_of(model, REQUESTS)
+    assert rows.weights.tolist() == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6])
+    for request, key in zip(REQUESTS, rows.mean(inputs), strict=True):
+        assert key.dtype == torch.float64
+        assert torch.allclose(key, plain_group_key(model, request, GROUPS, LAYER), rtol=1e-4, atol=1e-6)
+
+
+def test_runs_on_from_a_middle_layer() -> None:
+    rows, inputs, outputs = keys_of(tiny_model("llama"), REQUESTS)
+    hidden = rows.packed.run(rows.packed.start, 0, LAYER)
+    again, *found = rows.pass_through(hidden, LAYER, LAYER + 2, LAYER)
+    assert torch.equal(found[0], inputs) and torch.equal(found[1], outputs)
+    assert torch.equal(again, rows.packed.run(rows.packed.start, 0, LAYER + 2))
+
+
+@pytest.mark.parametrize("prompt, context", [("w3 w7 w5 {} w9", "{}"), ("w5 {} w9", "w3 w7 w3 w7. {}")])
+def test_the_subject_in_the_braces_is_meant(prompt: str, context: str) -> None:
+    model, request = tiny_model("gpt2"), EditRequest(prompt, "w3 w7", "w20")
+    _, inputs, _ = keys_of(model, [request], [["{}"], [context]])
+    assert torch.allclose(inputs[1], plain_key(model, request, context, LAYER)[0], atol=1e-5)
+
+
+def test_nothing_after_the_subject() -> None:
+    with pytest.raises(ValueError, match="'subject_first_after_last': nothing follows the subject in 'w5 w3'"):
+        keys_of(tiny_model("gpt2"), [EditRequest("w5 {}", "w3", "w20")], [["{}"]], "subject_first_after_last")

@@ -1,0 +1,176 @@
+"""ROME against its definition, on every family."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import knowedit_ext as ke
+from knowedit_ext.editing.edit import Edit
+from knowedit_ext.editing.params import ROMEParams
+from knowedit_ext.editing.request import EditRequest
+from knowedit_ext.editing.rome import rome
+from knowedit_ext.editing.values import optimise_values
+
+from ..support.families import FAMILIES, WIDTH
+from ..support.unchanged import assert_unchanged, snapshot
+from .models import editable, fresh, unlikely
+from .plain import covariance, down_projection, moments_of, plain_key, plain_value, probability, weight_name
+
+CONTEXTS = ["{}", "w11 w12. {}", "w13 w14 w15 w16. {}"]
+PARAMS = ROMEParams(
+    layers=(0,), v_num_grad_steps=60, v_lr=0.5, v_weight_decay=0.0, clamp_norm_factor=1000.0, kl_factor=0.0
+)
+BRIEF = replace(PARAMS, v_num_grad_steps=6, clamp_norm_factor=4.0, v_weight_decay=0.5, kl_factor=0.0625)
+MIDDLE = EditRequest("w5 {} w9 w10", "w3 w7", "w20 w21")
+
+
+def layer_of(family: str) -> int:
+    """Where a fact fits: post-norm layers add little to the stream, the lowest one counts most."""
+    return 0 if family in ("gemma2", "gemma3", "gemma3_text", "olmo2") else 1
+
+
+def mean_over_contexts(model: ke.EditableModel, request: EditRequest, layer: int) -> list[torch.Tensor]:
+    """Mean input and output of the down projection, in float64."""
+    pairs = [plain_key(model, request, context, layer) for context in CONTEXTS]
+    return [torch.stack(column).double().mean(0) for column in zip(*pairs, strict=True)]
+
+
+def close(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-4) -> None:
+    assert (got - want).abs().max() <= tolerance * want.abs().max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fact_goes_in_and_comes_out(family: str) -> None:
+    model, layer = editable(family), layer_of(family)
+    before, moments = snapshot(model.hf), moments_of(model, [layer])
+    request = unlikely(model, "w17 w18 {}", "w33")
+    assert probability(model, request) < 0.1
+    edit = rome(model, request, replace(PARAMS, layers=(layer,)), moments, CONTEXTS[:1])
+    assert_unchanged(before, model.hf)
+    with edit.applied(model):
+        assert probability(model, request) > 0.9
+        changed = [n for n, p in model.hf.named_parameters() if not torch.equal(p, before["parameters"][n][0])]
+        assert changed == [weight_name(model, layer)] == list(edit.changes)
+    assert_unchanged(before, model.hf)
+
+
+@pytest.mark.parametrize("subject", ["w40", "w50 w51"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_subject_amid_the_prompt(family: str, subject: str) -> None:
+    model = editable(family)
+    request = unlikely(model, "w5 {} w9", subject)
+    assert probability(model, request) < 0.1
+    with rome(model, request, PARAMS, moments_of(model, [0], 2000), CONTEXTS[:1]).applied(model):
+        assert probability(model, request) > 0.9
+
+
+def test_several_target_tokens() -> None:
+    model, request = editable("phi3"), EditRequest("w17 {}", "w45 w46", "w12 w13")
+    assert probability(model, request) < 0.01
+    with rome(model, request, PARAMS, moments_of(model, [0], 2000), CONTEXTS[:1]).applied(model):
+        assert probability(model, request) > 0.8
+
+
+@pytest.mark.parametrize("compat", [None, "reference"])
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "gemma2", "olmo2"])
+def test_equal_to_the_published_rule(family: str, compat: str | None) -> None:
+    model, layer = editable(family), 1
+    params = replace(BRIEF, layers=(layer,))
+    edit = rome(model, MIDDLE, params, moments_of(model, [layer]), CONTEXTS, compat)
+    key, value = mean_over_contexts(model, MIDDLE, layer)
+    u = torch.linalg.solve(covariance(model, [layer])[layer], key)
+    u = u / u.norm()
+    target = plain_value(model, MIDDLE, CONTEXTS, params, "mlp", layer).value.double()
+    if compat == "reference":
+        key, value = (x.double() for x in plain_key(model, MIDDLE, "{}", layer))
+    v = (target - value) / (key @ u)
+    want = torch.outer(v, u)  # [d_out, d_in]
+    linear = isinstance(down_projection(model, layer), torch.nn.Linear)
+    close(edit.delta(weight_name(model, layer)), want if linear else want.T, 2e-4)
+
+
+def test_one_key_for_both_or_the_bare_prompts() -> None:
+    model = editable("gpt2")
+    moments = moments_of(model, [0])
+    target = optimise_values(model, [MIDDLE], CONTEXTS, BRIEF, "mlp", 0).values[0].double()
+    with rome(model, MIDDLE, BRIEF, moments, CONTEXTS).applied(model):
+        close(mean_over_contexts(model, MIDDLE, 0)[1], target, 1e-5)
+    with rome(model, MIDDLE, BRIEF, moments, CONTEXTS, compat="reference").applied(model):
+        close(plain_key(model, MIDDLE, "{}", 0)[1].double(), target, 1e-5)
+        assert (mean_over_contexts(model, MIDDLE, 0)[1] - target).norm() > 1e-2 * target.norm()
+
+
+def test_several_layers_one_after_the_other() -> None:
+    model = editable("gpt2")
+    moments, before = moments_of(model, [0, 2]), snapshot(model.hf)
+    both = rome(model, MIDDLE, replace(BRIEF, layers=(0, 2)), moments, CONTEXTS)
+    assert_unchanged(before, model.hf)
+    first = rome(model, MIDDLE, replace(BRIEF, layers=(0,)), moments, CONTEXTS)
+    with first.applied(model):
+        second = rome(model, MIDDLE, replace(BRIEF, layers=(2,)), moments, CONTEXTS)
+    assert list(both.changes) == [*first.changes, *second.changes]
+    for part in (first, second):
+        [name] = part.changes
+        assert torch.equal(both.delta(name), part.delta(name))
+
+
+@pytest.mark.parametrize(
+    "family, size",
+    [("gpt2", "n_inner"), ("gptj", "n_inner"), ("llama", "intermediate_size"), ("phi3", "intermediate_size")],
+)
+def test_square_weights_go_by_module_type(family: str, size: str | None) -> None:
+    model, layer = fresh(family, **{size: WIDTH}), 1
+    assert down_projection(model, layer).weight.shape == (WIDTH, WIDTH)
+    params, moments = replace(BRIEF, layers=(layer,)), moments_of(model, [layer])
+    target = optimise_values(model, [MIDDLE], CONTEXTS, params, "mlp", layer).values[0].double()
+    with rome(model, MIDDLE, params, moments, CONTEXTS).applied(model):
+        close(mean_over_contexts(model, MIDDLE, layer)[1], target, 1e-5)
+    request = unlikely(model, "w17 w18 {}", "w33")
+    with rome(model, request, replace(PARAMS, layers=(layer,)), moments, CONTEXTS[:1]).applied(model):
+        assert probability(model, request) > 0.9
+
+
+def direction(edit: Edit) -> torch.Tensor:
+    [change] = edit.changes.values()
+    return change.inputs[:, 0]
+
+
+def test_without_moments_the_direction_is_the_key() -> None:
+    model = editable("llama")
+    params = replace(BRIEF, mom2_adjustment=False)
+    key = mean_over_contexts(model, MIDDLE, 0)[0]
+    edit = rome(model, MIDDLE, params, contexts=CONTEXTS)
+    close(direction(edit), key / key.norm())
+    with_moments = rome(model, MIDDLE, BRIEF, moments_of(model, [0]), CONTEXTS)
+    assert (direction(with_moments) - direction(edit)).norm() > 1e-2
+    with pytest.raises(ValueError, match="moments are needed"):
+        rome(model, MIDDLE, BRIEF, contexts=CONTEXTS)
+
+
+def test_left_as_found_after_an_exception() -> None:
+    model = fresh("gpt2")
+    moments, weight = moments_of(model, [0, 2]), down_projection(model, 0).weight
+    original = weight.detach().clone()
+
+    def fail(module: torch.nn.Module, args: tuple) -> None:  # once the first layer is edited
+        if not torch.equal(weight, original):
+            raise RuntimeError("broken on purpose")
+
+    model.modules.layers[3].register_forward_pre_hook(fail)
+    before = snapshot(model.hf)
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        rome(model, MIDDLE, replace(BRIEF, layers=(0, 2)), moments, CONTEXTS)
+    assert_unchanged(before, model.hf)
+    assert not model.__dict__.get("applied_edits")
+
+
+def test_what_it_was_made_from_is_kept() -> None:
+    model = editable("gpt2")
+    edit = rome(model, MIDDLE, BRIEF, moments_of(model, [0]), CONTEXTS, "reference")
+    assert edit.method == "rome" and edit.compat == "reference" and edit.contexts == CONTEXTS
+    assert [EditRequest.of(request) for request in edit.requests] == [MIDDLE]
+    assert ROMEParams.from_dict(edit.params) == BRIEF
+    assert edit.model["type"] == "gpt2" and edit.model["layers"] == model.num_layers
