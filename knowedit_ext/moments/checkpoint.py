@@ -40,6 +40,7 @@ class Checkpoint:
     """This rank's file under `out`; without `out` nothing is ever written."""
 
     def __init__(self, out: Path | None, ranks: Ranks, settings: Mapping[str, Any], seconds: float) -> None:
+        self._ranks = ranks
         self._name = f"rank{ranks.rank}of{ranks.size}.safetensors"
         self._folder = None if out is None else out / "checkpoint"
         self._settings = json.loads(json.dumps(settings))
@@ -67,7 +68,10 @@ class Checkpoint:
         state = json.loads(metadata["state"])
         said = differing(state["settings"], self._settings)
         if said:
-            raise ValueError(f"'{self._folder}' was begun with other settings ({said}): choose another folder")
+            raise ValueError(
+                f"'{self._folder}' was begun with other settings ({said}): choose another folder, or delete that one "
+                "to begin again"
+            )
         return Cursor(**state["cursor"]), tensors, state["more"]
 
     @property
@@ -91,10 +95,13 @@ class Checkpoint:
         self._cost = self._last - start
 
     def remove(self) -> None:
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-            if self._folder.is_dir() and not any(self._folder.iterdir()):
-                self._folder.rmdir()
+        """All ranks together, once the result is written."""
+        if self._path is None:
+            return
+        self._path.unlink(missing_ok=True)
+        self._ranks.wait()
+        if self._ranks.first and self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
 
 
 def differing(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

@@ -91,30 +91,30 @@ def collect_moments(
     wanted = [layer for layer in layers if layer not in found]
     if not wanted:
         return Moments(found)
-    with Ranks() as ranks:
-        begun = settings | {"layers": wanted, "tokenizer": tokenizer}
-        begun["weights"] = {str(layer): fingerprint(weights[layer]) for layer in wanted}
-        checkpoint = Checkpoint(folder, ranks, begun, checkpoint_seconds)
-        settling = Settling(tolerance, {layer: key_width(model, layer) for layer in wanted}) if stop else None
-        run = _Pass(model, corpus, wanted, settings, ranks, checkpoint, settling)
-        training = model.hf.training
-        model.hf.eval()  # dropout would be in the keys
-        try:
-            ended = run.go(progress and ranks.first)
-        finally:
-            model.hf.train(training)
-        origin = {"model": model.name, "tokenizer": tokenizer, "settings": settings}
-        origin["texts"] = [
-            {"sha256": run.cursor.sha256, "texts": run.cursor.texts, "tokens": run.cursor.tokens, "ended": ended}
-        ]
-        for layer in wanted:
-            mean = symmetric(ranks.total(run.sums.pop(layer)).div_(run.cursor.tokens)).cpu()
-            missing = settling.missing.get(layer) if settling else None
-            found[layer] = Moment(layer, mean, run.cursor.tokens, origin | {"weights": weights[layer]}, missing)
-            if folder is not None and ranks.first:
-                save_moment(folder, found[layer])
-        ranks.wait()
-        checkpoint.remove()
+    ranks = Ranks()
+    begun = settings | {"layers": wanted, "tokenizer": tokenizer}
+    begun["weights"] = {str(layer): fingerprint(weights[layer]) for layer in wanted}
+    checkpoint = Checkpoint(folder, ranks, begun, checkpoint_seconds)
+    settling = Settling(tolerance, {layer: key_width(model, layer) for layer in wanted}) if stop else None
+    run = _Pass(model, corpus, wanted, settings, ranks, checkpoint, settling)
+    training = model.hf.training
+    model.hf.eval()  # dropout would be in the keys
+    try:
+        ended = run.go(progress and ranks.first)
+    finally:
+        model.hf.train(training)
+    origin = {"model": model.name, "tokenizer": tokenizer, "settings": settings}
+    origin["texts"] = [
+        {"sha256": run.cursor.sha256, "texts": run.cursor.texts, "tokens": run.cursor.tokens, "ended": ended}
+    ]
+    for layer in wanted:
+        mean = symmetric(ranks.total(run.sums.pop(layer)).div_(run.cursor.tokens)).cpu()
+        missing = settling.missing.get(layer) if settling else None
+        found[layer] = Moment(layer, mean, run.cursor.tokens, origin | {"weights": weights[layer]}, missing)
+        if folder is not None and ranks.first:
+            save_moment(folder, found[layer])
+    ranks.wait()
+    checkpoint.remove()
     return Moments(found)
 
 

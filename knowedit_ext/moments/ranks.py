@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+_PATIENCE = timedelta(days=7)  # ranks may be done at different times
+
 
 class Ranks:
-    """`rank` of `size`; sums and broadcasts over gloo, which do nothing for a single process."""
+    """`rank` of `size`; sums and broadcasts over gloo, which do nothing for a single process.
+
+    A process group that this starts is kept until the process ends: after one is destroyed, the next would meet what it
+    left in the rendezvous.
+    """
 
     def __init__(self) -> None:
-        self._own = not (dist.is_available() and dist.is_initialized())
-        self.size = int(os.environ.get("WORLD_SIZE", 1)) if self._own else dist.get_world_size()
-        self.rank = int(os.environ.get("RANK", 0)) if self._own else dist.get_rank()
+        begun = dist.is_available() and dist.is_initialized()
+        self.size = dist.get_world_size() if begun else int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = dist.get_rank() if begun else int(os.environ.get("RANK", 0))
         self._group = None
-        if self.size > 1:
-            patient = timedelta(days=7)  # ranks may be done at different times
-            if self._own:
-                dist.init_process_group("gloo", timeout=patient)
-            else:
-                self._group = dist.new_group(backend="gloo", timeout=patient)
-
-    def __enter__(self) -> Ranks:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.size > 1 and self._own:
-            dist.destroy_process_group()
+        if self.size > 1 and not begun:
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+            atexit.register(_leave)
+        elif self.size > 1 and dist.get_backend() != "gloo":
+            self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     @property
     def first(self) -> bool:
@@ -59,3 +58,8 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(one, op=dist.ReduceOp.MAX, group=self._group)
         return int(one[0]) == -int(one[1])
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

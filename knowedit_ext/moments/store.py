@@ -170,9 +170,14 @@ def save_moment(folder: Path, moment: Moment) -> None:
         "fingerprint": None if moment.origin is None else fingerprint(moment.origin["weights"]),
         "origin": moment.origin,
     }
-    stamp = {"layer": str(moment.layer), "count": str(moment.count), "fingerprint": str(sidecar["fingerprint"])}
-    write_tensors(folder / f"layer_{moment.layer}.safetensors", {"mean": pack(moment.mean)}, stamp)
+    tensors = {"mean": pack(moment.mean)}
+    write_tensors(folder / f"layer_{moment.layer}.safetensors", tensors, {"moment": _stamp(sidecar)})
     write_json(folder / f"layer_{moment.layer}.json", sidecar)
+
+
+def _stamp(sidecar: Mapping[str, Any]) -> str:
+    """What ties a tensor file to its sidecar (one string: safetensors writes several in no fixed order)."""
+    return json.dumps({key: sidecar[key] for key in ("layer", "count", "fingerprint")})
 
 
 def load_moment(folder: Path, layer: int) -> Moment:
@@ -181,11 +186,11 @@ def load_moment(folder: Path, layer: int) -> Moment:
         sidecar = json.loads(path.read_text())
         if sidecar["format"] != FORMAT:
             raise ValueError(f"'{path}' is of format {sidecar['format']}: this version reads {FORMAT}")
-        stamp = {k: str(sidecar[k]) for k in ("layer", "count", "fingerprint")}
+        stamp = _stamp(sidecar)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"'{path}' does not describe moments ({type(error).__name__}: {error})") from error
     tensors, metadata = read_tensors(path.with_suffix(".safetensors"))
-    if {k: metadata.get(k) for k in stamp} != stamp or sidecar["layer"] != layer:
+    if metadata.get("moment") != stamp or sidecar["layer"] != layer:
         raise ValueError(f"'{path}' and the .safetensors beside it are not of one collection: {stamp} and {metadata}")
     if sidecar["origin"] is not None and fingerprint(sidecar["origin"]["weights"]) != sidecar["fingerprint"]:
         raise ValueError(f"'{path}' was changed: its fingerprint is not that of the weights it lists")
