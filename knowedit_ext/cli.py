@@ -167,7 +167,9 @@ def moments(
         left = "" if found[layer].missing is None else f", estimated error of solutions {found[layer].missing:.2g}"
         typer.echo(f"layer {layer}: {found[layer].width} x {found[layer].width} over {found[layer].count} keys{left}")
     typer.echo(str(out))
-    for path in export_npz(found, npz, loaded, dataset=Path(text).stem, sample_size=max_texts) if npz else []:
+    for path in (
+        export_npz(found, npz, loaded, dataset=Path(text).stem.partition(":")[0], sample_size=max_texts) if npz else []
+    ):
         typer.echo(str(path))
 
 
