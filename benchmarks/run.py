@@ -60,12 +60,13 @@ def small_gpt2() -> tuple[ke.EditableModel, ke.Fact]:
     hf = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0)).eval()
     model = ke.load_model((hf, AutoTokenizer.from_pretrained(load_world().folder)))
     subject = load_world().facts()[0]["subject"]
-    for filler in range(1, 30):  # to a prompt of 11 tokens with the subject behind the second one
-        fact = ke.Fact("The person {}" + " is" * filler, subject)
-        tokenized = tokenize_fact(model, fact)
-        if len(tokenized.ids) == 11:
-            return model, fact
-    raise RuntimeError("no prompt of 11 tokens found")
+    for start in ("In the", "The", "In a", "A", "It is", "This is", "So the"):
+        for filler in range(1, 12):
+            fact = ke.Fact(start + " {}" + " is" * filler, subject)
+            tokenized = tokenize_fact(model, fact)
+            if len(tokenized.ids) == 11 and tokenized.subject_range[0] == 2:
+                return model, fact
+    raise RuntimeError("no prompt of 11 tokens with the subject at the third found")
 
 
 def world_model() -> tuple[ke.EditableModel, ke.Fact]:
