@@ -76,13 +76,16 @@ class EditParams:
     @classmethod
     def from_json(cls: type[Params], path: str | Path) -> Params:
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
+            values = json.loads(Path(path).read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"'{path}' is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"'{path}' holds no object of names and values")
+        return cls.from_dict(values)
 
     @classmethod
     def preset(cls: type[Params], name: str) -> Params:
-        """The published settings for a model: "gpt2-medium", "gpt2-large", "gpt2-xl", "gpt-j", "gpt-neox"."""
+        """The settings for a model, by a name in `presets`: published ones, and "world" for the built-in world."""
         if name not in cls.presets:
             raise ValueError(f"no {cls.__name__} preset '{name}': there are {', '.join(cls.presets)}")
         return cls(**cls.presets[name])
@@ -101,6 +104,11 @@ class ROMEParams(EditParams):
 
     context_template_length_params: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lengths = tuple((int(length), int(count)) for length, count in self.context_template_length_params)
+        object.__setattr__(self, "context_template_length_params", lengths)
+
     # rome, hparams/ROME/*.json
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "gpt2-medium": dict(layers=(8,), clamp_norm_factor=3.0),
@@ -108,6 +116,8 @@ class ROMEParams(EditParams):
         "gpt2-xl": dict(layers=(17,)),
         "gpt-j": dict(layers=(5,)),
         "gpt-neox": dict(layers=(15,)),
+        # The built-in world: its early site ends at layer 3, where the MLP adds little to the stream (|v| is small).
+        "world": dict(layers=(3,), clamp_norm_factor=16.0, v_weight_decay=0.05),
     }
 
     @classmethod
@@ -128,6 +138,10 @@ class MEMITParams(EditParams):
         "gpt2-xl": dict(layers=(13, 14, 15, 16, 17), mom2_update_weight=20000.0),
         "gpt-j": dict(layers=(3, 4, 5, 6, 7, 8), v_num_grad_steps=25, mom2_update_weight=15000.0),
         "gpt-neox": dict(layers=(6, 7, 8, 9, 10), clamp_norm_factor=0.3, mom2_update_weight=20000.0),
+        # The built-in world: small steps end nearer to where they began, which spares the neighbourhood.
+        "world": dict(
+            layers=(1, 2, 3), clamp_norm_factor=2.0, v_lr=0.2, v_num_grad_steps=40, mom2_update_weight=100.0
+        ),
     }
 
     def __post_init__(self) -> None:
