@@ -203,14 +203,19 @@ class Edit:
             raise ValueError(f"'{path}' is not a readable .safetensors file: {error}") from error
         if metadata.get("format") != "knowedit_ext.edit.1":
             raise ValueError(f"'{path}' is no saved edit")
-        described = json.loads(metadata["edit"])
         changes: dict[str, LowRank | torch.Tensor] = {}
-        for name, kind in described.pop("changes").items():
-            if kind:
-                changes[name] = LowRank(tensors[f"{name}.inputs"], tensors[f"{name}.outputs"], kind["input_first"])
-            else:
-                changes[name] = tensors[f"{name}.dense"]
-        return cls(changes, **described)
+        try:
+            described = json.loads(metadata["edit"])
+            for name, kind in described.pop("changes").items():
+                if kind:
+                    changes[name] = LowRank(tensors[f"{name}.inputs"], tensors[f"{name}.outputs"], kind["input_first"])
+                else:
+                    changes[name] = tensors[f"{name}.dense"]
+            return cls(changes, **described)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"'{path}' has a broken description: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"'{path}' lacks part of the edit or has too much: {error}") from error
 
     def to_peft(self, folder: str | Path) -> None:
         """The edit as a LoRA adapter that `peft` loads (same logits); see `editing.peft`."""
