@@ -1,0 +1,110 @@
+"""Hyper-parameters: published files, presets, and what makes no sense."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from knowedit_ext.editing.params import MEMITParams, ROMEParams
+
+# The keys of the published files (hparams/ROME/gpt2-xl.json and hparams/MEMIT/gpt2-xl.json).
+SHARED = {
+    "fact_token": "subject_last",
+    "v_num_grad_steps": 20,
+    "v_lr": 5e-1,
+    "v_loss_layer": 47,
+    "v_weight_decay": 0.5,
+    "kl_factor": 0.0625,
+    "mom2_adjustment": True,
+    "rewrite_module_tmp": "transformer.h.{}.mlp.c_proj",
+    "layer_module_tmp": "transformer.h.{}",
+    "mlp_module_tmp": "transformer.h.{}.mlp",
+    "attn_module_tmp": "transformer.h.{}.attn",
+    "ln_f_module": "transformer.ln_f",
+    "lm_head_module": "transformer.wte",
+    "mom2_dataset": "wikipedia",
+    "mom2_n_samples": 100000,
+    "mom2_dtype": "float32",
+}
+ROME = SHARED | {"layers": [17], "clamp_norm_factor": 4, "context_template_length_params": [[5, 10], [10, 10]]}
+MEMIT = SHARED | {
+    "layers": [13, 14, 15, 16, 17],
+    "clamp_norm_factor": 0.75,
+    "layer_selection": "all",
+    "mom2_update_weight": 20000,
+}
+
+
+def test_the_published_keys() -> None:
+    rome = ROMEParams.from_dict(ROME)
+    assert rome.layers == (17,) and rome.clamp_norm_factor == 4 and rome.v_loss_layer == 47
+    assert rome.context_template_length_params == ((5, 10), (10, 10))
+    memit = MEMITParams.from_dict(MEMIT)
+    assert memit.layers == (13, 14, 15, 16, 17) and memit.mom2_update_weight == 20000
+
+
+@pytest.mark.parametrize("cls, published", [(ROMEParams, ROME), (MEMITParams, MEMIT)])
+def test_files_and_back(cls, published: dict, tmp_path) -> None:
+    params, file = cls.from_dict(published), tmp_path / "params.json"
+    file.write_text(json.dumps(published))
+    assert cls.from_json(file) == params
+    assert cls.from_dict(json.loads(json.dumps(params.to_dict()))) == params
+    assert hash(params) == hash(cls.from_dict(published))
+    file.write_text("{")
+    with pytest.raises(ValueError, match="params.json' is not JSON"):
+        cls.from_json(file)
+    file.write_text("[1]")
+    with pytest.raises(ValueError, match="params.json' holds no object"):
+        cls.from_json(file)
+
+
+@pytest.mark.parametrize("cls", [ROMEParams, MEMITParams])
+def test_presets(cls) -> None:
+    for name in cls.presets:
+        params = cls.preset(name)
+        assert cls.from_dict(params.to_dict()) == params
+    assert {"gpt2-xl", "gpt-j", "gpt-neox", "world"} <= cls.presets.keys()
+    with pytest.raises(ValueError, match=f"no {cls.__name__} preset 'gpt5': there are .*gpt2-xl"):
+        cls.preset("gpt5")
+
+
+def test_published_presets() -> None:
+    shared = dict(v_lr=0.5, v_weight_decay=0.5, kl_factor=0.0625)
+    layers = {"gpt2-medium": 8, "gpt2-large": 12, "gpt2-xl": 17, "gpt-j": 5, "gpt-neox": 15}
+    for name, layer in layers.items():
+        clamp = 3.0 if name == "gpt2-medium" else 4.0
+        assert ROMEParams.preset(name) == ROMEParams((layer,), clamp_norm_factor=clamp, v_num_grad_steps=20, **shared)
+    assert MEMITParams.preset("gpt2-xl") == MEMITParams(
+        tuple(range(13, 18)), v_num_grad_steps=20, clamp_norm_factor=0.75, mom2_update_weight=20000.0, **shared
+    )
+    assert MEMITParams.preset("gpt-j") == MEMITParams(
+        tuple(range(3, 9)), v_num_grad_steps=25, clamp_norm_factor=0.75, mom2_update_weight=15000.0, **shared
+    )
+
+
+@pytest.mark.parametrize(
+    "cls, changes, message",
+    [
+        (ROMEParams, dict(layer=3, lr=1), "ROMEParams: unknown keys layer, lr; known: .*clamp_norm_factor"),
+        (MEMITParams, dict(steps=3), "MEMITParams: unknown keys steps"),
+        (ROMEParams, dict(layers=[]), "layers is empty"),
+        (ROMEParams, dict(layers=[3, 1]), r"layers \[3, 1\]: expected different layers in ascending order"),
+        (ROMEParams, dict(layers=[3, 3]), r"layers \[3, 3\]"),
+        (ROMEParams, dict(fact_token="first"), "unknown fact_token 'first': expected one of subject_last"),
+        (ROMEParams, dict(v_num_grad_steps=0), "v_num_grad_steps is 0"),
+        (ROMEParams, dict(v_lr=0), "v_lr is 0"),
+        (ROMEParams, dict(v_lr=float("nan")), "v_lr is nan"),
+        (ROMEParams, dict(clamp_norm_factor=-1), "clamp_norm_factor is -1"),
+        (MEMITParams, dict(mom2_update_weight=0), "mom2_update_weight is 0"),
+        (MEMITParams, dict(layer_selection="random"), "layer_selection 'random': only 'all'"),
+    ],
+)
+def test_what_makes_no_sense(cls, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cls.from_dict({"layers": [1]} | changes)
+
+
+def test_missing_keys_are_named() -> None:
+    with pytest.raises(ValueError, match="MEMITParams: missing keys layers"):
+        MEMITParams.from_dict({"v_lr": 0.5})

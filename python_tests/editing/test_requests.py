@@ -1,0 +1,202 @@
+"""Requests in all their forms, and bad ones: a clear error, and a model that is as it was."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from tokenizers import normalizers
+
+import knowedit_ext as ke
+from knowedit_ext.editing.memit import memit
+from knowedit_ext.editing.params import MEMITParams, ROMEParams
+from knowedit_ext.editing.request import EditRequest, check_requests
+from knowedit_ext.editing.rome import rome
+from knowedit_ext.moments import Moments
+
+from ..support.tokenizers import word_level
+from ..support.unchanged import assert_unchanged, snapshot
+from .models import editable, fresh
+from .plain import covariance, down_projection, moments_of
+
+GOOD = EditRequest("w5 {} w9", "w3 w7", "w20")
+ROME = ROMEParams(layers=(0,), v_num_grad_steps=2)
+MEMIT = MEMITParams(layers=(0, 1), v_num_grad_steps=2)
+
+
+def test_the_published_forms() -> None:
+    record = {
+        "case_id": 1,
+        "requested_rewrite": {
+            "prompt": "The mother tongue of {} is",
+            "relation_id": "P103",
+            "target_new": {"str": "English", "id": "Q1860"},
+            "target_true": {"str": "French", "id": "Q150"},
+            "subject": "Danielle Darrieux",
+        },
+        "paraphrase_prompts": [],
+    }
+    want = EditRequest("The mother tongue of {} is", "Danielle Darrieux", " English", " French")
+    assert EditRequest.of(record) == want == EditRequest.of(record["requested_rewrite"]) == EditRequest.of(want)
+    assert EditRequest.of(want.to_dict()) == want
+    plain = {"prompt": "The mother tongue of Danielle Darrieux is", "subject": "Danielle Darrieux"}
+    assert EditRequest.of(plain | {"target_new": "English", "target_true": "French"}) == want
+    assert EditRequest.of(plain | {"target_new": {"str": " English"}}).target_true is None
+    assert check_requests([record, want]) == [want, want]
+    assert check_requests(record) == check_requests(want) == [want]
+
+
+def test_targets_get_their_space() -> None:
+    assert EditRequest("{} a", "b", "c", "d") == EditRequest("{} a", "b", " c", " d")
+
+
+def test_braces_say_which_subject() -> None:
+    assert EditRequest("b and {}", "b", "c").fact().subject_chars() == (6, 7)
+    assert EditRequest("a {}", "b", "c").fact("b b. {}").subject_chars() == (7, 8)
+
+
+@pytest.mark.parametrize(
+    "raw, message",
+    [
+        ({}, "an edit request lacks prompt, subject, target_new"),
+        ({"prompt": "{} a", "subject": "b"}, "lacks target_new"),
+        ({"prompt": "{} a", "subject": "b", "target_new": " "}, r"target_new of '{} a' \('b'\) is empty"),
+        ({"prompt": "{} a", "subject": "b", "target_new": {"str": ""}}, "target_new .* is empty"),
+        ({"prompt": "{} a", "subject": "b", "target_new": None}, "target_new .* is empty"),
+        ({"prompt": "a", "subject": "b", "target_new": "c"}, r"prompt 'a' has no '{}'"),
+        ({"prompt": "{} {}", "subject": "b", "target_new": "c"}, r"prompt '{} {}' has 2 '{}'"),
+        ({"prompt": "{} a", "subject": " ", "target_new": "c"}, "the subject .* is empty"),
+    ],
+)
+def test_requests_that_make_no_sense(raw: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EditRequest.of(raw)
+
+
+def test_contradictions() -> None:
+    same = [EditRequest("{} a", "b", "c"), EditRequest("{} a", "b", " c"), EditRequest("{} a", "B", "d")]
+    assert len(check_requests(same)) == 3
+    with pytest.raises(
+        ValueError, match="contradictory requests: '{} a' with subject 'b' is to become both 'c' and 'd'"
+    ):
+        check_requests([*same, EditRequest("{} a", "b", "d")])
+    spelled = {"prompt": "b a", "subject": "b", "target_new": "d"}
+    with pytest.raises(ValueError, match="contradictory"):
+        check_requests([same[0], spelled])
+
+
+def bad_moments(**changes: float) -> Moments:
+    found = covariance(editable("gpt2"), [0, 1])
+    found[0][0, 0] = changes.get("value", 1.0)
+    return Moments.from_arrays({layer: (matrix, 600) for layer, matrix in found.items()})
+
+
+BOTH = [
+    (dict(request=[]), "no edit requests"),
+    (dict(request=EditRequest("w5 {}", "w3 " * 70 + "w4", "w20")), "more than the model's 64 positions"),
+    (dict(compat="rome"), "unknown compat 'rome': expected None or 'reference'"),
+    (dict(layers=(0, 7)), r"layer 7 is out of range: the model has layers 0..3"),
+    (dict(layers=(-1, 0)), r"layer -1 is out of range"),
+    (dict(layers=(3,)), r"no moments of layer 3: there are those of 0, 1"),
+    (dict(v_loss_layer=4), r"v_loss_layer 4 is out of range: the model has layers 0..3"),
+    (dict(moments=None), "moments are needed"),
+    (dict(moments=lambda: moments_of(fresh("gpt2", n_inner=48), (0, 1))), "moments of layer 0 are 48 wide, .* 128"),
+    (dict(contexts=["w11. {}"]), "begin with the bare prompt"),
+    (dict(contexts=["{}", "w11."]), r"context 'w11.': exactly one '{}'"),
+    (dict(contexts=["{}", "{} {}"]), r"context '{} {}': exactly one '{}'"),
+    (dict(contexts=[]), "begin with the bare prompt"),
+]
+
+
+@pytest.mark.parametrize("method", ["rome", "memit"])
+@pytest.mark.parametrize("changes, message", BOTH)
+def test_bad_input_leaves_the_model_alone(method: str, changes: dict, message: str) -> None:
+    model, changes = editable("gpt2"), dict(changes)
+    moments = changes.pop("moments", lambda: moments_of(model, (0, 1)))
+    moments = moments() if callable(moments) else moments
+    request, compat = changes.pop("request", GOOD), changes.pop("compat", None)
+    contexts = changes.pop("contexts", ["{}"])
+    params = {"layers": (0, 1), "v_num_grad_steps": 2} | changes
+    before = snapshot(model.hf)
+    with pytest.raises(ValueError, match=message):
+        if method == "rome":
+            rome(model, request, ROMEParams(**params), moments, contexts, compat)
+        else:
+            memit(model, request, MEMITParams(**params), moments, [contexts] if contexts else [], compat=compat)
+    assert_unchanged(before, model.hf)
+    assert not model.__dict__.get("applied_edits")
+
+
+def test_the_last_layer_cannot_reach_the_end() -> None:
+    model = editable("gpt2")
+    with pytest.raises(ValueError, match="layer 3 is the last one before the loss"):
+        rome(model, GOOD, ROMEParams(layers=(3,)), moments_of(model, [3]), ["{}"])
+
+
+def test_rome_takes_one() -> None:
+    model = editable("gpt2")
+    two = [GOOD, EditRequest("w5 {} w9", "w8", "w20")]
+    with pytest.raises(ValueError, match="ROME edits one fact at a time, not 2"):
+        rome(model, two, ROME, moments_of(model, [0]), ["{}"])
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (torch.zeros(2, 32), r"values are \[2, 32\]: expected \[1 requests, 32\]"),
+        (torch.zeros(1, 31), r"values are \[1, 31\]"),
+        (torch.full((1, 32), torch.nan), "values hold NaN"),
+    ],
+)
+def test_values_that_do_not_fit(values: torch.Tensor, message: str) -> None:
+    model = editable("gpt2")
+    with pytest.raises(ValueError, match=message):
+        memit(model, GOOD, MEMIT, moments_of(model, (0, 1)), [["{}"]], values)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not(bad: float) -> None:
+    with pytest.raises(ValueError, match="layer 0.* not finite|layer 0 hold NaN"):
+        rome(editable("gpt2"), GOOD, ROME, bad_moments(value=bad), ["{}"])
+    model = fresh("gpt2")
+    moments, weight = moments_of(model, [0]), down_projection(model, 0).weight
+    with torch.no_grad():
+        weight[3, 3] = bad
+    with pytest.raises(ValueError, match="'transformer.h.0.mlp.c_proj.weight' holds NaN or infinite numbers"):
+        rome(model, GOOD, ROME, moments, ["{}"])
+
+
+def test_a_target_without_tokens() -> None:
+    tokenizer = word_level()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")
+    model = ke.load_model((editable("gpt2").hf, tokenizer))
+    with pytest.raises(ValueError, match="target ' ~~' .* no token"):
+        rome(model, EditRequest("w5 {} w9", "w3", "~~"), ROME, moments_of(model, [0]), ["{}"])
+
+
+@torch.no_grad()
+def answer(prompt: str, tokens: int) -> str:
+    model = editable("gpt2")
+    ids = model.tokenizer(prompt).input_ids
+    for _ in range(tokens):
+        ids.append(int(model.hf(torch.tensor([ids])).logits[0, -1].argmax()))
+    return " ".join(f"w{token}" for token in ids[-tokens:])
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_what_the_model_says_already_is_warned_of(tokens: int) -> None:
+    model = editable("gpt2")
+    moments, said = moments_of(model, (0, 1)), answer("w5 w3 w7 w10", tokens)
+    known = EditRequest("w5 {} w10", "w3 w7", said)
+    with pytest.warns(UserWarning, match=f"'w5 w3 w7 w10' is already continued with '{said}'"):
+        rome(model, known, ROME, moments, ["{}"])
+    with pytest.warns(UserWarning, match="is already continued") as found:
+        memit(model, [EditRequest("w5 {} w9", "w8", "w20"), known], MEMIT, moments, [["{}"]])
+    assert len(found) == 1
+    half = EditRequest("w5 {} w10", "w3 w7", f"{said} w44")
+    assert answer("w5 w3 w7 w10", tokens + 1).split()[-1] != "w44"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rome(model, GOOD, ROME, moments, ["{}"])
+        rome(model, half, ROME, moments, ["{}"])
