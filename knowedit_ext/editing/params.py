@@ -139,7 +139,7 @@ class MEMITParams(EditParams):
         "gpt-j": dict(layers=(3, 4, 5, 6, 7, 8), v_num_grad_steps=25, mom2_update_weight=15000.0),
         "gpt-neox": dict(layers=(6, 7, 8, 9, 10), clamp_norm_factor=0.3, mom2_update_weight=20000.0),
         # The built-in world: small steps end nearer to where they began, which spares the neighbourhood.
-        "world": dict(layers=(1, 2, 3), clamp_norm_factor=2.0, v_lr=0.2, v_num_grad_steps=40, mom2_update_weight=100.0),
+        "world": dict(layers=(1, 2, 3), clamp_norm_factor=2.0, v_lr=0.2, v_num_grad_steps=40, mom2_update_weight=200.0),
     }
 
     def __post_init__(self) -> None:
