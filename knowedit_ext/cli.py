@@ -167,18 +167,21 @@ def moments(
         left = "" if found[layer].missing is None else f", estimated error of solutions {found[layer].missing:.2g}"
         typer.echo(f"layer {layer}: {found[layer].width} x {found[layer].width} over {found[layer].count} keys{left}")
     typer.echo(str(out))
-    for path in (
-        export_npz(found, npz, loaded, dataset=Path(text).stem.partition(":")[0], sample_size=max_texts) if npz else []
-    ):
-        typer.echo(str(path))
+    if npz is not None:
+        dataset = Path(text).stem.partition(":")[0]
+        for path in export_npz(found, npz, loaded, dataset=dataset, sample_size=max_texts):
+            typer.echo(str(path))
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="Folder for what the demo makes.")] = Path("demo_out")) -> None:
-    """Trace facts of the built-in world and show where they are kept."""
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for what the demo makes.")] = Path("demo_out"),
+    edits: Annotated[int, typer.Option(help="Facts to edit by MEMIT, after three by ROME; 0: none.")] = 100,
+) -> None:
+    """Trace facts of the built-in world, show where they are kept, and edit some."""
     from .demo import run
 
-    run(out, typer.echo)
+    run(out, typer.echo, edits=edits)
 
 
 @app.command()
