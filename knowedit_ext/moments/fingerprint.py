@@ -1,9 +1,10 @@
 """Which model moments belong to: checksums of the weights that their keys depend on, and of the tokenizer.
 
 A layer's keys depend on everything below it and on that layer but for its down projection: later layers, the final norm
-and the head may differ. Each tensor's checksum is a sum modulo 2^64 of its bits times fixed odd factors (one changed
-entry always changes it); it runs on the tensor's device at about the speed of memory. The fingerprint is the SHA-256 of
-all names, shapes, dtypes and checksums.
+and the head may differ. A tensor's checksum takes its bits as 64-bit words in rows of 1024 and adds up, modulo 2^64,
+the sums of rows and the sums of columns, each times a fixed odd factor: one changed entry always changes it, and it
+runs on the tensor's device at the speed of memory. The fingerprint is the SHA-256 of all names, shapes, dtypes and
+checksums.
 """
 
 from __future__ import annotations
@@ -13,26 +14,41 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..model import EditableModel
 
-_CHUNK = 1 << 20
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-Checksums = dict[str, list[str]]  # name -> [dtype, shape, checksum, checksum of the values rounded to bfloat16]
+_ROW = 1024
+_SAMPLE = 1 << 16  # entries of a weight that are compared with one in another dtype
+Checksums = dict[str, list[str]]  # name -> [dtype, shape, checksum, checksum of a sample rounded to bfloat16]
 
 
 def checksum(tensor: torch.Tensor) -> str:
-    """64 bits as hex, of the tensor's bits in their order."""
-    bits = tensor.detach().contiguous().view(-1)
-    bits = bits.view(_INTEGERS[bits.element_size()])
-    factors = torch.arange(1, min(_CHUNK, len(bits)) + 1, dtype=torch.int64, device=bits.device)
-    factors = factors.mul_(-7046029254386353131).bitwise_or_(1)  # odd, spread over 64 bits; products wrap around
-    total = 0
-    for part in bits.split(_CHUNK):
-        here = int((part.to(torch.int64) * factors[: len(part)]).sum())
-        total = (total * 6364136223846793005 + here) % 2**64
-    return f"{total:016x}"
+    """128 bits as hex, of the tensor's bits and their order."""
+    flat = tensor.detach().contiguous().view(-1)
+    if flat.data_ptr() % 8:
+        flat = flat.clone()
+    octets = flat.view(torch.uint8)
+    whole = len(octets) // (8 * _ROW) * (8 * _ROW)
+    words = octets[:whole].view(torch.int64).view(-1, _ROW)
+    rest = octets[whole:].cpu().numpy().tobytes()
+    last = np.frombuffer(rest + bytes(-len(rest) % 8), dtype=np.int64)
+    rows = _weighted(words.sum(1).cpu().numpy()) + int.from_bytes(hashlib.sha256(rest).digest()[:8], "little")
+    columns = _weighted(words.sum(0).cpu().numpy()) + _weighted(last)
+    return f"{rows % 2**64:016x}{columns % 2**64:016x}"
+
+
+def _weighted(sums: np.ndarray) -> int:
+    """Sum of odd factors times `sums`, modulo 2^64."""
+    factors = np.arange(1, len(sums) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
+    return int((factors * sums.view(np.uint64)).sum(dtype=np.uint64))
+
+
+def _rounded_sample(tensor: torch.Tensor) -> torch.Tensor:
+    """Evenly spaced entries in bfloat16: the same for a float32 weight and for what it was rounded to."""
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // _SAMPLE)].to(torch.bfloat16)
 
 
 def weight_checksums(
@@ -48,9 +64,8 @@ def weight_checksums(
             parameter = (originals or {}).get(name, parameter)
             if parameter.is_meta:
                 raise ValueError(f"weight '{name}' is not in memory: moments need it to know which model they are of")
-            rounded = parameter.detach().to(torch.bfloat16) if parameter.is_floating_point() else parameter
-            shape = "x".join(map(str, parameter.shape))
-            found[name] = [str(parameter.dtype).removeprefix("torch."), shape, checksum(parameter), checksum(rounded)]
+            kind, shape = str(parameter.dtype).removeprefix("torch."), "x".join(map(str, parameter.shape))
+            found[name] = [kind, shape, checksum(parameter), checksum(_rounded_sample(parameter))]
     return {layer: {n: found[n] for n in found if _matters(model, n, layer)} for layer in layers}
 
 
@@ -70,8 +85,8 @@ def fingerprint(checksums: Checksums) -> str:
 def differing_weights(stored: Checksums, found: Checksums) -> list[str]:
     """What differs, in words, one item a weight; empty when both are of one model.
 
-    Weights in another floating dtype are the same when both round to the same bfloat16 values: a model collected over
-    in float32 may be edited in bfloat16.
+    Weights in another floating dtype are the same when a sample of their entries rounds to the same bfloat16 values: a
+    model collected over in float32 may be edited in bfloat16.
     """
     said = [f"no weight '{name}'" for name in sorted(stored.keys() - found.keys())]
     said += [f"an additional weight '{name}'" for name in sorted(found.keys() - stored.keys())]
