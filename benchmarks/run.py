@@ -9,6 +9,8 @@ trace   state map of a GPT-2-small-sized random model (12 layers, 768, vocabular
         reached, and those of a plain large matmul
 values  z of 32 edits at layer 8 of that model
 insert  MEMIT's insertion of 32 edits over its layers 4-8
+moments second moments of its layers 7-11 in one pass, against five passes
+solve   d = 3072, 100 keys, the factor kept, against LU in float64
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import editing
+import moments
 import naive
 import numpy as np
 import torch
@@ -122,7 +125,7 @@ def trace_case(repeat: int, check_only: bool) -> dict[str, Any]:
     return found
 
 
-def editing_case(build: Callable[..., dict[str, Any]]) -> Callable[[int, bool], dict[str, Any]]:
+def small_gpt2_case(build: Callable[..., dict[str, Any]]) -> Callable[[int, bool], dict[str, Any]]:
     def case(repeat: int, check_only: bool) -> dict[str, Any]:
         model, _ = small_gpt2()
         return {build.__name__.removesuffix("_case"): build(model, timed, 1 if check_only else repeat)}
@@ -132,8 +135,10 @@ def editing_case(build: Callable[..., dict[str, Any]]) -> Callable[[int, bool], 
 
 CASES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "trace": trace_case,
-    "values": editing_case(editing.values_case),
-    "insert": editing_case(editing.insert_case),
+    "values": small_gpt2_case(editing.values_case),
+    "insert": small_gpt2_case(editing.insert_case),
+    "moments": small_gpt2_case(moments.moments_case),
+    "solve": small_gpt2_case(moments.solve_case),
 }
 
 

@@ -16,12 +16,12 @@ from tqdm import tqdm
 from .. import ops
 from ..model import EditableModel
 from ..modules import device_of
+from ..ranks import Ranks
 from .batches import GROUP, Batch, limited, make_batches, token_ids
 from .checkpoint import Checkpoint, Cursor, differing
 from .corpora import Corpus, add_text, open_corpus
 from .fingerprint import Checksums, differing_weights, fingerprint, tokenizer_hash, weight_checksums
 from .forward import key_width, visit_keys
-from .ranks import Ranks
 from .settled import Settling
 from .store import Moment, Moments, load_moment, save_moment
 from .triangle import symmetric, unpack

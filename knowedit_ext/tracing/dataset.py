@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..datasets import KnownFact, load_known
 from ..facts import Fact, tokenize_fact
 from ..files import atomic_write, save_npz, write_json
 from ..model import EditableModel
+from ..ranks import Ranks
 from ..sweep import default_max_rows
 from .causal import TraceSettings, model_answer, trace_facts
 from .corruption import Noise, Sampler, noise_of
@@ -77,19 +77,19 @@ def trace_dataset(
     level = noise_of(model, noise, [item.fact.subject for item in known], replace, texts)
     out = Path(out)
     settings = _agree_on_settings(out, settings, model, known, tuple(kinds), noise, level, group)
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    groups = [known[first : first + group] for first in range(0, len(known), group)][rank::ranks]
+    ranks = Ranks()
+    groups = [known[first : first + group] for first in range(0, len(known), group)][ranks.rank :: ranks.size]
     done = tqdm(total=sum(map(len, groups)), desc="tracing", unit="fact", disable=not progress)
     with done:
         for members in groups:
             _trace_group(model, members, out / "cases", kinds, level, settings)
             done.update(len(members))
-    _wait_for_all(ranks)
-    if rank == 0:
+    ranks.wait()
+    if ranks.first:
         for left in (out / "cases").glob(".*.npz.*.tmp"):  # what a killed run was writing
             left.unlink(missing_ok=True)
     effects = Effects.from_cases([case_path(out / "cases", item.known_id, kind) for item in known for kind in kinds])
-    if rank == 0:
+    if ranks.first:
         effects.save(out / "summary.json")
     return effects
 
@@ -183,16 +183,3 @@ def _predicts(model: EditableModel, fact: Fact, answer_tokens: int) -> bool:
         return True
     own, _ = model_answer(model, tokenize_fact(model, fact).ids, answer_tokens)
     return model.tokenizer.decode(list(own)).strip() == fact.attribute.strip()
-
-
-def _wait_for_all(ranks: int) -> None:
-    if ranks == 1:
-        return
-    import torch.distributed as dist
-
-    mine = not dist.is_initialized()
-    if mine:
-        dist.init_process_group("gloo")
-    dist.barrier()
-    if mine:
-        dist.destroy_process_group()
