@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..model import EditableModel
+from ..modules import device_of
 
 # Arguments that a sweep gives its own way: the attention table is mask and cache in one.
 _DROPPED = {
@@ -23,6 +24,7 @@ _DROPPED = {
     "use_cache": False,
     "output_attentions": False,
 }
+KEPT_LENGTHS = 128
 _BY_POSITION = ("position_embeddings", "position_ids", "cache_position")
 
 
@@ -79,7 +81,7 @@ def layer_zero_input(
 
 @torch.no_grad()
 def clean_runs(model: EditableModel, prompts: Sequence[Sequence[int]]) -> list[CleanRun]:
-    """What enters the layers for many prompts, without computing the layers but for one prompt of each length.
+    """What enters the layers for many prompts, without computing the layers but once for each length a model meets.
 
     The runs have no logits (an empty tensor): they are the start of a sweep.
     """
@@ -88,11 +90,25 @@ def clean_runs(model: EditableModel, prompts: Sequence[Sequence[int]]) -> list[C
         by_length[len(ids)].append(number)
     found: list[CleanRun | None] = [None] * len(prompts)
     for numbers in by_length.values():
-        arguments = clean_run(model, prompts[numbers[0]]).arguments
+        arguments = _arguments(model, prompts[numbers[0]])
         hidden = _embedded(model, [list(prompts[n]) for n in numbers])
         for row, n in enumerate(numbers):
             found[n] = CleanRun(tuple(prompts[n]), hidden[row : row + 1], hidden.new_empty(0), arguments)
     return found
+
+
+def _arguments(model: EditableModel, ids: Sequence[int]) -> list[dict[str, Any]]:
+    """What the layers get beside the hidden state: the same for all prompts of a length, so kept with the model."""
+    kept = model.__dict__.setdefault("layer_arguments", {})
+    key = (len(ids), model.dtype, tuple(str(device_of(layer)) for layer in model.modules.layers))
+    if key not in kept:
+        while len(kept) >= KEPT_LENGTHS:
+            kept.pop(next(iter(kept)))
+        kept[key] = [
+            {name: _DROPPED.get(name) if name in _DROPPED else value for name, value in named.items()}
+            for named in clean_run(model, ids).arguments
+        ]
+    return kept[key]
 
 
 def _embedded(

@@ -6,6 +6,7 @@ token on, in the layers behind the edited one. What lies left of the token or be
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -27,24 +28,40 @@ KeysValues = tuple[torch.Tensor, torch.Tensor]
 class PackedPrompts:
     """Prompts of any lengths in one matrix [rows, hidden] without padding.
 
-    `start` holds the rows that enter layer 0; `row(prompt, token)` is a token's row.
+    begins: for each prompt None, or (an earlier prompt, first token that is its own): the tokens left of that one are
+    the other prompt's, and have no rows here.
+
+    `start` holds the rows that enter layer 0; `row(prompt, token)` is a token's row; `prompt_of_row` [rows].
     """
 
-    def __init__(self, model: EditableModel, prompts: Sequence[CleanRun]) -> None:
+    def __init__(
+        self,
+        model: EditableModel,
+        prompts: Sequence[CleanRun],
+        begins: Sequence[tuple[int, int] | None] | None = None,
+    ) -> None:
         self.model, self.prompts = model, prompts
+        self._begins = list(begins or [None] * len(prompts))
         self.interventions = Interventions()
-        for number, prompt in enumerate(prompts):
-            self.interventions.add_root(prompt.hidden, prompt=number)
-        lengths = torch.tensor([0, *(len(prompt.ids) for prompt in prompts)])
-        self.offsets = lengths.cumsum(0)
-        self.rows = int(self.offsets[-1])
-        self.start = torch.cat([prompt.hidden[0] for prompt in prompts])
+        for number, (prompt, begin) in enumerate(zip(prompts, self._begins, strict=True)):
+            parent, first = begin or (None, 0)
+            self.interventions.add_root(prompt.hidden[:, first:], prompt=number, start=first, parent=parent)
         planner = Planner(self.interventions.roots, range(len(prompts)), model.num_layers)
         self._layout = lay_out(planner.plan([]), model.num_layers)
-        self._arguments = RowArguments(prompts, torch.arange(self.rows))
+        self.prompt_of_row = self._layout.prompt
+        counts = [root.length - root.start for root in self.interventions.roots]
+        self._first_rows = [0, *itertools.accumulate(counts)]
+        self.rows = self._first_rows[-1]
+        self.start = torch.cat([root.hidden[0] for root in self.interventions.roots])
+        # Where each prompt begins in all of them, whole, laid end to end.
+        self.offsets = torch.tensor([0, *itertools.accumulate(len(prompt.ids) for prompt in prompts)])
+        self._arguments = RowArguments(prompts, self.offsets[self._layout.prompt] + self._layout.position)
 
     def row(self, prompt: int, token: int) -> int:
-        return int(self.offsets[prompt]) + token
+        begin = self._begins[prompt]
+        if begin is None:
+            return self._first_rows[prompt] + token
+        return self._first_rows[prompt] + token - begin[1] if token >= begin[1] else self.row(begin[0], token)
 
     def run(
         self, hidden: torch.Tensor, first: int, last: int, keep: dict[int, KeysValues] | None = None
