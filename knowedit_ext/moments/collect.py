@@ -14,14 +14,14 @@ import torch
 from tqdm import tqdm
 
 from .. import ops
+from ..fingerprint import Checksums, differing_weights, fingerprint, tokenizer_hash
 from ..model import EditableModel
 from ..modules import device_of
 from ..ranks import Ranks
 from .batches import GROUP, Batch, limited, make_batches, token_ids
 from .checkpoint import Checkpoint, Cursor, differing
 from .corpora import Corpus, add_text, open_corpus
-from .fingerprint import Checksums, differing_weights, fingerprint, tokenizer_hash, weight_checksums
-from .forward import key_width, visit_keys
+from .forward import key_weights, key_width, visit_keys
 from .settled import Settling
 from .store import Moment, Moments, load_moment, save_moment
 from .triangle import symmetric, unpack
@@ -85,7 +85,7 @@ def collect_moments(
         "bos": model.bos,
         "stop": {"tolerance": tolerance, "layers": layers} if stop else None,
     }
-    weights, tokenizer = weight_checksums(model, layers), tokenizer_hash(model.tokenizer)
+    weights, tokenizer = key_weights(model, layers), tokenizer_hash(model.tokenizer)
     folder = None if out is None else Path(out)
     found = _finished(folder, layers, corpus, weights, tokenizer, settings)
     wanted = [layer for layer in layers if layer not in found]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
 from torch import nn
 
+from ..fingerprint import Checksums, weight_checksums
 from ..model import EditableModel
 
 
@@ -49,3 +50,24 @@ def key_width(model: EditableModel, layer: int) -> int:
 
     module = model.modules.down_projection(layer)
     return int(module.weight.shape[0]) if isinstance(module, Conv1D) else int(module.in_features)
+
+
+def key_weights(
+    model: EditableModel, layers: Sequence[int], originals: Mapping[str, torch.Tensor] | None = None
+) -> dict[int, Checksums]:
+    """For each of `layers` the checksums of the weights on which its keys depend.
+
+    These are all below it and its own but for its down projection; later layers, the final norm and the head may
+    differ. originals: see `weight_checksums`.
+    """
+    found = weight_checksums(model, lambda name: any(_matters(model, name, layer) for layer in layers), originals)
+    return {layer: {n: found[n] for n in found if _matters(model, n, layer)} for layer in layers}
+
+
+def _matters(model: EditableModel, name: str, layer: int) -> bool:
+    family = model.modules.family
+    layers = f"{family.base}.{family.layers}."
+    if name.startswith(layers):
+        number, _, part = name[len(layers) :].partition(".")
+        return int(number) < layer or (int(number) == layer and not part.startswith(family.down_projection + "."))
+    return name.startswith(family.base + ".") and not name.startswith(f"{family.base}.{family.final_norm}.")

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from ..fingerprint import differing_weights, fingerprint
 from ..model import EditableModel
 from .files import read_tensors, write_tensors
-from .fingerprint import differing_weights, fingerprint, weight_checksums
-from .forward import key_width
+from .forward import key_weights, key_width
 from .solver import FactorCache, Solution, solve
 from .triangle import pack, symmetric, unpack
 
@@ -119,7 +119,7 @@ class Moments:
                 f"keys of width {width}"
             )
         if moment.origin is not None:
-            found = weight_checksums(model, [layer], originals)[layer]
+            found = key_weights(model, [layer], originals)[layer]
             said = differing_weights(moment.origin["weights"], found)
             if said:
                 more = f" and {len(said) - 3} more" if len(said) > 3 else ""

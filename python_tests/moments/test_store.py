@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from support.families import tiny_hf, tiny_model
 from support.tokenizers import word_level
 
 import knowedit_ext as ke
+from knowedit_ext.fingerprint import checksum
 from knowedit_ext.moments import NotPositiveDefiniteError, export_npz, import_npz
-from knowedit_ext.moments.fingerprint import checksum
 from knowedit_ext.moments.triangle import pack, symmetric, unpack
 
 
@@ -134,12 +135,21 @@ def test_known_edits_are_recognised(collected):
         collected.check(edited, 2, originals={name: original + 1})
 
 
-def test_a_model_in_bfloat16_is_the_one_in_float32(collected):
-    hf = tiny_hf("gpt2").to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_a_model_in_another_dtype_is_the_one_in_float32(collected, dtype):
+    hf = tiny_hf("gpt2").to(getattr(torch, dtype))
     collected.check(ke.load_model((hf, word_level())), 1)
     hf.transformer.h[0].mlp.c_proj.weight.data[0, 0] += 1
-    with pytest.raises(ValueError, match=r"has other values \(and is bfloat16, was float32\)"):
+    with pytest.raises(ValueError, match=rf"has other values \(and is {dtype}, was float32\)"):
         collected.check(ke.load_model((hf, word_level())), 1)
+
+
+def test_a_store_from_before_float16_was_told_apart(collected):
+    origin = dict(collected[1].origin)
+    origin["weights"] = {name: row[:4] for name, row in origin["weights"].items()}
+    old = ke.Moments({1: replace(collected[1], origin=origin)})
+    for dtype in (torch.float32, torch.bfloat16):
+        old.check(ke.load_model((tiny_hf("gpt2").to(dtype), word_level())), 1)
 
 
 def test_checksums_see_every_entry_and_its_place():

@@ -1,0 +1,112 @@
+"""Which model moments and edits belong to: checksums of weights, and of the tokenizer.
+
+A tensor's checksum takes its bits as 64-bit words in rows of 1024 and adds up, modulo 2^64, the sums of rows and the
+sums of columns, each times a fixed odd factor: one changed entry always changes it, and it runs on the tensor's device
+at the speed of memory. A fingerprint is the SHA-256 of all names, shapes, dtypes and checksums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from .model import EditableModel
+
+_ROW = 1024
+_SAMPLE = 1 << 16  # entries of a weight that are compared with one in another dtype
+_ROUNDED = (torch.bfloat16, torch.float16)
+# name -> [dtype, shape, checksum, checksums of a sample rounded to each of _ROUNDED (files of before lack the last)]
+Checksums = dict[str, list[str]]
+
+
+def checksum(tensor: torch.Tensor) -> str:
+    """128 bits as hex, of the tensor's bits and their order."""
+    flat = tensor.detach().contiguous().view(-1)
+    if flat.data_ptr() % 8:
+        flat = flat.clone()
+    octets = flat.view(torch.uint8)
+    whole = len(octets) // (8 * _ROW) * (8 * _ROW)
+    words = octets[:whole].view(torch.int64).view(-1, _ROW)
+    rest = octets[whole:].cpu().numpy().tobytes()
+    last = np.frombuffer(rest + bytes(-len(rest) % 8), dtype=np.int64)
+    rows = _weighted(words.sum(1).cpu().numpy()) + int.from_bytes(hashlib.sha256(rest).digest()[:8], "little")
+    columns = _weighted(words.sum(0).cpu().numpy()) + _weighted(last)
+    return f"{rows % 2**64:016x}{columns % 2**64:016x}"
+
+
+def _weighted(sums: np.ndarray) -> int:
+    """Sum of odd factors times `sums`, modulo 2^64."""
+    factors = np.arange(1, len(sums) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
+    return int((factors * sums.view(np.uint64)).sum(dtype=np.uint64))
+
+
+def weight_checksum(weight: torch.Tensor) -> list[str]:
+    """[dtype, shape, checksum, checksums of evenly spaced entries in bfloat16 and in float16].
+
+    The last ones are the same for a float32 weight and for what it was rounded to.
+    """
+    flat = weight.detach().reshape(-1)
+    sample = flat[:: max(1, len(flat) // _SAMPLE)]
+    kind, shape = str(weight.dtype).removeprefix("torch."), "x".join(map(str, weight.shape))
+    return [kind, shape, checksum(weight), *(checksum(sample.to(dtype)) for dtype in _ROUNDED)]
+
+
+def weight_checksums(
+    model: EditableModel, wanted: Callable[[str], bool], originals: Mapping[str, torch.Tensor] | None = None
+) -> Checksums:
+    """Checksums of the parameters whose name is `wanted`.
+
+    originals: weights, by parameter name, to take instead of the model's own: those that known edits have replaced.
+    """
+    found: Checksums = {}
+    for name, parameter in model.hf.named_parameters():
+        if wanted(name):
+            weight = (originals or {}).get(name, parameter)
+            if weight.is_meta:
+                raise ValueError(f"weight '{name}' is not in memory: it takes part in telling which model this is")
+            found[name] = weight_checksum(weight)
+    return found
+
+
+def fingerprint(checksums: Checksums) -> str:
+    return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
+
+
+def differing_weights(stored: Checksums, found: Checksums) -> list[str]:
+    """What differs, in words, one item a weight; empty when both are of one model.
+
+    Weights in another floating dtype are the same when a sample of their entries rounds to the same values in the
+    coarser of the two: what was made from a float32 model may serve its bfloat16 or float16 copy (those two pass for
+    each other only where one was made from the other).
+    """
+    said = [f"no weight '{name}'" for name in sorted(stored.keys() - found.keys())]
+    said += [f"an additional weight '{name}'" for name in sorted(found.keys() - stored.keys())]
+    for name in sorted(stored.keys() & found.keys()):
+        (kind, shape, exact, *_), (other_kind, other_shape, other_exact, *_) = stored[name], found[name]
+        if shape != other_shape:
+            said.append(f"'{name}' is {other_shape}, was {shape}")
+        elif kind == other_kind and exact != other_exact:
+            said.append(f"'{name}' has other values")
+        elif kind != other_kind and not _same_rounded(stored[name], found[name]):
+            said.append(f"'{name}' has other values (and is {other_kind}, was {kind})")
+    return said
+
+
+def _same_rounded(stored: list[str], found: list[str]) -> bool:
+    """Whether samples agree in the coarser dtype (float16 values do not round to bfloat16 as their origin does)."""
+    kinds = (stored[0], found[0])
+    at = 4 if "float16" in kinds and "bfloat16" not in kinds and min(len(stored), len(found)) > 4 else 3
+    return stored[at] == found[at]
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of a fast tokenizer's whole definition but for its padding and truncation settings."""
+    spelled = json.loads(tokenizer.backend_tokenizer.to_str())
+    for setting in ("padding", "truncation"):
+        spelled.pop(setting, None)
+    return hashlib.sha256(json.dumps(spelled, sort_keys=True).encode()).hexdigest()
