@@ -1,8 +1,9 @@
 """Locate and edit facts in language models."""
 
 from .editing.edit import Edit
+from .editing.finetune import finetune
 from .editing.memit import memit
-from .editing.params import MEMITParams, ROMEParams
+from .editing.params import FTParams, MEMITParams, ROMEParams
 from .editing.request import EditRequest
 from .editing.rome import rome
 from .facts import Fact
@@ -20,6 +21,7 @@ __all__ = [
     "EditRequest",
     "EditableModel",
     "Effects",
+    "FTParams",
     "Fact",
     "MEMITParams",
     "Moments",
@@ -27,6 +29,7 @@ __all__ = [
     "Trace",
     "UnsupportedModelError",
     "collect_moments",
+    "finetune",
     "load_model",
     "memit",
     "noise_level",

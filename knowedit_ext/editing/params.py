@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-Params = TypeVar("Params", bound="EditParams")
+Params = TypeVar("Params", bound="LayerParams")
 
 FACT_TOKENS = ("subject_last", "subject_first", "subject_first_after_last", "last")
 # Keys of the published files that we read from the model itself, or that say where its moments came from.
@@ -26,23 +27,10 @@ _PUBLISHED_ONLY = (
 
 
 @dataclass(frozen=True)
-class EditParams:
-    """What ROME and MEMIT share.
-
-    layers: edited layers. fact_token: whose key is edited. v_num_grad_steps, v_lr, v_weight_decay, kl_factor: the
-    optimisation of a value (Adam; one step fewer is taken than evaluated). v_loss_layer: layer whose output gives the
-    loss; None: the last. clamp_norm_factor: the change of a value stays within this factor of the value's norm.
-    """
+class LayerParams:
+    """What the parameters of every method share. layers: edited layers, ascending."""
 
     layers: tuple[int, ...]
-    fact_token: str = "subject_last"
-    v_num_grad_steps: int = 20
-    v_lr: float = 0.5
-    v_loss_layer: int | None = None
-    v_weight_decay: float = 0.5
-    clamp_norm_factor: float = 4.0
-    kl_factor: float = 0.0625
-    mom2_adjustment: bool = True
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -52,12 +40,12 @@ class EditParams:
             raise ValueError("layers is empty: say which layers to edit")
         if list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers {list(self.layers)}: expected different layers in ascending order")
-        if self.fact_token not in FACT_TOKENS:
-            raise ValueError(f"unknown fact_token '{self.fact_token}': expected one of {', '.join(FACT_TOKENS)}")
-        for name in ("v_num_grad_steps",):
-            if getattr(self, name) < 1:
+
+    def _check(self, at_least_1: tuple[str, ...], above_0: tuple[str, ...]) -> None:
+        for name in at_least_1:
+            if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
-        for name in ("v_lr", "clamp_norm_factor"):
+        for name in above_0:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected a number above 0")
 
@@ -96,6 +84,31 @@ class EditParams:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "layers": list(self.layers)}
+
+
+@dataclass(frozen=True)
+class EditParams(LayerParams):
+    """What ROME and MEMIT share.
+
+    fact_token: whose key is edited. v_num_grad_steps, v_lr, v_weight_decay, kl_factor: the optimisation of a value
+    (Adam; one step fewer is taken than evaluated). v_loss_layer: layer whose output gives the loss; None: the last.
+    clamp_norm_factor: the change of a value stays within this factor of the value's norm.
+    """
+
+    fact_token: str = "subject_last"
+    v_num_grad_steps: int = 20
+    v_lr: float = 0.5
+    v_loss_layer: int | None = None
+    v_weight_decay: float = 0.5
+    clamp_norm_factor: float = 4.0
+    kl_factor: float = 0.0625
+    mom2_adjustment: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fact_token not in FACT_TOKENS:
+            raise ValueError(f"unknown fact_token '{self.fact_token}': expected one of {', '.join(FACT_TOKENS)}")
+        self._check(at_least_1=("v_num_grad_steps",), above_0=("v_lr", "clamp_norm_factor"))
 
 
 @dataclass(frozen=True)
@@ -146,9 +159,67 @@ class MEMITParams(EditParams):
         super().__post_init__()
         if self.layer_selection != "all":
             raise ValueError(f"layer_selection '{self.layer_selection}': only 'all' is supported")
-        if not self.mom2_update_weight > 0:
-            raise ValueError(f"mom2_update_weight is {self.mom2_update_weight}: expected a number above 0")
+        self._check(at_least_1=(), above_0=("mom2_update_weight",))
 
     @classmethod
     def _ignored(cls) -> tuple[str, ...]:
         return ("context_template_length_params",)
+
+
+@dataclass(frozen=True)
+class FTParams(LayerParams):
+    """Fine-tuning: FT, FT+L (with `norm_constraint`) and FT-W (with `wd_power_law`).
+
+    num_steps: epochs, of batches of `batch_size` requests. lr, weight_decay: of Adam. norm_constraint: no entry of a
+    weight moves farther than this; None (or false): no bound. wd_power_law: (a, b), the weight decay for n requests is
+    then n^a e^b. kl_factor: read by no release; 0. rewrite_module_tmp: name of the trained module with `{}` for the
+    layer; None: the down projection. bias: train biases too, as the published code always does.
+    """
+
+    num_steps: int = 25
+    lr: float = 5e-4
+    weight_decay: float = 0.0
+    norm_constraint: float | None = None
+    batch_size: int = 64
+    wd_power_law: tuple[float, float] | None = None
+    kl_factor: float = 0.0
+    rewrite_module_tmp: str | None = None
+    bias: bool = False
+
+    # hparams/FT/*.json of rome and memit: FT under the model's name, its variants behind a slash.
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "gpt2-medium/ft-l": dict(layers=(0,), norm_constraint=2e-3),
+        "gpt2-large/ft-l": dict(layers=(0,), norm_constraint=1e-3),
+        "gpt2-xl": dict(layers=(1,)),
+        "gpt2-xl/ft-l": dict(layers=(0,), norm_constraint=5e-4),
+        "gpt2-xl/attn": dict(
+            layers=(33,), lr=1e-3, norm_constraint=1e-3, rewrite_module_tmp="transformer.h.{}.attn.c_attn"
+        ),
+        "gpt-j": dict(layers=(21,)),
+        "gpt-j/ft-l": dict(layers=(0,), norm_constraint=5e-5),
+        "gpt-j/ft-w": dict(layers=(21,), wd_power_law=(-0.87028798, 0.15589562), rewrite_module_tmp="transformer.h.{}"),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(at_least_1=("num_steps", "batch_size"), above_0=("lr",))
+        if self.norm_constraint is False:  # the files' way to say that there is none
+            object.__setattr__(self, "norm_constraint", None)
+        if self.norm_constraint is not None:
+            self._check(at_least_1=(), above_0=("norm_constraint",))
+        object.__setattr__(self, "weight_decay", float(self.weight_decay))  # false in some files
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}: expected 0 or more")
+        if self.wd_power_law is not None:
+            law = tuple(float(number) for number in self.wd_power_law)
+            if len(law) != 2 or not all(map(math.isfinite, law)):
+                raise ValueError(f"wd_power_law is {list(law)}: expected [a, b] for a weight decay of n^a e^b")
+            object.__setattr__(self, "wd_power_law", law)
+        if self.rewrite_module_tmp is not None and self.rewrite_module_tmp.count("{}") != 1:
+            raise ValueError(
+                f"rewrite_module_tmp '{self.rewrite_module_tmp}': exactly one '{{}}' must say where the layer goes"
+            )
+
+    @classmethod
+    def _ignored(cls) -> tuple[str, ...]:
+        return ("max_length",)

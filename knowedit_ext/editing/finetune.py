@@ -1,0 +1,279 @@
+"""Fine-tuning, the baseline of ROME and MEMIT: Adam on a few weights (rome and memit, baselines/ft/ft_main.py).
+
+What lies below the lowest trained layer never changes: it is computed once. From there on, rows without padding go
+through the model's own layers, and the head sees the scored ones. The model's parameters are never written: copies of
+them stand in their place during a pass, in float32 where the model is in a lower precision.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from tqdm import tqdm
+
+from ..facts import tokenize_fact
+from ..model import EditableModel
+from ..modules import on_device
+from ..sweep.capture import CleanRun, clean_runs
+from ..sweep.engine import log_probabilities
+from ..sweep.packed import PackedPrompts
+from .edit import Edit, describe_model
+from .params import FTParams
+from .request import EditRequest, check_compat, check_requests, warn_of_known
+
+logger = logging.getLogger(__name__)
+
+STOP_LOSS = 1e-2
+TRAINABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def finetune(
+    model: EditableModel,
+    requests: Iterable[EditRequest | Mapping[str, Any]],
+    params: FTParams,
+    compat: str | None = None,
+    *,
+    progress: bool = False,
+) -> Edit:
+    """Train the weights of `params.layers` on the requests, in batches in their order; a dense change of each weight.
+
+    A batch with a loss below 0.01 is not learnt from; an epoch with a mean loss below 0.01 is the last.
+
+    compat: None: the loss is the mean negative log-probability of the target's tokens, each behind those before it.
+        "reference": as published, every token of the target is scored at the prompt's last token; biases are trained
+        too, modules are found by substring of their names, and `wd_power_law` is ignored.
+
+    The model is left as it was. Raises ValueError for bad requests, layers or weights before anything is computed
+    (quantised and offloaded weights cannot be trained), FloatingPointError when the loss is no finite number.
+    """
+    check_compat(compat)
+    found = check_requests(requests)
+    weights = trained_weights(model, params, compat)
+    if compat is None and params.kl_factor:
+        raise ValueError(f"kl_factor is {params.kl_factor}: fine-tuning has no such term; set it to 0")
+    size = params.batch_size
+    batches = [found[at : at + size] for at in range(0, len(found), size)]
+    score = _examples if compat is None else _published_examples
+    examples = [score(model, batch) for batch in batches]
+    with _at_rest(model.hf), torch.enable_grad():
+        if compat is None:
+            warn_of_known(model, found)
+        first = min(_layer_of(model)[id(weight)] for weight in weights.values())
+        runs = iter(clean_runs(model, [example.ids for batch in examples for example in batch]))
+        packed = [_Batch(model, batch, [next(runs) for _ in batch], first) for batch in examples]
+        trained = _train(
+            _Loss(model, first), packed, weights, params, _weight_decay(params, len(found), compat), progress
+        )
+    changes = {name: (new - weights[name].detach().to(new.dtype)).cpu() for name, new in trained.items()}
+    described = [request.to_dict() for request in found]
+    return Edit(changes, "ft", described, params.to_dict(), [], compat, describe_model(model))
+
+
+# -- what is trained ---------------------------------------------------------------------------------------------------
+
+
+def trained_weights(model: EditableModel, params: FTParams, compat: str | None = None) -> dict[str, nn.Parameter]:
+    """Parameters by name. ValueError: layers or modules that are not there, weights that cannot be trained."""
+    chosen: dict[str, nn.Parameter] = {}
+    named = list(chain(model.hf.named_parameters(), model.hf.named_buffers()))
+    for layer in params.layers:
+        if not 0 <= layer < model.num_layers:
+            raise ValueError(f"layer {layer} is out of range: the model has layers 0..{model.num_layers - 1}")
+        template = params.rewrite_module_tmp
+        module = model.modules.parameter_name(layer) if template is None else template.format(layer)
+        here = {name: tensor for name, tensor in named if _belongs(name, module, params.bias, compat)}
+        for name, tensor in here.items():
+            if name.endswith("weight"):
+                _check_trainable(name, tensor)
+        here = {name: tensor for name, tensor in here.items() if isinstance(tensor, nn.Parameter)}
+        if not here:
+            raise ValueError(f"the model has no weight '{module}...' to train: rewrite_module_tmp is another model's")
+        chosen |= here
+    layers = _layer_of(model)
+    for name, parameter in chosen.items():
+        _check_trainable(name, parameter)
+        if id(parameter) not in layers:
+            raise ValueError(f"'{name}' is in none of the layers: only layers can be fine-tuned")
+    return {name: chosen[name] for name, _ in named if name in chosen}
+
+
+def _belongs(name: str, module: str, bias: bool, compat: str | None) -> bool:
+    if compat == "reference":
+        return module in name
+    return f"{name}.".startswith(f"{module}.") and (bias or not name.endswith("bias"))
+
+
+def _check_trainable(name: str, tensor: torch.Tensor) -> None:
+    if tensor.is_meta:
+        raise ValueError(f"'{name}' is offloaded: load the model with its trained layers in memory")
+    if tensor.dtype not in TRAINABLE:
+        raise ValueError(
+            f"'{name}' is quantised ({tensor.dtype}): load the model in floating point to fine-tune it; ROME and MEMIT "
+            "can edit beside quantised weights"
+        )
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"'{name}' holds NaN or infinite numbers")
+
+
+def _layer_of(model: EditableModel) -> dict[int, int]:
+    """The layer of each parameter, by id."""
+    return {id(p): number for number, layer in enumerate(model.modules.layers) for p in layer.parameters()}
+
+
+def _weight_decay(params: FTParams, edits: int, compat: str | None) -> float:
+    """memit's ft_main.py:82-91, which looks for a tuple and so never takes the list of its files."""
+    if params.wd_power_law is None or compat == "reference":
+        return params.weight_decay
+    a, b = params.wd_power_law
+    return edits**a * math.exp(b)
+
+
+# -- what is scored ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Example:
+    """Token ids that are run, and which tokens are scored at which of their positions."""
+
+    ids: tuple[int, ...]
+    scored: tuple[tuple[int, tuple[int, ...]], ...]  # (position, targets there)
+
+
+def _examples(model: EditableModel, batch: Sequence[EditRequest]) -> list[_Example]:
+    found = []
+    for request in batch:
+        fact = tokenize_fact(model, request.fact())
+        scored = [(len(fact.ids) - 1 + n, (target,)) for n, target in enumerate(fact.target_ids)]
+        found.append(_Example(fact.ids + fact.target_ids[:-1], tuple(scored)))
+    return found
+
+
+def _published_examples(model: EditableModel, batch: Sequence[EditRequest]) -> list[_Example]:
+    """Targets are tokenised alone and padded to the batch's longest; what counts is not padding but what is known."""
+    tokenizer, found = model.tokenizer, []
+    unknown = tokenizer.unk_token_id
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    targets = [tokenizer(request.target_new)["input_ids"] for request in batch]
+    longest = max(map(len, targets))
+    for request, target in zip(batch, targets, strict=True):
+        if padding is not None and unknown is not None:
+            target = target + [padding] * (longest - len(target))
+        known = tuple(token for token in target if token != unknown)
+        if not known:
+            raise ValueError(f"target '{request.target_new}' of '{request.subject}' has no known token")
+        ids = tokenize_fact(model, request.fact(target=False)).ids
+        found.append(_Example(ids, ((len(ids) - 1, known),)))
+    return found
+
+
+class _Batch:
+    """Examples as packed rows that enter layer `first`; weights of the log-probabilities of the targets [rows, k]."""
+
+    def __init__(
+        self, model: EditableModel, examples: Sequence[_Example], runs: Sequence[CleanRun], first: int
+    ) -> None:
+        self.size = len(examples)
+        self.packed = PackedPrompts(model, runs)
+        with torch.no_grad():
+            self.hidden = self.packed.run(self.packed.start, 0, first)
+        scored = [(number, *at) for number, example in enumerate(examples) for at in example.scored]
+        self.rows = torch.tensor([self.packed.row(number, position) for number, position, _ in scored])
+        self.targets = torch.zeros(len(scored), max(len(targets) for *_, targets in scored), dtype=torch.int64)
+        self.weights = torch.zeros(self.targets.shape, dtype=torch.float64)
+        for row, (number, _, targets) in enumerate(scored):
+            # A mean over an example's tokens, then over the batch.
+            share = 1.0 / (sum(len(targets) for _, targets in examples[number].scored) * self.size)
+            self.targets[row, : len(targets)] = torch.tensor(targets)
+            self.weights[row, : len(targets)] = share
+
+
+class _Loss(nn.Module):
+    """A batch's loss; a module, so that `functional_call` can put other weights in the place of the model's."""
+
+    def __init__(self, model: EditableModel, first: int) -> None:
+        super().__init__()
+        self.hf, self.model, self.first = model.hf, model, first
+
+    def forward(self, batch: _Batch) -> torch.Tensor:
+        hidden = batch.packed.run(batch.hidden, self.first, self.model.num_layers)
+        final = self.model.modules.final_norm
+        states = final(on_device(hidden[batch.rows.to(hidden.device)], final))
+        logp = log_probabilities(self.model, states, batch.targets)  # [rows, k]
+        return -(logp * batch.weights.to(logp)).sum()
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def _train(
+    loss_of: _Loss,
+    batches: Sequence[_Batch],
+    weights: dict[str, nn.Parameter],
+    params: FTParams,
+    weight_decay: float,
+    progress: bool,
+) -> dict[str, torch.Tensor]:
+    """The trained weights, in float32 at least."""
+    trained = {name: weight.detach().to(_precise(weight.dtype), copy=True) for name, weight in weights.items()}
+    variables = [tensor.requires_grad_() for tensor in trained.values()]
+    optimiser = torch.optim.Adam(variables, lr=params.lr, weight_decay=weight_decay)
+    requests, mean = sum(batch.size for batch in batches), math.inf
+    for epoch in tqdm(range(params.num_steps), desc="fine-tuning", unit="epoch", disable=not progress):
+        total = 0.0
+        for batch in batches:
+            used = {f"hf.{name}": tensor.to(weights[name].dtype) for name, tensor in trained.items()}
+            loss = functional_call(loss_of, used, (batch,))
+            value = loss.item()
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the loss is {value} in epoch {epoch}: try a lower lr than {params.lr}")
+            total += value * batch.size
+            if value >= STOP_LOSS:
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+            if params.norm_constraint is not None:
+                _clamp(trained, weights, params.norm_constraint)
+        mean = total / requests
+        logger.debug("epoch %d: mean loss %.4f", epoch, mean)
+        if mean < STOP_LOSS:
+            break
+    logger.info("fine-tuned %d requests in %d epochs to a mean loss of %.4f", requests, epoch + 1, mean)
+    return {name: tensor.detach() for name, tensor in trained.items()}
+
+
+@torch.no_grad()
+def _clamp(trained: dict[str, torch.Tensor], weights: dict[str, nn.Parameter], most: float) -> None:
+    """Every entry back to within `most` of what it was: the L-infinity ball of FT+L."""
+    for name, tensor in trained.items():
+        before = weights[name].to(tensor.dtype)
+        tensor.clamp_(before - most, before + most)
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+@contextmanager
+def _at_rest(hf: nn.Module) -> Iterator[None]:
+    """Without dropout, and no parameter asks for a gradient; afterwards as before."""
+    modes = [(module, module.training) for module in hf.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in hf.parameters()]
+    try:
+        hf.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, asked in flags:
+            parameter.requires_grad_(asked)
