@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..facts import Fact
+from .records import read_records
 
 REQUIRED = ("known_id", "prompt", "subject", "attribute")
 
@@ -42,17 +42,6 @@ def load_known(source: str | Path | Iterable[Fact | Mapping[str, Any] | KnownFac
             )
         seen[known.known_id] = number
     return found
-
-
-def read_records(path: str | Path) -> list[Any]:
-    """The list of records in a JSON file."""
-    try:
-        records = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{path}' is not JSON: {error}") from error
-    if not isinstance(records, list):
-        raise ValueError(f"'{path}' holds a {type(records).__name__}, expected a list of records")
-    return records
 
 
 def _known(record: Fact | Mapping[str, Any] | KnownFact, number: int, name: str) -> KnownFact:

@@ -1,0 +1,117 @@
+"""CounterFact: the published schema (also of multi_counterfact) and EasyEdit's flat one, told apart by record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from reprlib import repr as brief
+from typing import Any
+
+from .records import (
+    Problem,
+    Record,
+    Records,
+    Source,
+    check_pairs,
+    check_template,
+    check_text,
+    collect_records,
+    is_number,
+    mark_subject,
+    take,
+    take_text,
+    take_texts,
+)
+
+REWRITE = "requested_rewrite."
+FLAT = ("prompt", "subject", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt")
+MAY_BE_ABSENT = ("attribute_prompts", "generation_prompts")  # and may be empty
+PAIRS = ("reversal_prompts", "same_subject_prompts", "portability_prompts")  # not in the published files
+
+
+def load_counterfact(source: Source, *, skip_bad: bool = False, limit: int | None = None) -> Records:
+    """Records in CounterFact's schema from a JSON file, or from records in memory.
+
+    source: {case_id, requested_rewrite {prompt with one "{}", subject, relation_id, target_new {str, id}, target_true
+        {str, id}}, paraphrase_prompts, neighborhood_prompts, attribute_prompts, generation_prompts, ...}. The relation,
+        the ids and the last two lists may be absent (no consistency or generation can be measured then). Other keys are
+        kept as they are. EasyEdit's flat records {case_id, prompt, subject, target_new, ground_truth, rephrase_prompt,
+        locality_prompt, locality_ground_truth} are turned into this schema; see below.
+    skip_bad: leave bad records out (`.bad` of the result lists them) where otherwise a ValueError names them.
+    limit: look at the first `limit` records of the source only.
+
+    A flat record has one paraphrase and one neighbour, no ids, no generation prompts. Two cautions about its scores:
+    - `rephrase_prompt` is in EasyEdit's files usually (five in six) one of CounterFact's *generation* prompts ("Where
+      Danielle Darrieux is from, people speak the language of"): PS asks for a consequence, not for the same statement.
+    - NS asks, as always, whether the neighbour prefers target_true to target_new. Where `locality_ground_truth` (kept
+      in the record) differs from `ground_truth`, that says only that the new target did not spread, not that the
+      neighbour's own answer is kept. In EasyEdit's files the two are the same.
+
+    Raises ValueError for records that lack a key, have a value of the wrong type, a prompt without exactly one "{}", an
+    empty subject, target, prompt or list of prompts (the published scores would be nan), equal targets, or the case_id
+    of an earlier record.
+    """
+    return collect_records(source, _convert, skip_bad=skip_bad, limit=limit)
+
+
+def _convert(_: int, record: Mapping[str, Any]) -> Record:
+    case_id = take(record, "case_id")
+    if not is_number(case_id):
+        raise Problem("case_id", f"is {brief(case_id)}, expected a number")
+    if "requested_rewrite" not in record and any(key in record for key in FLAT):
+        return _from_flat(record)
+    _check_rewrite(take(record, "requested_rewrite"))
+    for key in ("paraphrase_prompts", "neighborhood_prompts"):
+        take_texts(record, key)
+    for key in MAY_BE_ABSENT:
+        if record.get(key, []) != []:
+            take_texts(record, key)
+    for key in PAIRS:
+        check_pairs(record, key)
+    return dict(record)
+
+
+def _check_rewrite(rewrite: Any) -> None:
+    if not isinstance(rewrite, Mapping):
+        raise Problem("requested_rewrite", f"is {brief(rewrite)}, expected an object")
+    check_template(take_text(rewrite, "prompt", REWRITE), f"{REWRITE}prompt")
+    take_text(rewrite, "subject", REWRITE)
+    _check_id(rewrite, "relation_id", REWRITE)
+    targets = []
+    for key in ("target_new", "target_true"):
+        target = take(rewrite, key, REWRITE)
+        if not isinstance(target, Mapping):
+            raise Problem(REWRITE + key, f"is {brief(target)}, expected an object with 'str'")
+        targets.append(take_text(target, "str", f"{REWRITE}{key}."))
+        _check_id(target, "id", f"{REWRITE}{key}.")
+    _check_targets(*targets, f"{REWRITE}target_new.str")
+
+
+def _check_id(record: Mapping[str, Any], key: str, inside: str) -> None:
+    if record.get(key) is not None:
+        check_text(record[key], inside + key)
+
+
+def _check_targets(new: str, true: str, key: str) -> None:
+    if new.strip() == true.strip():
+        raise Problem(key, f"is '{new}', the true target: nothing to edit")
+
+
+def _from_flat(record: Mapping[str, Any]) -> Record:
+    text = {key: take_text(record, key) for key in FLAT}
+    _check_targets(text["target_new"], text["ground_truth"], "target_new")
+    if "locality_ground_truth" in record:
+        take_text(record, "locality_ground_truth")
+    return {
+        **{key: value for key, value in record.items() if key not in FLAT},
+        "requested_rewrite": {
+            "prompt": mark_subject(text["prompt"], text["subject"], "prompt"),
+            "relation_id": None,
+            "target_new": {"str": text["target_new"], "id": None},
+            "target_true": {"str": text["ground_truth"], "id": None},
+            "subject": text["subject"],
+        },
+        "paraphrase_prompts": [text["rephrase_prompt"]],
+        "neighborhood_prompts": [text["locality_prompt"]],
+        "attribute_prompts": [],
+        "generation_prompts": [],
+    }

@@ -1,0 +1,170 @@
+"""Records of a data set, checked one by one: a bad one is named, and left out only where that was asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from reprlib import repr as brief
+from typing import Any, NamedTuple
+
+logger = logging.getLogger(__name__)
+
+NAMED = 5  # bad records that one error spells out
+Record = dict[str, Any]
+Source = str | Path | Iterable[Mapping[str, Any]]
+
+
+class BadRecord(NamedTuple):
+    """A record that cannot be used: its place in the source, its case_id (None: unreadable), the key and why."""
+
+    index: int
+    case_id: int | None
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        case = "" if self.case_id is None else f" (case_id {self.case_id})"
+        key = f"'{self.key}' " if self.key else ""
+        return f"record {self.index}{case}: {key}{self.reason}"
+
+
+class Records(list[Record]):
+    """A list of checked records; `bad` lists those that were left out of it (a slice is a plain list)."""
+
+    def __init__(self, records: Iterable[Record] = (), bad: Iterable[BadRecord] = ()) -> None:
+        super().__init__(records)
+        self.bad = list(bad)
+
+
+class Problem(Exception):
+    """What makes one record bad."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key, self.reason = key, reason
+
+
+def read_records(path: str | Path) -> list[Any]:
+    """The list of records in a JSON file."""
+    try:
+        records = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{path}' is not JSON: {error}") from error
+    if not isinstance(records, list):
+        raise ValueError(f"'{path}' holds a {type(records).__name__}, expected a list of records")
+    return records
+
+
+def collect_records(
+    source: Source, convert: Callable[[int, Mapping[str, Any]], Record], *, skip_bad: bool, limit: int | None
+) -> Records:
+    """The first `limit` records of a file or an iterable, each through `convert`, which raises `Problem`s.
+
+    Raises ValueError that names the bad ones (with `skip_bad`: only where no good one is left).
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}, expected a positive number of records")
+    name = f"'{source}'" if isinstance(source, (str, Path)) else "the records given"
+    raw = read_records(source) if isinstance(source, (str, Path)) else list(source)
+    found, seen = Records(), {}  # seen: case_id -> index of the record that has it
+    for index, record in enumerate(raw[:limit]):
+        try:
+            if not isinstance(record, Mapping):
+                raise Problem("", f"is a {type(record).__name__}, expected an object")
+            good = convert(index, record)
+            if good["case_id"] in seen:
+                raise Problem("case_id", f"is the same as that of record {seen[good['case_id']]}")
+        except Problem as problem:
+            found.bad.append(BadRecord(index, _case_id(record), problem.key, problem.reason))
+        else:
+            seen[good["case_id"]] = index
+            found.append(good)
+    return settle(found, name, skip_bad)
+
+
+def settle(found: Records, name: str, skip_bad: bool) -> Records:
+    """`found`, or a ValueError where it has bad records that may not be skipped, or no good ones."""
+    if found.bad and not (skip_bad and found):
+        raise ValueError(describe_bad(found.bad, name))
+    if not found:
+        raise ValueError(f"{name}: no records")
+    if found.bad:
+        logger.warning("left out: %s", describe_bad(found.bad, name))
+    return found
+
+
+def describe_bad(bad: list[BadRecord], name: str) -> str:
+    """The first few bad records, a line each, and how many more there are."""
+    more = [f"... and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
+    count = "1 bad record" if len(bad) == 1 else f"{len(bad)} bad records"
+    return "\n  ".join([f"{name}: {count}", *map(str, bad[:NAMED]), *more])
+
+
+def _case_id(record: Any) -> int | None:
+    value = record.get("case_id") if isinstance(record, Mapping) else None
+    return value if is_number(value) else None
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def take(record: Mapping[str, Any], key: str, inside: str = "") -> Any:
+    """The value of a key that has to be there. `inside`: where `record` itself stands, for the error."""
+    if key not in record:
+        raise Problem(inside + key, "is missing")
+    return record[key]
+
+
+def take_text(record: Mapping[str, Any], key: str, inside: str = "") -> str:
+    return check_text(take(record, key, inside), inside + key)
+
+
+def take_texts(record: Mapping[str, Any], key: str, inside: str = "") -> list[str]:
+    """A list of at least one text."""
+    texts = take(record, key, inside)
+    if not isinstance(texts, list):
+        raise Problem(inside + key, f"is {brief(texts)}, expected a list of texts")
+    if not texts:
+        raise Problem(inside + key, "is an empty list")
+    return [check_text(text, f"{inside}{key}[{number}]") for number, text in enumerate(texts)]
+
+
+def check_text(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise Problem(key, f"is {brief(value)}, expected text")
+    if not value.strip():
+        raise Problem(key, "is empty")
+    return value
+
+
+def check_template(prompt: str, key: str) -> str:
+    slots = prompt.count("{}")
+    if slots != 1:
+        raise Problem(key, f"is '{prompt}', with {slots or 'no'} '{{}}': exactly one must mark the subject")
+    return prompt
+
+
+def mark_subject(prompt: str, subject: str, key: str) -> str:
+    """The prompt with "{}" where its subject stands, which has to be at one place (as it is where it has a "{}")."""
+    if "{}" in prompt:
+        return check_template(prompt, key)
+    times = prompt.count(subject)
+    if times != 1:
+        where = "does not have" if not times else f"has {times} times"
+        raise Problem(key, f"'{prompt}' {where} the subject '{subject}', expected it once")
+    return prompt.replace(subject, "{}")
+
+
+def check_pairs(record: Mapping[str, Any], key: str) -> None:
+    """A list of {"prompt", "target"} texts, where the record has one."""
+    pairs = record.get(key, [])
+    if not isinstance(pairs, list):
+        raise Problem(key, f"is {brief(pairs)}, expected a list of prompts with targets")
+    for number, pair in enumerate(pairs):
+        if not isinstance(pair, Mapping):
+            raise Problem(f"{key}[{number}]", f"is {brief(pair)}, expected an object with a prompt and a target")
+        for part in ("prompt", "target"):
+            take_text(pair, part, f"{key}[{number}].")

@@ -1,0 +1,106 @@
+"""zsRE: the published mapping, and how a bad record is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from knowedit_ext.datasets import load_zsre
+
+PORTABILITY = {
+    "Recalled Relation": "(2006, ...)",
+    "New Question": "What was founded in 2006?",
+    "New Answer": "Athletics",
+}
+
+
+def record(**changes):
+    return {
+        "subject": "IAAF",
+        "src": "When was the inception of IAAF?",
+        "pred": "2011",
+        "rephrase": "When was IAAF launched?",
+        "alt": "2006",
+        "answers": ["1998", "1999"],
+        "loc": "nq question: what is the string",
+        "loc_ans": "The String",
+        "cond": "2011 >> 2006",
+        **changes,
+    }
+
+
+def test_the_published_mapping(tmp_path):
+    raw = [record(), record(subject="inception of", answers=["a b"])]
+    file = tmp_path / "zsre.json"
+    file.write_text(json.dumps(raw))
+    rest = {
+        "paraphrase_prompts": ["When was IAAF launched?"],
+        "neighborhood_prompts": [{"prompt": "nq question: what is the string?", "target": "The String"}],
+        "attribute_prompts": [],
+        "generation_prompts": [],
+    }
+    rewrites = [
+        {"prompt": "When was the inception of {}?", "subject": "IAAF", "target_new": {"str": "1998"}},
+        {"prompt": "When was the {} IAAF?", "subject": "inception of", "target_new": {"str": "a b"}},
+    ]
+    expected = [
+        {"case_id": number, "requested_rewrite": rewrite | {"target_true": {"str": "<|endoftext|>"}}, **rest}
+        for number, rewrite in enumerate(rewrites)
+    ]
+    assert load_zsre(file) == load_zsre(raw) == expected
+
+
+def test_portability_goes_with_the_target_it_presupposes():
+    raw = [record(portability=PORTABILITY), record(answers=["2006"], portability=PORTABILITY), record()]
+    question = [{"prompt": "What was founded in 2006?", "target": "Athletics"}]
+    assert [r.get("portability_prompts") for r in load_zsre(raw)] == [None, question, None]
+    found = load_zsre(raw, target="alt")
+    assert [r.get("portability_prompts") for r in found] == [question, question, None]
+    assert {r["requested_rewrite"]["target_new"]["str"] for r in found} == {"2006"}
+    del raw[0]["alt"]
+    assert load_zsre(raw[:1])[0]["portability_prompts"] == question
+
+
+BAD = [
+    ("subject", ..., "subject", "is missing"),
+    ("subject", "", "subject", "is empty"),
+    ("src", "When was it?", "src", "does not have the subject 'IAAF'"),
+    ("src", "Is IAAF the IAAF?", "src", "2 times"),
+    ("answers", [], "answers", "empty list"),
+    ("answers", "1998", "answers", "expected a list"),
+    ("answers", [1998], "answers[0]", "expected text"),
+    ("rephrase", None, "rephrase", "expected text"),
+    ("loc", "what is the string", "loc", "without 'nq question: '"),
+    ("loc_ans", " ", "loc_ans", "is empty"),
+    ("portability", "x", "portability", "expected an object"),
+    ("portability", {"New Question": "x"}, "portability.New Answer", "is missing"),
+]
+
+
+@pytest.mark.parametrize("key, value, named, reason", BAD)
+def test_a_bad_record_is_named(key, value, named, reason):
+    bad = record(answers=["2006"]) | {key: value}
+    if value is ...:
+        del bad[key]
+    raw = [record(), bad, record()]
+    with pytest.raises(ValueError, match="record 1: ") as error:
+        load_zsre(raw)
+    assert f"'{named}' " in str(error.value) and reason in str(error.value)
+    found = load_zsre(raw, skip_bad=True)
+    assert [r["case_id"] for r in found] == [0, 2] and found.bad[0].index == 1
+
+
+def test_unknown_targets_are_refused():
+    with pytest.raises(ValueError, match="unknown target 'pred'"):
+        load_zsre([record()], target="pred")
+
+
+def test_real_records(data_dir):
+    evaluation, train = data_dir / "zsre_mend_eval_1037.json", data_dir / "zsre_mend_train_1000.json"
+    assert len(load_zsre(evaluation)) == 1037 and len(load_zsre(train)) == 1000
+    assert len(load_zsre(train, limit=10)) == 10
+    asked = load_zsre(evaluation, target="alt")
+    assert all(len(r["portability_prompts"]) == 1 for r in asked) and len(asked) == 1037
+    with pytest.raises(ValueError, match="record 534: 'alt' is empty\n  record 723: 'alt' is empty"):
+        load_zsre(train, target="alt")
