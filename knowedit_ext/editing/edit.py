@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ from safetensors.torch import save
 from torch import nn
 
 from ..files import atomic_write
+from ..fingerprint import Checksums, differing_weights, fingerprint
+from ..interrupts import uninterrupted
 from ..model import EditableModel
-
-logger = logging.getLogger(__name__)
+from .base import base_checksums, check_base
+from .base import describe_model as describe_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,8 @@ def weight_is_input_first(module: nn.Module) -> bool:
 class Edit:
     """Changes by parameter name: `LowRank` factors, or dense tensors in the parameter's own shape.
 
-    method, requests, params, contexts, compat: how it was made. model: name, type and shapes of what it belongs to.
+    method, requests, params, contexts, compat, seed: how it was made (seed: of contexts that were generated).
+    model, base: what it belongs to: name, type and shapes, and checksums of the changed weights before any edit.
     """
 
     changes: dict[str, LowRank | torch.Tensor]
@@ -62,6 +64,8 @@ class Edit:
     contexts: list[Any] = field(default_factory=list)
     compat: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
+    base: Checksums = field(default_factory=dict)
+    seed: int | None = None
 
     def delta(self, name: str) -> torch.Tensor:
         """The dense change of a parameter, in its own shape."""
@@ -71,13 +75,14 @@ class Edit:
         return change.dense() if isinstance(change, LowRank) else change
 
     def summary(self) -> str:
-        """Method, requests and weights, a line each."""
+        """Method, requests, the base's fingerprint and weights, a line each."""
         lines = [f"{self.method}: {len(self.requests)} requests, for {self.model.get('name', 'an unnamed model')}"]
         for request in self.requests[:10]:
             text = request["prompt"].replace("{}", request["subject"])
             lines.append(f"  {text} ->{request['target_new']}")
         if len(self.requests) > 10:
             lines.append(f"  ... and {len(self.requests) - 10} more")
+        lines.append(f"  base: {fingerprint(self.base)[:16] if self.base else 'not recorded'}")
         for name, change in self.changes.items():
             rank = f"rank {change.inputs.shape[1]}" if isinstance(change, LowRank) else "dense"
             lines.append(f"  {name}: {rank}, norm {float(self.delta(name).norm()):.4g}")
@@ -90,10 +95,14 @@ class Edit:
 
         A quantised weight stays as it is and gets a low-rank change as a side path: a forward hook on its module.
         """
-        applied = _applied(model)
-        if any(edit is self for edit, _ in applied):
+        if any(edit is self for edit, _ in _applied(model)):
             raise ValueError("this edit is already applied to this model")
         targets = self._targets(model)
+        check_base(self.base, self.model, model, originals(model))
+        self._put(model, targets)
+
+    def _put(self, model: EditableModel, targets: Mapping[str, nn.Parameter | nn.Module]) -> None:
+        applied = _applied(model)
         undo: dict[str, Callable[[], None]] = {}
         try:
             for name, target in targets.items():
@@ -103,25 +112,36 @@ class Edit:
                         target.copy_(target.double() + self.delta(name).to(target.device, torch.float64))
                 else:
                     undo[name] = target.register_forward_hook(_side_path(self.changes[name])).remove
+            applied.append((self, undo))
         except BaseException:
-            for step in undo.values():
-                step()
+            with uninterrupted():
+                for step in undo.values():
+                    step()
+                applied[:] = [item for item in applied if item[0] is not self]
             raise
-        applied.append((self, undo))
 
     def revert(self, model: EditableModel) -> None:
-        """Take the edit back: the exact bits from before it, with edits applied since then applied again."""
+        """Take the edit back: the exact bits from before it, with edits applied since then applied again.
+
+        An interrupt waits until that is done.
+        """
         applied = _applied(model)
         at = next((n for n, (edit, _) in enumerate(applied) if edit is self), None)
         if at is None:
             raise ValueError("this edit is not applied to this model")
         later = [edit for edit, _ in applied[at + 1 :]]
-        for _, undo in reversed(applied[at:]):
-            for step in undo.values():
-                step()
-        del applied[at:]
-        for edit in later:
-            edit.apply(model)
+        with uninterrupted():
+            for _, undo in reversed(applied[at:]):
+                for step in undo.values():
+                    step()
+            del applied[at:]
+            for edit in later:
+                edit._put(model, edit._targets(model))
+
+    def bind(self, model: EditableModel) -> Edit:
+        """Note that the edit belongs to `model`, less the edits applied to it. Returns the edit."""
+        self.model, self.base = describe_model(model), base_checksums(model, self.changes, originals(model))
+        return self
 
     @contextmanager
     def applied(self, model: EditableModel) -> Iterator[EditableModel]:
@@ -185,7 +205,7 @@ class Edit:
             else:
                 kinds[name] = {}
                 tensors[f"{name}.dense"] = change.detach().cpu().contiguous()
-        described = {k: getattr(self, k) for k in ("method", "requests", "params", "contexts", "compat", "model")}
+        described = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "changes"}
         metadata = {
             "format": "knowedit_ext.edit.1",
             "edit": json.dumps({**described, "changes": kinds}, sort_keys=True),
@@ -240,16 +260,19 @@ class Edit:
             else:
                 changes[name] = sum(edit.delta(name).double() for edit in edits if name in edit.changes)
         requests = [request for edit in edits for request in edit.requests]
-        return cls(changes, "+".join(dict.fromkeys(edit.method for edit in edits)), requests, model=edits[0].model)
+        method = "+".join(dict.fromkeys(edit.method for edit in edits))
+        return cls(changes, method, requests, model=edits[0].model, base=_joint_base(edits))
 
 
-def describe_model(model: EditableModel) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "type": model.modules.model_type,
-        "layers": model.num_layers,
-        "hidden": model.hidden_size,
-    }
+def _joint_base(edits: Sequence[Edit]) -> Checksums:
+    joint: Checksums = {}
+    for edit in edits:
+        common = joint.keys() & edit.base.keys()
+        said = differing_weights(*({name: base[name] for name in common} for base in (joint, edit.base)))
+        if said:
+            raise ValueError(f"the edits were made for different bases: {'; '.join(said[:3])}")
+        joint = edit.base | joint
+    return joint
 
 
 def _shape(change: LowRank | torch.Tensor) -> tuple[int, ...]:

@@ -10,10 +10,11 @@ import torch
 from ..model import EditableModel
 from ..moments import Moments
 from .contexts import memit_contexts
-from .edit import Edit, LowRank, describe_model, originals, weight_is_input_first
+from .edit import Edit, originals
 from .keys import KeyRows
 from .params import EditParams, MEMITParams
 from .request import EditRequest, check_compat, check_requests, warn_of_known
+from .stacked import stacked
 from .values import optimise_values
 
 
@@ -53,6 +54,7 @@ def memit(
             "so the residual that MEMIT spreads is not the down projection's; ROME works"
         )
     check_model(model, params, moments, needed=True)
+    generated = seed if contexts is None else None
     contexts = memit_contexts(model, seed) if contexts is None else [list(group) for group in contexts]
     if not contexts or not contexts[0] or contexts[0][0] != "{}" or not all(contexts):
         raise ValueError("contexts must be groups of templates that begin with the bare prompt, [['{}'], [...]]")
@@ -67,14 +69,10 @@ def memit(
         raise ValueError("values hold NaN or infinite numbers")
     kept = [EditRequest.of(request) for earlier in preserve for request in earlier.requests]
     described = [request.to_dict() for request in found]
-    edit = Edit({}, "memit", described, params.to_dict(), contexts, compat, describe_model(model))
-    done: list[Edit] = []
-    try:
-        for name, change in _insert(model, found, kept, params, moments, contexts, values, ridge, done):
-            edit.changes[name] = change
-    finally:
-        for part in reversed(done):
-            part.revert(model)
+    edit = Edit({}, "memit", described, params.to_dict(), contexts, compat, seed=generated)
+    with stacked(model, edit, params.layers) as put:
+        for layer, adjusted, residual in _insert(model, found, kept, params, moments, contexts, values, ridge):
+            put(layer, adjusted, residual)
     return edit
 
 
@@ -87,10 +85,11 @@ def _insert(
     contexts: Sequence[Sequence[str]],
     values: torch.Tensor,
     ridge: float | str | None,
-    done: list[Edit],
-) -> Iterator[tuple[str, LowRank]]:
-    """Layer by layer with updated weights, which `done` collects. Each pass gives a layer's keys and the values reached
-    so far, and starts from the first layer that has changed."""
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """For each layer (layer, inputs [d_in, n], outputs [d_out, n]), to be put in place before the next is asked for.
+
+    Each pass gives a layer's keys and the values reached so far, and starts from the first layer that has changed.
+    """
     rows = KeyRows(model, [*kept, *requests], contexts, params.fact_token)
     last, old = params.layers[-1], len(kept)
     start, hidden = params.layers[0], rows.packed.run(rows.packed.start, 0, params.layers[0])
@@ -103,14 +102,7 @@ def _insert(
         residual = (values.to(now.device, torch.float64) - now).T / (len(params.layers) - number)  # Eqn. 20
         # (lambda C + K K^T)^-1 K, Eqn. 14
         adjusted = moments.solve(layer, keys, params.mom2_update_weight, ridge).matrix[:, old:]
-        module = model.modules.down_projection(layer)
-        change = LowRank(adjusted.cpu(), residual.cpu(), weight_is_input_first(module))
-        name = f"{model.modules.parameter_name(layer)}.weight"
-        if layer != last:
-            part = Edit({name: change})
-            part.apply(model)
-            done.append(part)
-        yield name, change
+        yield layer, adjusted, residual
 
 
 def check_model(model: EditableModel, params: EditParams, moments: Moments | None, needed: bool) -> None:

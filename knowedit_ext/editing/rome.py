@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from ..model import EditableModel
 from ..moments import Moments
 from .contexts import rome_contexts
-from .edit import Edit, LowRank, describe_model, weight_is_input_first
+from .edit import Edit
 from .keys import KeyRows
 from .memit import check_model
 from .params import ROMEParams
 from .request import EditRequest, check_compat, check_requests, warn_of_known
+from .stacked import stacked
 from .values import optimise_values
 
 
@@ -43,22 +46,15 @@ def rome(
         raise ValueError(f"ROME edits one fact at a time, not {len(found)}: call it for each, or use MEMIT")
     [request] = found
     check_model(model, params, moments, needed=params.mom2_adjustment)
+    generated = seed if contexts is None else None
     contexts = rome_contexts(model, params.context_template_length_params, seed) if contexts is None else list(contexts)
     if not contexts or contexts[0] != "{}":
         raise ValueError("contexts must begin with the bare prompt, '{}'")
     warn_of_known(model, [request])
-    edit = Edit({}, "rome", [request.to_dict()], params.to_dict(), contexts, compat, describe_model(model))
-    done: list[Edit] = []
-    try:
-        for layer in params.layers:  # each layer's change is computed with those below it in place
-            part = _one_layer(model, request, params, moments, contexts, compat, ridge, layer)
-            edit.changes.update(part.changes)
-            if layer != params.layers[-1]:
-                part.apply(model)
-                done.append(part)
-    finally:
-        for part in reversed(done):
-            part.revert(model)
+    edit = Edit({}, "rome", [request.to_dict()], params.to_dict(), contexts, compat, seed=generated)
+    with stacked(model, edit, params.layers) as put:
+        for layer in params.layers:
+            put(layer, *_one_layer(model, request, params, moments, contexts, compat, ridge, layer))
     return edit
 
 
@@ -71,7 +67,8 @@ def _one_layer(
     compat: str | None,
     ridge: float | str | None,
     layer: int,
-) -> Edit:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """u [d_in, 1] and v [d_out, 1]."""
     rows = KeyRows(model, [request], [contexts], params.fact_token)
     _, inputs, outputs = rows.pass_through(rows.packed.start, 0, layer + 1, layer)
     key = rows.mean(inputs).T  # k*, [d_in, 1]
@@ -84,6 +81,4 @@ def _one_layer(
     else:
         key_now, value_now = key[:, 0], rows.mean(outputs)[0]
     v = (target - value_now) / (key_now @ u)
-    module = model.modules.down_projection(layer)
-    change = LowRank(u[:, None].cpu(), v[:, None].cpu(), weight_is_input_first(module))
-    return Edit({f"{model.modules.parameter_name(layer)}.weight": change})
+    return u[:, None], v[:, None]

@@ -1,0 +1,75 @@
+"""Which base an edit belongs to: the weights it changes as they were before any edit, and what the model is.
+
+Only the changed weights are read, once: the time of copying them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from ..fingerprint import Checksums, differing_weights, weight_checksum
+from ..model import EditableModel
+
+logger = logging.getLogger(__name__)
+
+
+def describe_model(model: EditableModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "type": model.modules.model_type,
+        "layers": model.num_layers,
+        "hidden": model.hidden_size,
+    }
+
+
+def base_checksums(model: EditableModel, names: Iterable[str], originals: Mapping[str, torch.Tensor]) -> Checksums:
+    """Checksums of weights as they were before the edits that are applied to the model.
+
+    originals: by name what those edits have replaced. Weights that are not plain tensors are left out.
+    """
+    found: Checksums = {}
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        weight = originals[name] if name in originals else getattr(model.hf.get_submodule(owner), leaf)
+        if isinstance(weight, torch.Tensor) and not weight.is_meta:
+            found[name] = weight_checksum(weight)
+    return found
+
+
+def check_base(
+    base: Checksums, made_for: Mapping[str, Any], model: EditableModel, originals: Mapping[str, torch.Tensor]
+) -> None:
+    """ValueError where an edit's base is not the model's, with what differs.
+
+    base, made_for: what the edit says; empty: it does not say (files of before), and nothing is checked. Another
+    floating dtype is only logged, see `differing_weights`; so is a quantised weight, whose values cannot be compared.
+    """
+    here = describe_model(model)
+    said = [
+        f"{key} is {here[key]}, was {made_for[key]}"
+        for key in ("type", "layers", "hidden")
+        if key in made_for and made_for[key] != here[key]
+    ]
+    found = base_checksums(model, base, originals)
+    other = [name for name in base if name not in found or found[name][0] != base[name][0]]  # in another dtype
+    unlike = [name for name in other if name not in found or not _floating(base[name][0], found[name][0])]
+    said += differing_weights(*({n: rows[n] for n in rows if n not in unlike} for rows in (base, found)))
+    if said:
+        more = f" and {len(said) - 3} more" if len(said) > 3 else ""
+        raise ValueError(
+            f"the edit was made for another base ('{made_for.get('name')}', here '{model.name}'): "
+            f"{'; '.join(said[:3])}{more}. Empty its `base` and `model` to apply it all the same"
+        )
+    if unlike:
+        logger.warning("whether '%s' is the edit's base cannot be told: %s quantised", model.name, ", ".join(unlike))
+    elif other:
+        was, now = ("/".join(sorted({rows[name][0] for name in other})) for rows in (base, found))
+        logger.warning("the edit was made on %s weights, '%s' has %s", was, model.name, now)
+
+
+def _floating(*kinds: str) -> bool:
+    return all(getattr(torch, kind).is_floating_point for kind in kinds)

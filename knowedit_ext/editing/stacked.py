@@ -1,0 +1,39 @@
+"""Edits of several layers: each layer's change is computed with those below it in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from ..model import EditableModel
+from .edit import Edit, LowRank, weight_is_input_first
+
+
+@contextmanager
+def stacked(
+    model: EditableModel, edit: Edit, layers: Sequence[int]
+) -> Iterator[Callable[[int, torch.Tensor, torch.Tensor], None]]:
+    """Gives put(layer, inputs, outputs), which adds a change of that layer's down projection to `edit`.
+
+    The change is in place from then on (that of the last layer is not needed); at the end the model is as it was, and
+    the edit knows it.
+    """
+    done: list[Edit] = []
+
+    def put(layer: int, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        module = model.modules.down_projection(layer)
+        name = f"{model.modules.parameter_name(layer)}.weight"
+        edit.changes[name] = LowRank(inputs.cpu(), outputs.cpu(), weight_is_input_first(module))
+        if layer != layers[-1]:
+            part = Edit({name: edit.changes[name]})
+            part.apply(model)
+            done.append(part)
+
+    try:
+        yield put
+    finally:
+        for part in reversed(done):
+            part.revert(model)
+    edit.bind(model)
