@@ -5,6 +5,7 @@
 #include <array>
 
 #include "knowedit/cpu_isa.h"
+#include "knowedit/low_rank_rows.h"
 #include "knowedit/restore_rows.h"
 #include "knowedit/tree_attention.h"
 
@@ -63,6 +64,28 @@ RestoreRows restore_rows_params(Pointer hidden, Pointer rows, Pointer source, Po
             add};
 }
 
+LowRankRows low_rank_rows_params(Pointer y, Pointer x, Pointer left, Pointer right, Pointer index, int dtype,
+                                 int factor_dtype, int64_t rows, int64_t edits, int64_t d_out, int64_t d_in,
+                                 int64_t rank, int64_t y_stride, int64_t x_stride, std::array<int64_t, 3> left_strides,
+                                 std::array<int64_t, 3> right_strides) {
+    return {at(y),
+            at(x),
+            at(left),
+            at(right),
+            at<const int64_t>(index),
+            static_cast<DType>(dtype),
+            static_cast<DType>(factor_dtype),
+            rows,
+            edits,
+            d_out,
+            d_in,
+            rank,
+            y_stride,
+            x_stride,
+            {left_strides[0], left_strides[1], left_strides[2]},
+            {right_strides[0], right_strides[1], right_strides[2]}};
+}
+
 std::vector<std::string> cuda_archs() {
 #ifdef KNOWEDIT_CUDA_ARCHS
     return {KNOWEDIT_CUDA_ARCHS};
@@ -90,10 +113,15 @@ PYBIND11_MODULE(_C, m) {
     py::class_<RestoreRows>(m, "RestoreRows")
         .def(py::init(&restore_rows_params), py::kw_only(), "hidden"_a, "rows"_a, "source"_a, "source_rows"_a,
              "hidden_dtype"_a, "source_dtype"_a, "count"_a, "width"_a, "hidden_stride"_a, "source_stride"_a, "add"_a);
+    py::class_<LowRankRows>(m, "LowRankRows")
+        .def(py::init(&low_rank_rows_params), py::kw_only(), "y"_a, "x"_a, "left"_a, "right"_a, "index"_a, "dtype"_a,
+             "factor_dtype"_a, "rows"_a, "edits"_a, "d_out"_a, "d_in"_a, "rank"_a, "y_stride"_a, "x_stride"_a,
+             "left_strides"_a, "right_strides"_a);
 
     using Released = py::call_guard<py::gil_scoped_release>;
     m.def("tree_attention_cpu", &tree_attention_cpu, "params"_a, "threads"_a, Released());
     m.def("restore_rows_cpu", &restore_rows_cpu, "params"_a, "threads"_a, Released());
+    m.def("low_rank_rows_cpu", &low_rank_rows_cpu, "params"_a, "threads"_a, Released());
 #ifdef KNOWEDIT_CUDA_ARCHS
     m.def(
         "tree_attention_cuda",

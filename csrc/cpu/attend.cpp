@@ -3,44 +3,11 @@
 #include "attend.h"
 
 #include <cmath>
-#include <cstring>
+
+#include "lanes.h"
 
 namespace knowedit {
 namespace {
-
-template <typename T, int W>
-struct Simd {
-    typedef T Vec __attribute__((vector_size(W * sizeof(T))));
-};
-template <typename T, int W>
-using Vec = typename Simd<T, W>::Vec;
-
-template <int W, typename T>
-inline Vec<T, W> load(const T* from) {
-    Vec<T, W> x;
-    std::memcpy(&x, from, sizeof(x));
-    return x;
-}
-
-template <typename V, typename T>
-inline void store(T* to, const V& x) {
-    std::memcpy(to, &x, sizeof(x));
-}
-
-// Adds halves until four lanes are left.
-template <typename T>
-inline Vec<T, 4> fold(Vec<T, 4> x) {
-    return x;
-}
-template <typename T>
-inline Vec<T, 4> fold(Vec<T, 8> x) {
-    return __builtin_shufflevector(x, x, 0, 1, 2, 3) + __builtin_shufflevector(x, x, 4, 5, 6, 7);
-}
-template <typename T>
-inline Vec<T, 4> fold(Vec<T, 16> x) {
-    return fold<T>(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
-                   __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
-}
 
 // Four vectors to the vector of their four sums.
 template <typename T>
@@ -178,12 +145,7 @@ void attend_f64(const Attend<double>& a) { attend<(KNOWEDIT_LANES > 8 ? 8 : KNOW
 
 }  // namespace
 
-#define KNOWEDIT_JOIN(a, b) a##b
-#define KNOWEDIT_NAME(isa) KNOWEDIT_JOIN(attend_, isa)
-#define KNOWEDIT_TEXT(isa) #isa
-#define KNOWEDIT_STRING(isa) KNOWEDIT_TEXT(isa)
-
-extern const AttendBodies KNOWEDIT_NAME(KNOWEDIT_ISA);
-const AttendBodies KNOWEDIT_NAME(KNOWEDIT_ISA) = {KNOWEDIT_STRING(KNOWEDIT_ISA), attend_f32, attend_f64};
+extern const AttendBodies KNOWEDIT_NAME(attend);
+const AttendBodies KNOWEDIT_NAME(attend) = {attend_f32, attend_f64};
 
 }  // namespace knowedit

@@ -23,7 +23,6 @@ struct Attend {
 constexpr int64_t kScorePadding = 16;
 
 struct AttendBodies {
-    const char* name;
     void (*f32)(const Attend<float>&);
     void (*f64)(const Attend<double>&);
 };

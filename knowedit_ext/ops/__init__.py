@@ -14,6 +14,7 @@ __all__ = [
     "check_segments",
     "cholesky_factor",
     "cholesky_solve_update",
+    "low_rank_rows",
     "moment_update",
     "restore_rows",
     "target_logprob",
@@ -75,6 +76,26 @@ def restore_rows(hidden: Tensor, rows: Tensor, source: Tensor, source_rows: Tens
         RuntimeError: a gradient is asked for; the op has none.
     """
     torch.ops.knowedit_ext.restore_rows(hidden, rows, source, source_rows, add)
+
+
+def low_rank_rows(y: Tensor, x: Tensor, left: Tensor, right: Tensor, index: Tensor) -> None:
+    """In place: `y[r] += left[index[r]] @ (right[index[r]].T @ x[r])`, many edited models in one batch.
+
+    Args:
+        y: `[rows, d_out]`, float32, float64, bfloat16 or float16; its row stride is free.
+        x: `[rows, d_in]` in y's dtype; its row stride is free. Shares no memory with y.
+        left, right: `[edits, d_out, rank]` and `[edits, d_in, rank]`, both in y's dtype or float32, any strides;
+            the transposes of `[edits, rank, d]` need no copy.
+        index: int64 `[rows]`, in any order; -1: the row stays as it is.
+
+    Sums are in float32 (float64 for float64), and y is rounded once.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or memory do not fit. IndexError (on CPU): an index outside -1..edits-1; on
+            CUDA such a row becomes NaN. Nothing is written.
+        RuntimeError: a gradient is asked for; the op has none.
+    """
+    torch.ops.knowedit_ext.low_rank_rows(y, x, left, right, index)
 
 
 def target_logprob(

@@ -158,6 +158,58 @@ def moment_update(acc: Tensor, x: Tensor, mask: Tensor | None) -> None:
     _same_device(op, acc=acc, x=x, **({} if mask is None else {"mask": mask}))
 
 
+def low_rank_rows(y: Tensor, x: Tensor, left: Tensor, right: Tensor, index: Tensor) -> None:
+    """Shapes, dtypes and devices of `low_rank_rows`; ValueError in words."""
+    op = "low_rank_rows"
+    _require(y.dim() == 2, f"{op}: y must be [rows, d_out], got {_shape(y)}")
+    rows, d_out = y.shape
+    _require(x.dim() == 2 and x.shape[0] == rows, f"{op}: x must be [{rows}, d_in], got {_shape(x)}")
+    _require(
+        left.dim() == 3 and left.shape[1] == d_out, f"{op}: left must be [edits, {d_out}, rank], got {_shape(left)}"
+    )
+    expected = [left.shape[0], x.shape[1], left.shape[2]]
+    _require(list(right.shape) == expected, f"{op}: right must be {expected}, got {_shape(right)}")
+    _require(
+        index.shape == (rows,) and index.dtype == torch.int64,
+        f"{op}: index must be int64 [{rows}], got {index.dtype} {_shape(index)}",
+    )
+    _require(y.dtype in FLOATS, f"{op}: y must be a floating point tensor, got {y.dtype}")
+    _require(x.dtype == y.dtype, f"{op}: y is {y.dtype} but x is {x.dtype}")
+    _require(
+        left.dtype == right.dtype and left.dtype in (y.dtype, torch.float32),
+        f"{op}: left and right must both be {y.dtype} or both float32, got {left.dtype} and {right.dtype}",
+    )
+    _same_device(op, y=y, x=x, left=left, right=right, index=index)
+
+
+def memory_of_its_own(op: str, written: tuple[str, Tensor], **others: Tensor) -> None:
+    """What is written must not lie in what is read, nor in itself (an expanded tensor); ValueError names both."""
+    name, target = written
+    repeats = any(stride == 0 and size > 1 for size, stride in zip(target.shape, target.stride(), strict=True))
+    _require(not repeats, f"{op}: {name} is expanded, its rows share memory: clone it first")
+    begin, end = _span(target)
+    for other, tensor in others.items():
+        first, last = _span(tensor)
+        _require(end <= first or last <= begin, f"{op}: {other} must not share memory with {name}: clone one of them")
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """First byte and the one after the last, for non-negative strides."""
+    if not tensor.numel():
+        return 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def edit_indices(index: Tensor, edits: int) -> None:
+    """Every row must name an edit, or -1; IndexError names the first that does not."""
+    if len(index) and (int(index.min()) < -1 or int(index.max()) >= edits):
+        row = int(((index < -1) | (index >= edits)).nonzero()[0])
+        raise IndexError(
+            f"low_rank_rows: index[{row}] is {int(index[row])}, outside the {edits} edits (-1: a row without one)"
+        )
+
+
 def cholesky(
     op: str, moment: Tensor, weight: float, ridge: float, keys: Tensor | None = None, factor: Tensor | None = None
 ) -> None:

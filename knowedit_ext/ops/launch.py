@@ -90,3 +90,29 @@ def restore_rows(
         native.restore_rows_cuda(params, device, stream)
     if target is not hidden:
         hidden.copy_(target)
+
+
+def low_rank_rows(native: ModuleType, y: Tensor, x: Tensor, left: Tensor, right: Tensor, index: Tensor) -> None:
+    """Checked arguments to the native CPU body; writes y in place."""
+    target, x, index = _packed(y), _packed(x), index.contiguous()
+    params = native.LowRankRows(
+        y=target.data_ptr(),
+        x=x.data_ptr(),
+        left=left.data_ptr(),
+        right=right.data_ptr(),
+        index=index.data_ptr(),
+        dtype=_DTYPES[y.dtype],
+        factor_dtype=_DTYPES[left.dtype],
+        rows=y.shape[0],
+        edits=left.shape[0],
+        d_out=y.shape[1],
+        d_in=x.shape[1],
+        rank=left.shape[2],
+        y_stride=target.stride(0),
+        x_stride=x.stride(0),
+        left_strides=left.stride(),
+        right_strides=right.stride(),
+    )
+    native.low_rank_rows_cpu(params, torch.get_num_threads())
+    if target is not y:
+        y.copy_(target)

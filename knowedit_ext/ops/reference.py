@@ -120,6 +120,17 @@ def restore_rows(hidden: Tensor, rows: Tensor, source: Tensor, source_rows: Tens
     hidden[rows] = picked.to(hidden.dtype)
 
 
+def low_rank_rows(y: Tensor, x: Tensor, left: Tensor, right: Tensor, index: Tensor) -> None:
+    """In place: y[r] += left[index[r]] (right[index[r]]^T x[r]), two GEMMs an edit; y is rounded once."""
+    kind = compute_dtype(y.dtype)
+    order = index.argsort(stable=True)
+    present, counts = index[order].unique_consecutive(return_counts=True)
+    for edit, at in zip(present.tolist(), order.split(counts.tolist()), strict=True):
+        if edit >= 0:
+            inner = x[at].to(kind) @ right[edit].to(kind)  # [rows of this edit, rank]
+            y[at] = torch.addmm(y[at].to(kind), inner, left[edit].to(kind).T).to(y.dtype)
+
+
 def target_logprob(
     hidden: Tensor, head_weight: Tensor, head_bias: Tensor | None, targets: Tensor, softcap: float = 0.0
 ) -> Tensor:

@@ -28,6 +28,7 @@ LIBRARY.define(
 LIBRARY.define(
     "restore_rows(Tensor(a!) hidden, Tensor rows, Tensor source, Tensor source_rows, bool add=False) -> ()", tags=_TAGS
 )
+LIBRARY.define("low_rank_rows(Tensor(a!) y, Tensor x, Tensor left, Tensor right, Tensor index) -> ()", tags=_TAGS)
 LIBRARY.define(
     "target_logprob(Tensor hidden, Tensor head_weight, Tensor? head_bias, Tensor targets, float softcap=0.0) -> Tensor",
     tags=_TAGS,
@@ -117,6 +118,32 @@ for key in ("CPU", "CUDA", "CompositeExplicitAutograd"):
 @torch.library.register_fake("knowedit_ext::restore_rows", lib=LIBRARY)
 def _(hidden, rows, source, source_rows, add=False):
     _checks.restore_rows(hidden, rows, source, source_rows)
+
+
+# ---- low_rank_rows ----
+
+
+def _low_rank_rows(y: Tensor, x: Tensor, left: Tensor, right: Tensor, index: Tensor) -> None:
+    _checks.low_rank_rows(y, x, left, right, index)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (y, x, left, right)):
+        raise RuntimeError("low_rank_rows works in place and has no gradient: call it under torch.no_grad()")
+    _checks.memory_of_its_own("low_rank_rows", ("y", y), x=x, left=left, right=right, index=index)
+    if y.device.type == "cpu":
+        _checks.edit_indices(index, len(left))
+    native = _native.module("cpu") if y.device.type == "cpu" else None
+    if native is None:
+        reference.low_rank_rows(y, x, left, right, index)
+    else:
+        launch.low_rank_rows(native, y, x, left, right, index)
+        torch.autograd.graph.increment_version(y)
+
+
+LIBRARY.impl("low_rank_rows", _low_rank_rows, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("knowedit_ext::low_rank_rows", lib=LIBRARY)
+def _(y, x, left, right, index):
+    _checks.low_rank_rows(y, x, left, right, index)
 
 
 # ---- target_logprob ----
