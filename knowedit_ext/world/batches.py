@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from .generate import Document, Documents
+from .generate import Document
 
 VISIBLE = 1 << 20  # "hidden from nobody": larger than any position
 ANSWER_WEIGHT, OTHER_WEIGHT = 1.0, 0.15  # names and the choice of a template cannot be predicted; objects can
@@ -82,7 +82,7 @@ class Batches:
 
     def __init__(
         self,
-        documents: Documents,
+        documents: Iterable[Document],
         tokenizer: PreTrainedTokenizerFast,
         rows: int,
         width: int,

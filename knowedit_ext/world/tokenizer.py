@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -25,6 +27,11 @@ def train_tokenizer(people: list[Person], vocab_size: int = 1100, documents: int
             for start, end in reversed(doc.names):
                 text = text[:start] + "X" + text[end:]
         corpus.append(text)
+    return train_bpe(corpus, vocab_size)
+
+
+def train_bpe(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A GPT-2-like tokenizer of these texts: byte-level, so that nothing is unknown, with the end-of-text token."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

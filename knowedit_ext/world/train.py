@@ -7,12 +7,14 @@ import logging
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from .batches import Batch, Batches
 from .generate import Documents
@@ -51,15 +53,82 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def save_world(out: Path, model: GPT2LMHeadModel, tokenizer, world: dict) -> None:
-    """Write the folder as a whole: each file is complete under its name or not there."""
+def save_folder(out: Path, model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, files: dict[str, Any]) -> None:
+    """Write the model and ``files`` (name -> JSON value): each file is complete under its name or not there."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        Path(scratch, WORLD_FILE).write_text(json.dumps(world), encoding="utf-8")
+        for name, value in files.items():
+            Path(scratch, name).write_text(json.dumps(value), encoding="utf-8")
         for file in sorted(Path(scratch).iterdir()):
             os.replace(file, out / file.name)
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, layers: int, hidden: int, heads: int, seed: int) -> GPT2LMHeadModel:
+    """A GPT-2 with seeded random weights and no dropout, ready to be trained."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=MAX_POSITIONS,
+        n_embd=hidden,
+        n_layer=layers,
+        n_head=heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = GPT2LMHeadModel(config).train()
+    for block in model.transformer.h:
+        block.mlp.act = torch.nn.GELU(approximate="tanh")  # what "gelu_new" computes, in one kernel
+    return model
+
+
+def fit(
+    out: Path,
+    model: GPT2LMHeadModel,
+    batches: Batches,
+    settings: dict,
+    save: Callable[[int], None],
+    save_every: int,
+    name: str = "world",
+) -> None:
+    """Optimise the model by ``settings`` (steps, peak_rate, early_layers) and ``save(steps done)`` now and then.
+
+    Called again after a kill, with the same settings, it goes on from the last saving in ``out``.
+
+    Raises:
+        ValueError: ``out`` holds an unfinished run with other settings.
+    """
+    steps, peak, early_layers = settings["steps"], settings["peak_rate"], settings["early_layers"]
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
+
+    done = load_state(out, model, optimizer, settings)
+    if done:
+        log.info("resuming after step %d", done)
+    for _ in range(done):
+        batches.next()  # the stream of documents goes on where it was
+
+    bar = tqdm(range(done, steps), desc=name, unit="step", initial=done, total=steps)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak, warmup=min(150, steps // 4 + 1))
+        loss, right = forward_loss(model, batches.next(), early_layers)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", right=f"{right:.3f}")
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            save(step + 1)
+            save_state(out, model, optimizer, step + 1, settings)
+            log.info("step %d: loss %.4f, objects right %.4f", step + 1, loss.item(), right)
+    remove_state(out)
 
 
 def train(
@@ -108,47 +177,6 @@ def train(
     tokenizer = train_tokenizer(crowd)
     world = describe(crowd, settings)
     batches = Batches(Documents(crowd, seed), tokenizer, rows, MAX_POSITIONS, seed, masked, early_layers > 0)
-
-    torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=MAX_POSITIONS,
-        n_embd=hidden,
-        n_layer=layers,
-        n_head=heads,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model = GPT2LMHeadModel(config).train()
-    for block in model.transformer.h:
-        block.mlp.act = torch.nn.GELU(approximate="tanh")  # what "gelu_new" computes, in one kernel
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.98), fused=True)
-
-    done = load_state(out, model, optimizer, settings)
-    if done:
-        log.info("resuming after step %d", done)
-    for _ in range(done):
-        batches.next()  # the stream of documents goes on where it was
-
-    bar = tqdm(range(done, steps), desc="world", unit="step", initial=done, total=steps)
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak_rate, warmup=min(150, steps // 4 + 1))
-        loss, right = forward_loss(model, batches.next(), early_layers)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}", right=f"{right:.3f}")
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            save_world(out, model, tokenizer, world)
-            save_state(out, model, optimizer, step + 1, settings)
-            log.info("step %d: loss %.4f, objects right %.4f", step + 1, loss.item(), right)
-    remove_state(out)
+    model = new_model(tokenizer, layers, hidden, heads, seed)
+    fit(out, model, batches, settings, lambda _: save_folder(out, model, tokenizer, {WORLD_FILE: world}), save_every)
     return out
