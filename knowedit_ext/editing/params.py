@@ -73,7 +73,8 @@ class LayerParams:
 
     @classmethod
     def preset(cls: type[Params], name: str) -> Params:
-        """The settings for a model, by a name in `presets`: published ones, and "world" for the built-in world."""
+        """The settings for a model, by a name in `presets`: published ones, starting points for newer families (see
+        docs/editing.md), and "world" for the built-in world."""
         if name not in cls.presets:
             raise ValueError(f"no {cls.__name__} preset '{name}': there are {', '.join(cls.presets)}")
         return cls(**cls.presets[name])
@@ -111,6 +112,12 @@ class EditParams(LayerParams):
         self._check(at_least_1=("v_num_grad_steps",), above_0=("v_lr", "clamp_norm_factor"))
 
 
+# Starting points for newer families, not published by the methods' authors: EasyEdit and AlphaEdit, hparams/.
+_ROME_STARTS = dict(layers=(5,), v_num_grad_steps=25, v_weight_decay=1e-3)
+_MEMIT_STARTS = dict(layers=(4, 5, 6, 7, 8), v_num_grad_steps=25, mom2_update_weight=15000.0)
+_EASYEDIT_VALUES = dict(v_weight_decay=1e-3, clamp_norm_factor=4.0)
+
+
 @dataclass(frozen=True)
 class ROMEParams(EditParams):
     """context_template_length_params: [length, how many] of the generated contexts, beside the bare prompt."""
@@ -129,6 +136,10 @@ class ROMEParams(EditParams):
         "gpt2-xl": dict(layers=(17,)),
         "gpt-j": dict(layers=(5,)),
         "gpt-neox": dict(layers=(15,)),
+        "llama-2-7b": _ROME_STARTS,
+        "llama-3-8b": _ROME_STARTS,
+        "mistral-7b": _ROME_STARTS,
+        "qwen2.5-7b": _ROME_STARTS,
         # The built-in world: its early site ends at layer 3, where the MLP adds little to the stream (|v| is small).
         "world": dict(layers=(3,), clamp_norm_factor=16.0, v_weight_decay=0.05),
     }
@@ -151,6 +162,10 @@ class MEMITParams(EditParams):
         "gpt2-xl": dict(layers=(13, 14, 15, 16, 17), mom2_update_weight=20000.0),
         "gpt-j": dict(layers=(3, 4, 5, 6, 7, 8), v_num_grad_steps=25, mom2_update_weight=15000.0),
         "gpt-neox": dict(layers=(6, 7, 8, 9, 10), clamp_norm_factor=0.3, mom2_update_weight=20000.0),
+        "llama-2-7b": _MEMIT_STARTS | _EASYEDIT_VALUES,
+        "llama-3-8b": _MEMIT_STARTS | dict(v_lr=0.1),  # AlphaEdit's
+        "mistral-7b": _MEMIT_STARTS | _EASYEDIT_VALUES,
+        "qwen2.5-7b": _MEMIT_STARTS | _EASYEDIT_VALUES,
         # The built-in world: small steps end nearer to where they began, which spares the neighbourhood.
         "world": dict(layers=(1, 2, 3), clamp_norm_factor=2.0, v_lr=0.2, v_num_grad_steps=40, mom2_update_weight=200.0),
     }

@@ -83,6 +83,19 @@ def test_published_presets() -> None:
     )
 
 
+# What EasyEdit (hparams/*/llama-7b, mistral-7b, qwen2.5-7b) and AlphaEdit (hparams/*/Llama3-8B) set, in full.
+STARTS = dict(fact_token="subject_last", v_num_grad_steps=25, kl_factor=0.0625, mom2_adjustment=True)
+EASYEDIT = STARTS | dict(v_lr=5e-1, v_weight_decay=1e-3, clamp_norm_factor=4)
+ALPHAEDIT = STARTS | dict(v_lr=1e-1, v_weight_decay=0.5, clamp_norm_factor=0.75)
+
+
+@pytest.mark.parametrize("name", ["llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b"])
+def test_starting_points(name: str) -> None:
+    settings = ALPHAEDIT if name == "llama-3-8b" else EASYEDIT
+    assert MEMITParams.preset(name) == MEMITParams((4, 5, 6, 7, 8), mom2_update_weight=15000, **settings)
+    assert ROMEParams.preset(name) == ROMEParams((5,), **EASYEDIT)
+
+
 @pytest.mark.parametrize(
     "cls, changes, message",
     [
