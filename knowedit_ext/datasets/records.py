@@ -46,15 +46,21 @@ class Problem(Exception):
         self.key, self.reason = key, reason
 
 
-def read_records(path: str | Path) -> list[Any]:
-    """The list of records in a JSON file."""
+def read_json(path: str | Path, kind: type, expected: str, object_hook: Callable[[dict], Any] | None = None) -> Any:
+    """The content of a JSON file, which has to be of this kind (`expected` says it in words)."""
     try:
-        records = json.loads(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open(encoding="utf-8") as file:
+            value = json.load(file, object_hook=object_hook)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"'{path}' is not JSON: {error}") from error
-    if not isinstance(records, list):
-        raise ValueError(f"'{path}' holds a {type(records).__name__}, expected a list of records")
-    return records
+    if not isinstance(value, kind):
+        raise ValueError(f"'{path}' holds a {type(value).__name__}, expected {expected}")
+    return value
+
+
+def read_records(path: str | Path) -> list[Any]:
+    """The list of records in a JSON file."""
+    return read_json(path, list, "a list of records")
 
 
 def collect_records(
