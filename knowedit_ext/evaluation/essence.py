@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..facts import encode
 from ..model import EditableModel
 from ..modules import on_device
+from ..moments.batches import token_ids
 from ..sweep import default_max_rows, log_probabilities
 from ..sweep.capture import clean_runs
 from ..sweep.packed import PackedPrompts
@@ -75,7 +75,7 @@ def _token_ids(model: EditableModel, texts: Sequence[str], max_length: int) -> l
     most = model.modules.max_positions
     if max_length < 2 or (most is not None and max_length - 1 > most):
         raise ValueError(f"max_length is {max_length}: expected 2..{'' if most is None else most + 1}")
-    ids = [encode(model, text)[0][:max_length] for text in texts]
+    ids = token_ids(model, texts, max_length)
     for number, (text, tokens) in enumerate(zip(texts, ids, strict=True)):
         if len(tokens) < 2:
             raise ValueError(f"text {number} ({text!r}) has {len(tokens)} tokens: perplexity takes at least 2")

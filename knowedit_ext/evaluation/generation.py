@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..facts import encode
 from ..model import EditableModel
+from ..moments.batches import token_ids
 from ..sweep.engine import free_bytes, row_bytes
 
 MAX_LENGTH, TOP_K = 100, 5  # test_generation and generate_fast, as published
@@ -107,10 +107,9 @@ def _texts(
         if given is not None and len(given) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts, but {len(given)} {name}: expected one a prompt")
     texts = []
-    for number, prompt in enumerate(prompts):
-        ids, _ = encode(model, prompt)
+    for number, ids in enumerate(token_ids(model, prompts, None)):
         if not ids:
-            raise ValueError(f"prompt {number} ({prompt!r}) has no token to go on from")
+            raise ValueError(f"prompt {number} ({prompts[number]!r}) has no token to go on from")
         uniforms = np.random.Generator(np.random.PCG64(seeds[number])).random(max(0, max_length - len(ids)))
         texts.append(_Text(ids, uniforms, -1 if index is None else int(index[number]), ended=not len(uniforms)))
     return texts
