@@ -6,7 +6,6 @@ killed and resumed, or spread over ranks, writes the very bytes of one that was 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,10 @@ from tqdm import tqdm
 
 from ..datasets import KnownFact, load_known
 from ..facts import Fact, tokenize_fact
-from ..files import atomic_write, save_npz, write_json
+from ..files import atomic_write, save_npz
 from ..model import EditableModel
 from ..ranks import Ranks
+from ..settings import settle
 from ..sweep import default_max_rows
 from .causal import TraceSettings, model_answer, trace_facts
 from .corruption import Noise, Sampler, noise_of
@@ -130,26 +130,9 @@ def _agree_on_settings(
         "known_ids": [item.known_id for item in known],
         "prompts": [item.fact.text for item in known],
     }
-    path = out / "settings.json"
-    if not path.exists():
-        write_json(path, asked)
-        return settings
-    try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"'{path}' is not JSON ({error}): the folder was not made by trace_dataset") from error
     # Rows held at once were chosen by the memory that was free then: go on as begun.
-    asked["max_rows"] = found.get("max_rows")
-    differing = [key for key in asked if found.get(key) != json.loads(json.dumps(asked[key]))]
-    if differing:
-        shown = "; ".join(f"{k}: {_short(found.get(k))} there, {_short(asked[k])} asked" for k in differing)
-        raise ValueError(f"'{out}' holds traces made with other settings ({shown}): choose another folder")
+    asked = settle(out, asked, "trace_dataset", adopted=("max_rows",))
     return TraceSettings(**{k: asked[k] for k in _KEPT})
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _trace_group(

@@ -1,14 +1,13 @@
-"""Figures in the papers' style; maps of one hue and the Okabe-Ito palette are readable without colour vision."""
+"""Figures in the papers' style; maps are of one hue."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..files import atomic_write
+from ..plots import MARKERS, OKABE_ITO, figure_of, finish
 from .trace import Trace
 
 if TYPE_CHECKING:
@@ -18,15 +17,13 @@ if TYPE_CHECKING:
     from .effects import Effects, KindEffects
 
 COLOUR_MAPS = {"state": "Purples", "mlp": "Greens", "attn": "Reds"}
-OKABE_ITO = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#999999", "#000000")
-MARKERS = ("o", "s", "D", "^", "v", "x")
 NAMES = {"state": "state", "mlp": "MLP", "attn": "attention"}
 
 
 def plot_trace(trace: Trace, path: str | Path | None = None, *, title: str | None = None) -> Figure:
     """Heat map tokens x layers of one trace; subject tokens carry a star. The scale begins at the corrupted score."""
     tokens, layers = trace.scores.shape
-    figure = _figure(max(4.0, 0.14 * layers + 2.2), max(2.2, 0.19 * tokens + 1.2))
+    figure = figure_of(max(4.0, 0.14 * layers + 2.2), max(2.2, 0.19 * tokens + 1.2))
     axes = figure.add_subplot()
     top = max(float(np.nanmax(trace.scores)), trace.low_score + 1e-6)
     first, last = trace.subject_range
@@ -40,7 +37,7 @@ def plot_trace(trace: Trace, path: str | Path | None = None, *, title: str | Non
     bar = figure.colorbar(axes.collections[0], ax=axes)
     bar.set_label(f"{unit}({_readable(trace.answer).strip()})", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    return _finish(figure, path)
+    return finish(figure, path)
 
 
 def plot_effects(effects: Effects, path: str | Path | None = None, style: str = "lines") -> Figure:
@@ -50,7 +47,7 @@ def plot_effects(effects: Effects, path: str | Path | None = None, style: str = 
     if not effects.kinds:
         raise ValueError("no traces to plot: the model predicted none of the facts")
     kinds = list(effects.kinds.values())
-    figure = _figure(4.6 * len(kinds), 3.4)
+    figure = figure_of(4.6 * len(kinds), 3.4)
     panels = figure.subplots(1, len(kinds), sharey=style == "lines", squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
         (_lines if style == "lines" else _role_map)(axes, kind)
@@ -61,7 +58,7 @@ def plot_effects(effects: Effects, path: str | Path | None = None, style: str = 
         figure.legend(
             *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
         )
-    return _finish(figure, path)
+    return finish(figure, path)
 
 
 def _lines(axes: Axes, kind: KindEffects) -> None:
@@ -109,22 +106,3 @@ def _layer_axis(axes: Axes, layers: int, kind: str, window: int, offset: float) 
 def _readable(token: str) -> str:
     """A token as a label: line breaks shown, no characters that would be drawn as maths or boxes."""
     return token.replace("\n", "\\n").replace("\t", "\\t").replace("$", r"\$").replace("\ufffd", "·")
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure  # no pyplot: no global state, no display needed
-
-    return Figure(figsize=(width, height), dpi=200, layout="constrained")
-
-
-def _finish(figure: Figure, path: str | Path | None) -> Figure:
-    if path is None:
-        return figure
-    suffix = Path(path).suffix.lower().lstrip(".")
-    if suffix not in ("png", "pdf", "svg"):
-        raise ValueError(f"'{path}': a figure is written as .png, .pdf or .svg")
-    drawn = io.BytesIO()
-    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[suffix]
-    figure.savefig(drawn, format=suffix, metadata=undated)
-    atomic_write(path, lambda file: file.write(drawn.getvalue()))
-    return figure
