@@ -1,4 +1,4 @@
-// One block a row. Compiled in CI; not yet run on a GPU.
+// One block a row. Run on the CPU in the tests (testing/simt.h); not yet run on a GPU.
 #include <type_traits>
 
 #include "common.cuh"
@@ -23,13 +23,13 @@ __global__ void move_row(RestoreRows p) {
 
 template <typename T>
 void from_any(const RestoreRows& p, cudaStream_t stream) {
-    const auto rows = static_cast<unsigned>(p.count);
+    const Grid grid{blocks_for(p.count, 1, kOp), kBlock, 0, stream};
     if (p.source_dtype == p.hidden_dtype)
-        move_row<T, T><<<rows, kBlock, 0, stream>>>(p);
+        launch(kOp, grid, move_row<T, T>, p);
     else if (p.source_dtype == DType::Float64)
-        move_row<T, double><<<rows, kBlock, 0, stream>>>(p);
+        launch(kOp, grid, move_row<T, double>, p);
     else
-        move_row<T, float><<<rows, kBlock, 0, stream>>>(p);
+        launch(kOp, grid, move_row<T, float>, p);
 }
 
 }  // namespace
@@ -52,7 +52,6 @@ void restore_rows_cuda(const RestoreRows& p, int device, void* stream) {
             from_any<__half>(p, on);
             break;
     }
-    check(cudaGetLastError(), kOp);
 }
 
 }  // namespace knowedit

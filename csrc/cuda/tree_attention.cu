@@ -7,10 +7,8 @@ namespace knowedit {
 namespace {
 
 constexpr const char* kOp = "tree_attention";
-constexpr int kWarp = 32;
 constexpr int kBlock = 128;
 constexpr int kBatch = 4;  // keys taken together, so that their reductions overlap
-constexpr unsigned kAll = 0xffffffffu;
 
 __global__ void claim_rows(TreeAttention p, int32_t* owner) {  // owner: [rows], -1 before
     const int line = blockIdx.x;
@@ -38,7 +36,7 @@ struct Row {
                 }
             }
             for (int offset = kWarp / 2; offset; offset /= 2)
-                for (int b = 0; b < kBatch; ++b) score[b] += __shfl_xor_sync(kAll, score[b], offset);
+                for (int b = 0; b < kBatch; ++b) score[b] += __shfl_xor_sync(kAllLanes, score[b], offset);
             C highest = top;
             for (int b = 0; b < kBatch; ++b) {
                 score[b] *= static_cast<C>(p.scale);
@@ -98,18 +96,18 @@ __global__ void attend(TreeAttention p, const int32_t* owner) {
 }
 
 template <typename T, int N>
-void launch(const TreeAttention& p, const int32_t* owner, cudaStream_t stream) {
-    const int64_t blocks = (p.rows * p.heads * kWarp + kBlock - 1) / kBlock;
-    attend<T, N><<<static_cast<unsigned>(blocks), kBlock, 0, stream>>>(p, owner);
+void launch_width(const TreeAttention& p, const int32_t* owner, cudaStream_t stream) {
+    const unsigned blocks = blocks_for(p.rows * p.heads, kBlock / kWarp, kOp);
+    launch(kOp, {blocks, kBlock, 0, stream}, attend<T, N>, p, owner);
 }
 
 template <typename T>
 void launch_for_width(const TreeAttention& p, const int32_t* owner, cudaStream_t stream) {
-    if (p.head_dim <= 32) return launch<T, 1>(p, owner, stream);
-    if (p.head_dim <= 64) return launch<T, 2>(p, owner, stream);
-    if (p.head_dim <= 96) return launch<T, 3>(p, owner, stream);
-    if (p.head_dim <= 128) return launch<T, 4>(p, owner, stream);
-    if (p.head_dim <= 256) return launch<T, 8>(p, owner, stream);
+    if (p.head_dim <= 32) return launch_width<T, 1>(p, owner, stream);
+    if (p.head_dim <= 64) return launch_width<T, 2>(p, owner, stream);
+    if (p.head_dim <= 96) return launch_width<T, 3>(p, owner, stream);
+    if (p.head_dim <= 128) return launch_width<T, 4>(p, owner, stream);
+    if (p.head_dim <= 256) return launch_width<T, 8>(p, owner, stream);
     throw std::invalid_argument("tree_attention on CUDA: head dimension " + std::to_string(p.head_dim) +
                                 " is above 256");
 }
@@ -121,7 +119,7 @@ void tree_attention_cuda(const TreeAttention& p, int32_t* owner, int device, voi
     const DeviceGuard guard(device, kOp);
     const auto on = static_cast<cudaStream_t>(stream);
     check(cudaMemsetAsync(owner, 0xff, p.rows * sizeof(int32_t), on), kOp);
-    if (p.segment_count) claim_rows<<<static_cast<unsigned>(p.segment_count), kWarp, 0, on>>>(p, owner);
+    launch(kOp, {blocks_for(p.segment_count, 1, kOp), kWarp, 0, on}, claim_rows, p, owner);
     switch (p.dtype) {
         case DType::Float32:
             launch_for_width<float>(p, owner, on);
@@ -136,7 +134,6 @@ void tree_attention_cuda(const TreeAttention& p, int32_t* owner, int device, voi
             launch_for_width<__half>(p, owner, on);
             break;
     }
-    check(cudaGetLastError(), kOp);
 }
 
 }  // namespace knowedit
