@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 from .generate import filler
-from .people import RELATIONS, Person, Relation
+from .people import RELATION_BY_ID, RELATIONS, Person, Relation
 
 PROMPTS_PER_LIST = 10  # neighbourhood, attribute and generation prompts of a CounterFact record
 SNIPPETS_PER_OBJECT = 10
@@ -87,7 +87,7 @@ def _record(case: int, person: Person, relation: Relation, people: list[Person])
     unseen = held_out_templates(person, relation)
     paraphrases = [t.replace("{}", person.name) for t in (unseen[0], unseen[-1])]
     generation = [t.replace("{}", person.name) for t in relation.generation]
-    return {
+    found = {
         "case_id": case,
         "pararel_idx": case,
         "requested_rewrite": {
@@ -101,14 +101,41 @@ def _record(case: int, person: Person, relation: Relation, people: list[Person])
         "neighborhood_prompts": _prompts_about(owners[true], relation, rng),
         "attribute_prompts": _prompts_about(owners[new], relation, rng),
         "generation_prompts": [generation[i % len(generation)] for i in range(PROMPTS_PER_LIST)],
+        "same_subject_prompts": same_subject_prompts(person, relation),
     }
+    return {**found, "reversal_prompts": reversal_prompts(found)}
+
+
+def same_subject_prompts(person: Person, relation: Relation) -> list[dict[str, str]]:
+    """The person's other relations, each with a template met in training, and their true objects."""
+    return [
+        {
+            "prompt": rewrite_template(person, other).replace("{}", person.name),
+            "target": person.objects[other.id],
+        }
+        for other in RELATIONS
+        if other is not relation
+    ]
+
+
+def reversal_prompts(record: dict) -> list[dict[str, str]]:
+    """Who has the new object? The inverse templates of a record's relation; its subject is a right answer once edited.
+
+    Not the only one: the people who had the object before are right too.
+    """
+    rewrite = record["requested_rewrite"]
+    return [
+        {"prompt": template.replace("{}", rewrite["target_new"]["str"]), "target": rewrite["subject"]}
+        for template in RELATION_BY_ID[rewrite["relation_id"]].inverse
+    ]
 
 
 def records(people: list[Person]) -> list[dict]:
     """One CounterFact record per person and relation, in the order of ``facts``.
 
     Paraphrases use templates never seen for the fact, the first behind an unrelated sentence; the neighbourhood is
-    other people with the same true object, the attribute prompts are people who have the new one.
+    other people with the same true object, the attribute prompts are people who have the new one. Two keys that the
+    published files do not have, lists of {prompt, target}: `same_subject_prompts` and `reversal_prompts`.
     """
     return [_record(i, p, r, people) for i, (p, r) in enumerate(_shuffled_facts(people))]
 

@@ -124,6 +124,28 @@ def test_records_have_counterfacts_schema_and_meaning() -> None:
         assert all(person.name in prompt for prompt in record["generation_prompts"])
 
 
+def test_records_ask_for_the_rest_of_the_subject_and_for_the_reverse() -> None:
+    owner = {p.name: p for p in WORLD.people}
+    inverse = {(s["relation_id"], s["object"], s["prompt"]) for s in WORLD.inverse_statements()}
+    for record in WORLD.records():
+        rewrite = record["requested_rewrite"]
+        person = owner[rewrite["subject"]]
+        kept = {}
+        for pair in record["same_subject_prompts"]:
+            relation = next(
+                r
+                for r in RELATIONS
+                for i in person.seen[r.id]
+                if r.templates[i].replace("{}", person.name) == pair["prompt"]
+            )
+            kept[relation.id] = pair["target"]
+        assert kept == {rid: obj for rid, obj in person.objects.items() if rid != rewrite["relation_id"]}
+        for pair in record["reversal_prompts"]:
+            assert (rewrite["relation_id"], rewrite["target_new"]["str"], pair["prompt"]) in inverse
+            assert pair["target"] == person.name
+        assert len(record["reversal_prompts"]) == 2
+
+
 def test_snippets_cover_every_object() -> None:
     owner = {p.name: p for p in WORLD.people}
     entries = WORLD.snippets()
