@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,3 +43,20 @@ def save_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             with archive.open(entry, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def load_npz(path: str | Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of a .npz file, never unpickled. ValueError says which file is not whole, or lacks one of `keys`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            absent = [key for key in keys if key not in names]
+            if absent:
+                raise ValueError(f"it lacks {', '.join(absent)} and holds {', '.join(names) or 'nothing'}")
+            found = {}
+            for key in keys:
+                with archive.open(f"{key}.npy") as member:
+                    found[key] = np.lib.format.read_array(member, allow_pickle=False)
+            return found
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise ValueError(f"'{path}' is not the .npz file expected: {error}") from error

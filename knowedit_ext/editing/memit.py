@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from .contexts import memit_contexts
 from .edit import Edit, originals
 from .keys import KeyRows
 from .params import EditParams, MEMITParams
+from .published import import_values
 from .request import EditRequest, check_compat, check_requests, warn_of_known
 from .stacked import stacked
 from .values import optimise_values
@@ -24,7 +26,7 @@ def memit(
     params: MEMITParams,
     moments: Moments,
     contexts: Sequence[Sequence[str]] | None = None,
-    values: torch.Tensor | None = None,
+    values: torch.Tensor | str | Path | Sequence[str | Path] | None = None,
     compat: str | None = None,
     *,
     preserve: Sequence[Edit] = (),
@@ -40,7 +42,8 @@ def memit(
         None: generated from the model with `seed`.
     preserve: earlier edits, applied to this model, whose keys are to keep their values: their K K^T joins the moments.
     ridge: added to the moments' diagonal where they are not positive definite, see `Moments.solve`.
-    values: [n, hidden] what the last edited layer is to put out (z); None: optimised here, `batch` edits at once.
+    values: [n, hidden] what the last edited layer is to put out (z), see `memit_values`; or published files of them,
+        see `import_values`; None: optimised here, `batch` edits at once.
 
     The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed, and
     for post-norm families (Gemma2, Gemma3, OLMo2): there the down projection's output is normalised before it is added
@@ -48,21 +51,15 @@ def memit(
     """
     check_compat(compat)
     found = check_requests(requests)
-    if model.modules.family.post_norm:
-        raise ValueError(
-            f"MEMIT is not defined for '{model.modules.model_type}': it normalises the MLP's output before adding it, "
-            "so the residual that MEMIT spreads is not the down projection's; ROME works"
-        )
+    _refuse_post_norm(model)
     check_model(model, params, moments, needed=True)
     generated = seed if contexts is None else None
-    contexts = memit_contexts(model, seed) if contexts is None else [list(group) for group in contexts]
-    if not contexts or not contexts[0] or contexts[0][0] != "{}" or not all(contexts):
-        raise ValueError("contexts must be groups of templates that begin with the bare prompt, [['{}'], [...]]")
-    last = params.layers[-1]
+    contexts = _groups(model, contexts, seed)
     if values is None:
         warn_of_known(model, found)
-        flat = [context for group in contexts for context in group]
-        values = optimise_values(model, found, flat, params, "layer", last, batch, progress).values
+        values = _optimised(model, found, params, contexts, batch, progress)
+    elif not isinstance(values, torch.Tensor):
+        values = import_values(values, found, params, model)
     elif tuple(values.shape) != (len(found), model.hidden_size):
         raise ValueError(f"values are {list(values.shape)}: expected [{len(found)} requests, {model.hidden_size}]")
     elif not torch.isfinite(values).all():
@@ -74,6 +71,56 @@ def memit(
         for layer, adjusted, residual in _insert(model, found, kept, params, moments, contexts, values, ridge):
             put(layer, adjusted, residual)
     return edit
+
+
+def memit_values(
+    model: EditableModel,
+    requests: Iterable[EditRequest | Mapping[str, Any]],
+    params: MEMITParams,
+    contexts: Sequence[Sequence[str]] | None = None,
+    *,
+    seed: int = 0,
+    batch: int | None = None,
+    progress: bool = False,
+) -> torch.Tensor:
+    """[n, hidden] float32: what `memit` makes the last edited layer put out for each request (z); its `values=`.
+
+    They take most of an edit's time and need no moments: compute them once, in shares, and keep them with
+    `export_values`. Arguments and errors are those of `memit`.
+    """
+    found = check_requests(requests)
+    _refuse_post_norm(model)
+    check_model(model, params, None, needed=False)
+    contexts = _groups(model, contexts, seed)
+    warn_of_known(model, found)
+    return _optimised(model, found, params, contexts, batch, progress)
+
+
+def _optimised(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    params: MEMITParams,
+    contexts: Sequence[Sequence[str]],
+    batch: int | None,
+    progress: bool,
+) -> torch.Tensor:
+    flat = [context for group in contexts for context in group]
+    return optimise_values(model, requests, flat, params, "layer", params.layers[-1], batch, progress).values
+
+
+def _refuse_post_norm(model: EditableModel) -> None:
+    if model.modules.family.post_norm:
+        raise ValueError(
+            f"MEMIT is not defined for '{model.modules.model_type}': it normalises the MLP's output before adding it, "
+            "so the residual that MEMIT spreads is not the down projection's; ROME works"
+        )
+
+
+def _groups(model: EditableModel, contexts: Sequence[Sequence[str]] | None, seed: int) -> list[list[str]]:
+    groups = memit_contexts(model, seed) if contexts is None else [list(group) for group in contexts]
+    if not groups or not groups[0] or groups[0][0] != "{}" or not all(groups):
+        raise ValueError("contexts must be groups of templates that begin with the bare prompt, [['{}'], [...]]")
+    return groups
 
 
 def _insert(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,12 +23,14 @@ class EditRequest:
     """Make the model go on from `prompt` (with one `{}` for the subject) with `target_new`.
 
     A target without a leading space gets one, as published. target_true: what the model says before; kept for reports.
+    case_id: the record it comes from; names files of results and values, and has no part in what is edited.
     """
 
     prompt: str
     subject: str
     target_new: str
     target_true: str | None = None
+    case_id: int | str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.target_new, str) or not self.target_new.strip():
@@ -44,6 +46,7 @@ class EditRequest:
         """From a request, its published dict form, or a CounterFact record."""
         if isinstance(raw, EditRequest):
             return raw
+        case_id = raw.get("case_id")
         raw = raw.get("requested_rewrite", raw)
         missing = [key for key in ("prompt", "subject", "target_new") if key not in raw]
         if missing:
@@ -52,7 +55,7 @@ class EditRequest:
         prompt = raw["prompt"]
         if "{}" not in prompt and raw["subject"] in prompt:
             prompt = prompt.replace(raw["subject"], "{}", 1)
-        return cls(prompt, raw["subject"], text(raw["target_new"]), text(raw.get("target_true")))
+        return cls(prompt, raw["subject"], text(raw["target_new"]), text(raw.get("target_true")), case_id)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -60,6 +63,7 @@ class EditRequest:
             "subject": self.subject,
             "target_new": self.target_new,
             "target_true": self.target_true,
+            "case_id": self.case_id,
         }
 
     def fact(self, context: str = "{}", target: bool = True) -> Fact:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..files import atomic_write, save_npz
+from ..files import atomic_write, load_npz, save_npz
 from ..model import EditableModel
 from .store import Moment, Moments
 
@@ -78,16 +77,10 @@ def _read(path: Path) -> Moment:
     number = re.search(r"\.(\d+)\.", path.name)
     if number is None:
         raise ValueError(f"'{path}' has no layer number in its name (transformer.h.17.mlp.c_proj_float32_mom2....npz)")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            absent = [key for key in _KEYS[:3] if key not in archive.files]
-            if absent:
-                raise ValueError(f"'{path}' lacks {', '.join(absent)}: not a published second-moment file")
-            if "SecondMoment" not in str(archive["mom2.constructor"]):
-                raise ValueError(f"'{path}' holds {archive['mom2.constructor']}, not second moments")
-            count, total = int(archive["mom2.count"]), torch.from_numpy(archive["mom2.mom2"])
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"'{path}' is not a whole .npz file ({error})") from error
+    found = load_npz(path, _KEYS[:3])
+    if "SecondMoment" not in str(found["mom2.constructor"]):
+        raise ValueError(f"'{path}' holds {found['mom2.constructor']}, not second moments")
+    count, total = int(found["mom2.count"]), torch.from_numpy(found["mom2.mom2"])
     layer = int(number[1])
     if count < 1:
         raise ValueError(f"'{path}' is over {count} keys")
