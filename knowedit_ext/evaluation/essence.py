@@ -90,7 +90,7 @@ def _log_likelihood(
     packed = PackedPrompts(model, clean_runs(model, starts))
     norm = model.modules.final_norm
     with nullcontext() if edits is None else edits.rows(index[packed.prompt_of_row]):
-        if edits is not None and edits.changes_embedding:
+        if getattr(edits, "changes_embedding", False):
             packed = PackedPrompts(model, clean_runs(model, starts))
         hidden = packed.run(packed.start, 0, model.num_layers)  # [rows, hidden]
         targets = torch.tensor([token for tokens in ids for token in tokens[1:]])
