@@ -127,6 +127,14 @@ void check_copies() {
     }
 }
 
+__global__ void shuffle_between(int* out, bool fenced) {
+    Line& line = block_shared<Line>();
+    line.at[threadIdx.x] = __shfl_xor_sync(kAllLanes, int(threadIdx.x), 1);
+    __shfl_xor_sync(kAllLanes, 0, 1);
+    if (fenced) __syncwarp();
+    out[threadIdx.x] = line.at[threadIdx.x ^ 1];
+}
+
 __global__ void write_ends(float* out) { out[blockIdx.x + (threadIdx.x ? 1 : 0)] = 1; }
 
 }  // namespace
@@ -148,6 +156,15 @@ KNOWEDIT_CASE(simt_atomics) {
 KNOWEDIT_CASE(broken_race) {  // the order of threads cannot show it: found by -fsanitize=thread
     std::vector<int> total(1);
     launch("count", {1, kBlock, 0, nullptr}, count_threads<false>, total.data());
+}
+KNOWEDIT_CASE(simt_warp_barrier_orders_memory) {
+    std::vector<int> out(kWarp);
+    launch("shuffle_between", {1, kWarp, 0, nullptr}, shuffle_between, out.data(), true);
+    for (int i = 0; i < kWarp; ++i) require(out[i] == i, out[i]);
+}
+KNOWEDIT_CASE(broken_shuffle_is_no_barrier) {
+    std::vector<int> out(kWarp);
+    launch("shuffle_between", {1, kWarp, 0, nullptr}, shuffle_between, out.data(), false);
 }
 KNOWEDIT_CASE(broken_race_between_blocks) {
     std::vector<float> out(4);
