@@ -18,6 +18,7 @@ from torch import nn
 from ..model import EditableModel
 from ..modules import on_device
 from ..ops import restore_rows, target_logprob
+from ..ops.reference import compute_dtype
 from .attention import attending, tree_attention_in
 from .capture import CleanRun, RowArguments
 from .interventions import Interventions, Root, Run
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 # activations of more rows than this fall out of its caches.
 BEST_ROWS = {"cpu": 4096}
 WIDE_ROWS = 1 << 16
+FEW_LOGITS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,18 @@ def log_probabilities(model: EditableModel, hidden: torch.Tensor, targets: torch
     head, softcap = model.modules.head, model.modules.logit_softcap
     hidden = on_device(hidden, head)
     targets = targets.to(hidden.device)
-    if getattr(head, "_hf_hook", None) is not None or not isinstance(head, nn.Linear):
-        logits = head(hidden).float()  # weights that come and go (offloading), quantised heads: ask the module
+    ask = getattr(head, "_hf_hook", None) is not None or not isinstance(head, nn.Linear)  # offloaded, quantised
+    if ask or _few_to_learn_from(hidden, head):
+        logits = head(hidden).to(compute_dtype(hidden.dtype))
         logits = torch.tanh(logits / softcap) * softcap if softcap else logits
         return logits.log_softmax(-1).gather(-1, targets.view(len(targets), -1)).view(targets.shape)
     return target_logprob(hidden, head.weight, head.bias, targets, softcap)
+
+
+def _few_to_learn_from(hidden: torch.Tensor, head: nn.Linear) -> bool:
+    """Logits that autograd can as well keep: the op would compute them anew, twice, for the backward pass."""
+    exact = hidden.dtype == compute_dtype(hidden.dtype)
+    return exact and hidden.requires_grad and len(hidden) * head.out_features <= FEW_LOGITS
 
 
 def default_max_rows(model: EditableModel) -> int:
