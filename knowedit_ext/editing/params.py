@@ -213,6 +213,9 @@ class FTParams(LayerParams):
         "gpt-j": dict(layers=(21,)),
         "gpt-j/ft-l": dict(layers=(0,), norm_constraint=5e-5),
         "gpt-j/ft-w": dict(layers=(21,), wd_power_law=(-0.87028798, 0.15589562), rewrite_module_tmp="transformer.h.{}"),
+        # The built-in world: a narrow model, whose weights are larger and must move farther.
+        "world": dict(layers=(1,), lr=3e-3, num_steps=50),
+        "world/ft-l": dict(layers=(0,), lr=2e-3, norm_constraint=6e-3),
     }
 
     def __post_init__(self) -> None:
