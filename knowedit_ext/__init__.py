@@ -5,7 +5,9 @@ from .editing.finetune import finetune
 from .editing.memit import memit
 from .editing.params import FTParams, MEMITParams, ROMEParams
 from .editing.request import EditRequest
-from .editing.rome import rome
+from .editing.rome import rome, rome_each
+from .evaluation.evaluate import evaluate
+from .evaluation.report import Report
 from .facts import Fact
 from .model import EditableModel, load_model
 from .modules import UnsupportedModelError
@@ -26,14 +28,17 @@ __all__ = [
     "MEMITParams",
     "Moments",
     "ROMEParams",
+    "Report",
     "Trace",
     "UnsupportedModelError",
     "collect_moments",
+    "evaluate",
     "finetune",
     "load_model",
     "memit",
     "noise_level",
     "rome",
+    "rome_each",
     "trace",
     "trace_dataset",
 ]

@@ -1,0 +1,192 @@
+"""How likely continuations are behind prompts, before and after an edit.
+
+A prompt runs once; each continuation is a child of it that starts at its first token, and its last token is never run:
+nothing is read behind it. Floor: 2 x parameters x (prompt tokens + target tokens - 1 a target) flops, and the head at
+the scored rows only. Layers below the lowest edited one are the same before and after, and run once for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..facts import encode
+from ..model import EditableModel
+from ..modules import on_device
+from ..sweep.capture import clean_runs
+from ..sweep.engine import default_max_rows
+from ..sweep.packed import PackedPrompts
+from .edited import Edited
+
+HEAD_ROWS = 512  # rows of logits held at once
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, the texts to score behind it (with their leading space), the number of the edit it is asked under."""
+
+    prompt: str
+    targets: tuple[str, ...]
+    edit: int = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """nll: mean negative log-probability of the target's tokens, teacher forced, in nats.
+
+    right: for each of them whether it was the likeliest.
+    """
+
+    nll: float
+    right: tuple[bool, ...]
+
+    @property
+    def correct(self) -> bool:
+        return all(self.right)
+
+
+@dataclass(frozen=True)
+class TokenizedQuestion:
+    """ids: the prompt's; joint: for each target the ids of prompt and target together; shared: how many tokens of these
+    are the prompt's own, so that the target is joint[shared:]. edit: as in `Question`."""
+
+    ids: tuple[int, ...]
+    joint: tuple[tuple[int, ...], ...]
+    shared: tuple[int, ...]
+    edit: int = 0
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids) + sum(len(j) - s - 1 for j, s in zip(self.joint, self.shared, strict=True))
+
+
+def tokenize_question(model: EditableModel, question: Question | TokenizedQuestion) -> TokenizedQuestion:
+    """Prompt and target are tokenised jointly; where they merge, scoring starts with the merged token.
+
+    Raises ValueError for a target without a token of its own, and for texts longer than the model's positions.
+    """
+    if isinstance(question, TokenizedQuestion):
+        return question
+    ids, _ = encode(model, question.prompt)
+    joints, shared = [], []
+    for target in question.targets:
+        joint, _ = encode(model, question.prompt + target)
+        same = next((n for n, (a, b) in enumerate(zip(ids, joint)) if a != b), min(len(ids), len(joint)))  # noqa: B905
+        if same == 0 or same == len(joint):
+            raise ValueError(f"target '{target}' behind prompt '{question.prompt}' gives no token of its own")
+        most = model.modules.max_positions
+        if most is not None and len(joint) - 1 > most:
+            raise ValueError(
+                f"prompt '{_short(question.prompt)}' with target '{_short(target)}' has {len(joint)} tokens, more than "
+                f"the model's {most} positions hold"
+            )
+        joints.append(tuple(joint))
+        shared.append(same)
+    return TokenizedQuestion(tuple(ids), tuple(joints), tuple(shared), question.edit)
+
+
+@torch.no_grad()
+def score(
+    model: EditableModel,
+    questions: Sequence[Question | TokenizedQuestion],
+    edited: Edited | None = None,
+    before: bool = True,
+    max_rows: int | None = None,
+) -> tuple[list[list[Score]] | None, list[list[Score]] | None]:
+    """(before the edit, after it): for each question a `Score` for each target.
+
+    edited: None, or the edits that the questions are asked under; the second result is None without it, the first
+    without `before`. max_rows: rows run at once; None: from free memory.
+    """
+    tokenized = [tokenize_question(model, question) for question in questions]
+    pre: list[list[Score]] | None = [] if before or edited is None else None
+    post: list[list[Score]] | None = [] if edited is not None else None
+    for part in _parts([t.rows for t in tokenized], max_rows or default_max_rows(model)):
+        sheet = _Sheet(model, tokenized[part])
+        first = model.num_layers if edited is None else edited.first_layer
+        hidden = sheet.packed.run(sheet.packed.start, 0, first)
+        if pre is not None:
+            pre += sheet.read(sheet.packed.run(hidden, first, model.num_layers))
+        if edited is not None and post is not None:
+            numbers = torch.tensor([question.edit for question in tokenized[part]])
+            with edited.rows(numbers[sheet.question_of_row]):
+                if edited.changes_embedding:
+                    sheet = _Sheet(model, tokenized[part])
+                    hidden = sheet.packed.start
+                post += sheet.read(sheet.packed.run(hidden, first, model.num_layers))
+    return pre, post
+
+
+class _Sheet:
+    """Questions as packed rows."""
+
+    def __init__(self, model: EditableModel, questions: Sequence[TokenizedQuestion]) -> None:
+        self.model, self.questions = model, questions
+        texts: list[tuple[int, ...]] = []
+        begins: list[tuple[int, int] | None] = []
+        owners, self._places, self._targets = [], [], []
+        places: list[tuple[int, int]] = []  # (text, token) of every scored row
+        for number, question in enumerate(questions):
+            root = len(texts)
+            texts.append(question.ids)
+            begins.append(None)
+            owners.append(number)
+            for joint, shared in zip(question.joint, question.shared, strict=True):
+                places.append((root, shared - 1))
+                if len(joint) - shared > 1:
+                    places += [(len(texts), token) for token in range(shared, len(joint) - 1)]
+                    texts.append(joint[:-1])
+                    begins.append((root, shared))
+                    owners.append(number)
+                self._targets += joint[shared:]
+        self.packed = PackedPrompts(model, clean_runs(model, texts), begins)
+        self._rows = torch.tensor([self.packed.row(*place) for place in places])
+        self.question_of_row = torch.tensor(owners)[self.packed.prompt_of_row]
+
+    def read(self, hidden: torch.Tensor) -> list[list[Score]]:
+        """From the rows behind the last layer [rows, hidden]."""
+        modules = self.model.modules
+        rows, places = torch.unique(self._rows, return_inverse=True)  # targets share their prompt's last row
+        states = modules.final_norm(on_device(hidden[rows.to(hidden.device)], modules.final_norm))
+        order = torch.argsort(places, stable=True)
+        targets = torch.tensor(self._targets)
+        logp, right = torch.empty(len(targets)), torch.empty(len(targets), dtype=torch.bool)
+        for first in range(0, len(rows), HEAD_ROWS):
+            logits = modules.head(on_device(states[first : first + HEAD_ROWS], modules.head)).float()
+            if softcap := modules.logit_softcap:
+                logits = softcap * torch.tanh(logits / softcap)
+            here = order[(places[order] >= first) & (places[order] < first + HEAD_ROWS)]
+            at, wanted = (places[here] - first).to(logits.device), targets[here].to(logits.device)
+            logp[here] = (logits[at, wanted] - logits.logsumexp(-1)[at]).cpu()
+            right[here] = (logits.argmax(-1)[at] == wanted).cpu()
+        taken = iter(zip(logp.tolist(), right.tolist(), strict=True))
+        return [
+            [_mean([next(taken) for _ in range(len(joint) - shared)]) for joint, shared in _pairs(question)]
+            for question in self.questions
+        ]
+
+
+def _pairs(question: TokenizedQuestion) -> Iterator[tuple[tuple[int, ...], int]]:
+    return zip(question.joint, question.shared, strict=True)
+
+
+def _mean(tokens: Sequence[tuple[float, bool]]) -> Score:
+    return Score(-sum(logp for logp, _ in tokens) / len(tokens), tuple(right for _, right in tokens))
+
+
+def _parts(rows: Sequence[int], most: int) -> Iterator[slice]:
+    """Neighbouring questions whose rows together stay within `most` (a longer one goes alone)."""
+    first, held = 0, 0
+    for number, count in enumerate(rows):
+        if number > first and held + count > most:
+            yield slice(first, number)
+            first, held = number, 0
+        held += count
+    if rows:
+        yield slice(first, len(rows))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,176 @@
+"""What an evaluation found: cases, and the papers' table, a breakdown by relation, the worst cases."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import atomic_write, write_json
+from .scores import Mean, summarise, values_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# The papers' order; accuracies and what is asked beyond the papers behind it.
+COLUMNS = ("S", "ES", "EM", "PS", "PM", "NS", "NM", "GE", "RS")
+FURTHER = ("EA", "PA", "NA", "ess.", "port.", "same subject", "reversal")
+WHEN = {"pre": "unedited", "post": "edited"}
+
+
+@dataclass
+class Report:
+    """cases: a dict a record in the published layout. settings: what was evaluated, and how. skipped: records left out,
+    with the reason."""
+
+    cases: list[dict[str, Any]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+    def summary(self, when: str = "post") -> dict[str, Mean]:
+        """Column -> mean with standard error and n, times 100 (see `scores`); empty where there is no such side."""
+        return summarise(self.cases, when)
+
+    def rows(self) -> dict[str, dict[str, Mean]]:
+        """The summaries there are: before the edit, after it."""
+        found = {name: self.summary(when) for when, name in WHEN.items()}
+        return {name: row for name, row in found.items() if row}
+
+    def table(self) -> str:
+        """Markdown, the papers' column order, standard errors in brackets."""
+        return table(self.rows(), "model") + (f"\n\n{len(self.skipped)} records skipped.\n" if self.skipped else "\n")
+
+    def by_relation(self, when: str = "post") -> dict[str, dict[str, Mean]]:
+        """Summary of each relation's records, the largest relation first (MEMIT, figure 6)."""
+        groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for case in self.cases:
+            groups[case["requested_rewrite"].get("relation_id") or "?"].append(case)
+        ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+        return {name: row for name, cases in ordered if (row := summarise(cases, when))}
+
+    def worst(self, count: int = 10, when: str = "post") -> list[dict[str, Any]]:
+        """The cases with the lowest mean of the columns that S is made of, with what was asked."""
+        found = []
+        for case in self.cases:
+            if when not in case:
+                continue
+            row = values_of(case[when])
+            parts = [row[name] for name in ("ES", "PS", "NS") if name in row]
+            parts = parts or [row[name] for name in ("EA", "PA", "NA") if name in row]
+            rewrite = case["requested_rewrite"]
+            found.append(
+                {
+                    "case_id": case["case_id"],
+                    "mean": sum(parts) / len(parts),
+                    "prompt": rewrite["prompt"].replace("{}", rewrite["subject"]),
+                    "target_new": rewrite["target_new"]["str"],
+                    "target_true": rewrite["target_true"]["str"],
+                    **row,
+                }
+            )
+        return sorted(found, key=lambda x: (x["mean"], x["case_id"]))[:count]
+
+    def to_dict(self) -> dict[str, Any]:
+        rows = {
+            when: {k: v.to_dict() for k, v in self.summary(when).items()}
+            for when in WHEN
+            if any(when in c for c in self.cases)
+        }
+        last = "post" if "post" in rows else "pre"
+        relations = {r: {k: v.to_dict() for k, v in row.items()} for r, row in self.by_relation(last).items()}
+        return {
+            "settings": self.settings,
+            "cases": len(self.cases),
+            "skipped": self.skipped,
+            "summary": rows,
+            "by_relation": relations,
+            "worst": self.worst(when=last),
+        }
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """report.json, report.md and relations.png, atomically."""
+        folder = Path(folder)
+        paths = [folder / "report.json", folder / "report.md", folder / "relations.png"]
+        write_json(paths[0], self.to_dict())
+        atomic_write(paths[1], lambda file: file.write(self.markdown().encode()))
+        self.plot(paths[2])
+        return paths
+
+    def markdown(self) -> str:
+        last = "post" if any("post" in case for case in self.cases) else "pre"
+        parts = [
+            self.table(),
+            "\n## By relation\n\n",
+            table(self.by_relation(last), "relation"),
+            "\n\n## Worst cases\n\n",
+        ]
+        lines = ["| case | prompt | new | true | ES | PS | NS |", "|--:|---|---|---|--:|--:|--:|"]
+        for x in self.worst(when=last):
+            shown = [f"{x[k]:.0f}" if k in x else "" for k in ("ES", "PS", "NS")]
+            texts = [str(x[k]).replace("|", "\\|") for k in ("case_id", "prompt", "target_new", "target_true")]
+            lines.append(f"| {' | '.join(texts + shown)} |")
+        return "".join(parts) + "\n".join(lines) + "\n"
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Efficacy, paraphrase and neighbourhood success of each relation (MEMIT, figure 6)."""
+        from .plots import plot_relations
+
+        last = "post" if any("post" in case for case in self.cases) else "pre"
+        return plot_relations(self.by_relation(last), path)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Report:
+        """From an evaluation's folder (`cases/*.json`, or the published layout's *case_*.json in the folder itself)."""
+        folder = Path(folder)
+        files = sorted([*folder.glob("cases/*case_*.json"), *folder.glob("*case_*.json")], key=_case_number)
+        if not files:
+            raise ValueError(f"'{folder}' holds no cases (*case_*.json)")
+        cases = [_read(file) for file in files]
+        saved = folder / "report.json"
+        kept = _read(saved) if saved.exists() else {}
+        return cls(cases, kept.get("settings", {}), kept.get("skipped", []))
+
+
+def table(rows: Mapping[str, Mapping[str, Mean]], name: str) -> str:
+    """Markdown table of summaries; columns that no row has are left out."""
+    columns = [c for c in COLUMNS + FURTHER if any(c in row for row in rows.values())]
+    lines = [f"| {name} | n | {' | '.join(columns)} |", "|---|--:|" + "--:|" * len(columns)]
+    for label, row in rows.items():
+        shown = [_cell(row.get(column), column) for column in columns]
+        n = max((mean.n for mean in row.values()), default=0)
+        lines.append(f"| {label} | {n} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def side_by_side(reports: Mapping[str, Report]) -> str:
+    """One table of many runs: the unedited model once for each that differs, then each run after its edit."""
+    rows: dict[str, dict[str, Mean]] = {}
+    for name, report in reports.items():
+        pre, post = report.summary("pre"), report.summary("post")
+        if pre and pre not in rows.values():
+            rows["unedited" if "unedited" not in rows else f"unedited ({name})"] = pre
+        if post:
+            rows[name] = post
+    return table(rows, "method") + "\n"
+
+
+def _cell(mean: Mean | None, column: str) -> str:
+    if mean is None:
+        return ""
+    error = "" if mean.stderr is None else f" ({mean.stderr:.1f})"
+    return f"{mean.mean:.1f}{error}"
+
+
+def _case_number(path: Path) -> tuple[int, str]:
+    number = path.stem.rpartition("_")[2]
+    return (int(number) if number.isdigit() else -1, path.name)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"'{path}' is not JSON: {error}") from error

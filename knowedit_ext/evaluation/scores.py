@@ -1,0 +1,91 @@
+"""From cases to the columns of the papers' tables (summarize.py:47-151; REFERENCE: Meng et al. 2022, Table 4).
+
+All shares, differences and entropies are times 100, as printed there; essence is a perplexity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+SUCCESSES = ("ES", "PS", "NS")
+ACCURACIES = ("EA", "PA", "NA")
+SORTS = ("rewrite_prompts", "paraphrase_prompts", "neighborhood_prompts")
+EXTRA_NAMES = {"same_subject_prompts": "same subject", "reversal_prompts": "reversal", "portability_prompts": "port."}
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over n cases and its standard error (None for a single one)."""
+
+    mean: float
+    stderr: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        x = np.asarray(values, dtype=np.float64)
+        error = float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else None
+        return cls(float(x.mean()), error, len(x))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def values_of(measured: Mapping[str, Any]) -> dict[str, float]:
+    """A case's "pre" or "post" -> the columns it gives, each a mean over the case's prompts."""
+    found: dict[str, float] = {}
+    for sort, (success, magnitude) in zip(SORTS, (("ES", "EM"), ("PS", "PM"), ("NS", "NM")), strict=True):
+        nll = measured.get(f"{sort}_probs")
+        if nll:
+            new = np.array([x["target_new"] for x in nll])
+            true = np.array([x["target_true"] for x in nll])
+            wanted, other = (true, new) if sort == "neighborhood_prompts" else (new, true)
+            found[success] = 100.0 * float((wanted < other).mean())  # strictly likelier
+            found[magnitude] = 100.0 * float((np.exp(-wanted) - np.exp(-other)).mean())
+    for sort, name in zip(SORTS, ACCURACIES, strict=True):
+        if measured.get(f"{sort}_correct"):
+            found[name] = 100.0 * float(np.mean(measured[f"{sort}_correct"]))
+    for key, name, scale in (
+        ("ngram_entropy", "GE", 100),
+        ("reference_score", "RS", 100),
+        ("essence_score", "ess.", 1),
+    ):
+        if measured.get(key) is not None:
+            found[name] = scale * float(measured[key])
+    for sort, name in EXTRA_NAMES.items():
+        if measured.get(f"{sort}_correct"):
+            found[name] = 100.0 * float(np.mean(measured[f"{sort}_correct"]))
+    return found
+
+
+def summarise(cases: Iterable[Mapping[str, Any]], when: str) -> dict[str, Mean]:
+    """Means over the cases that have a column; S comes first."""
+    columns: dict[str, list[float]] = {}
+    rows = [values_of(case[when]) for case in cases if when in case]
+    for row in rows:
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    found = {name: Mean.of(values) for name, values in columns.items()}
+    parts = SUCCESSES if any(name in found for name in SUCCESSES) else ACCURACIES
+    complete = [[row[name] for name in parts] for row in rows if all(name in row for name in parts)]
+    return ({"S": harmonic(np.array(complete))} if complete else {}) | found
+
+
+def harmonic(values: np.ndarray) -> Mean:
+    """Harmonic mean of the columns' means, for values [cases, columns]; 0 where one of them is 0.
+
+    Its standard error is that of the linearised mean: dS = S^2/k sum_j dx_j / mean_j^2.
+    """
+    means = values.mean(axis=0)
+    if (means <= 0).any():
+        return Mean(0.0, None, len(values))
+    columns = values.shape[1]
+    score = columns / float((1 / means).sum())
+    linear = score**2 / columns * ((values - means) / means**2).sum(axis=1)
+    error = float(linear.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Mean(score, error, len(values))

@@ -1,0 +1,87 @@
+"""What a model writes about records: fluency, consistency, essence (eval_utils_counterfact.py:186-257)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from ..datasets.snippets import snippets_for
+from ..facts import encode
+from ..model import EditableModel
+from .consistency import TfIdf, consistency
+from .edited import Edited
+from .essence import perplexity
+from .fluency import ngram_entropy
+from .generation import MAX_LENGTH, generate, record_seed
+
+Snippets = Mapping[str, Mapping[str, Sequence[Mapping[str, str]]]]
+
+
+class Texts:
+    """How texts are generated and measured. snippets: relation -> target -> [{"name", "text"}]; None: fluency alone.
+
+    tfidf: the words' weights; None: fitted on the snippets. max_length: tokens of a text, its prompt's included; None:
+    100, as published, or the model's positions where it has fewer.
+    """
+
+    def __init__(
+        self,
+        model: EditableModel,
+        snippets: Snippets | None,
+        tfidf: TfIdf | None = None,
+        max_length: int | None = None,
+        compat: str | None = None,
+    ) -> None:
+        if tfidf is not None and snippets is None:
+            raise ValueError("tfidf is for the consistency with snippets: give snippets too")
+        self.model, self.snippets, self.compat = model, snippets, compat
+        self.max_length = max_length or min(MAX_LENGTH, model.modules.max_positions or MAX_LENGTH)
+        self._given = tfidf
+
+    @cached_property
+    def tfidf(self) -> TfIdf:
+        if self._given is not None:
+            return self._given
+        return TfIdf.fit(s["text"] for targets in self.snippets.values() for found in targets.values() for s in found)
+
+    def describe(self) -> dict[str, Any]:
+        of = "given" if self._given is not None else "snippets"
+        return {"max_length": self.max_length, "tfidf": None if self.snippets is None else of}
+
+    def check(self, record: Mapping[str, Any]) -> None:
+        """Raises ValueError for a record that has nothing to generate from, or nothing to compare with."""
+        if not record.get("generation_prompts"):
+            raise ValueError("there are none to generate from: generation=False leaves fluency and consistency out")
+        for prompt in record["generation_prompts"]:
+            if not encode(self.model, prompt)[0]:
+                raise ValueError(f"prompt {prompt!r} has no token to go on from")
+        if self.snippets is not None:
+            snippets_for(self.snippets, record)
+
+    def measure(self, records: Sequence[Mapping[str, Any]], edited: Edited | None) -> list[dict[str, Any]]:
+        """For each record "ngram_entropy" and "text", with snippets "reference_score" too; "essence_score" and
+        "essence_text" where a snippet is about its subject. edited: with record n under its edit n."""
+        prompts = [(n, k, p) for n, record in enumerate(records) for k, p in enumerate(record["generation_prompts"])]
+        seeds = [record_seed(records[n]["case_id"], k) for n, k, _ in prompts]
+        under = {} if edited is None else {"edits": edited, "index": [n for n, _, _ in prompts]}
+        written = generate(self.model, [p for _, _, p in prompts], seeds, max_length=self.max_length, **under)
+        texts: list[list[str]] = [[] for _ in records]
+        for (n, _, _), text in zip(prompts, written, strict=True):
+            texts[n].append(text)
+        found: list[dict[str, Any]] = [{"ngram_entropy": ngram_entropy(t), "text": t} for t in texts]
+        if self.snippets is None:
+            return found
+        about: dict[int, list[str]] = {}
+        for n, record in enumerate(records):
+            references, subject = snippets_for(self.snippets, record), record["requested_rewrite"]["subject"]
+            found[n]["reference_score"] = consistency(self.tfidf, texts[n], [s["text"] for s in references])
+            if of_subject := [s["text"] for s in references if s["name"] == subject]:
+                about[n] = of_subject
+        if about:
+            under = {} if edited is None else {"edits": edited, "index": list(about)}
+            joined = [" ".join(t) for t in about.values()]
+            scores = perplexity(self.model, joined, max_length=self.max_length, compat=self.compat, **under)
+            for (n, of_subject), value in zip(about.items(), scores, strict=True):
+                found[n] |= {"essence_score": value, "essence_text": of_subject}
+        return found
