@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -40,45 +41,82 @@ def rome(
 
     The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed.
     """
-    check_compat(compat)
     found = check_requests(request)
     if len(found) > 1:
-        raise ValueError(f"ROME edits one fact at a time, not {len(found)}: call it for each, or use MEMIT")
-    [request] = found
+        raise ValueError(
+            f"ROME edits one fact at a time, not {len(found)}: rome_each makes an edit of each, or use MEMIT"
+        )
+    return rome_each(model, found, params, moments, contexts, compat, ridge=ridge, seed=seed)[0]
+
+
+def rome_each(
+    model: EditableModel,
+    requests: Iterable[EditRequest | Mapping[str, Any]],
+    params: ROMEParams,
+    moments: Moments | None = None,
+    contexts: Sequence[str] | None = None,
+    compat: str | None = None,
+    *,
+    ridge: float | str | None = None,
+    seed: int = 0,
+    batch: int | None = None,
+    progress: bool = False,
+) -> list[Edit]:
+    """An edit for each request, each as `rome` makes it on the model as it is; their values are optimised together.
+
+    Requests may contradict each other. batch: values optimised at once; None: from free memory. Where `params.layers`
+    are several, the upper ones depend on the edit below and the edits are made one after the other.
+    """
+    check_compat(compat)
+    found = [one for request in requests for one in check_requests(request)]
+    if not found:
+        raise ValueError("no edit requests")
     check_model(model, params, moments, needed=params.mom2_adjustment)
     generated = seed if contexts is None else None
     contexts = rome_contexts(model, params.context_template_length_params, seed) if contexts is None else list(contexts)
     if not contexts or contexts[0] != "{}":
         raise ValueError("contexts must begin with the bare prompt, '{}'")
-    warn_of_known(model, [request])
-    edit = Edit({}, "rome", [request.to_dict()], params.to_dict(), contexts, compat, seed=generated)
-    with stacked(model, edit, params.layers) as put:
-        for layer in params.layers:
-            put(layer, *_one_layer(model, request, params, moments, contexts, compat, ridge, layer))
-    return edit
+    warn_of_known(model, found)
+    groups = [found] if len(params.layers) == 1 else [[request] for request in found]
+    edits = []
+    for group in groups:
+        made = [Edit({}, "rome", [r.to_dict()], params.to_dict(), contexts, compat, seed=generated) for r in group]
+        with ExitStack() as stack:
+            puts = [stack.enter_context(stacked(model, edit, params.layers)) for edit in made]
+            for layer in params.layers:
+                settings = (params, moments, contexts, compat, ridge, layer, batch, progress)
+                for put, factors in zip(puts, _one_layer(model, group, *settings), strict=True):
+                    put(layer, *factors)
+        edits += made
+    return edits
 
 
 def _one_layer(
     model: EditableModel,
-    request: EditRequest,
+    requests: Sequence[EditRequest],
     params: ROMEParams,
     moments: Moments | None,
     contexts: Sequence[str],
     compat: str | None,
     ridge: float | str | None,
     layer: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """u [d_in, 1] and v [d_out, 1]."""
-    rows = KeyRows(model, [request], [contexts], params.fact_token)
+    batch: int | None,
+    progress: bool,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """u [d_in, 1] and v [d_out, 1] of each request."""
+    rows = KeyRows(model, requests, [contexts], params.fact_token)
     _, inputs, outputs = rows.pass_through(rows.packed.start, 0, layer + 1, layer)
-    key = rows.mean(inputs).T  # k*, [d_in, 1]
-    # u is C^-1 k* up to scale (ROME, Eqn. 2), and so is (C + k* k*^T)^-1 k*, by Sherman and Morrison.
-    u = moments.solve(layer, key, 1.0, ridge).matrix if params.mom2_adjustment else key
-    u = u[:, 0] / u.norm()
-    target = optimise_values(model, [request], contexts, params, "mlp", layer).values[0].double().to(u.device)
-    if compat == "reference":
-        key_now, value_now = inputs[0].double(), outputs[0].double()  # of the bare prompt
+    keys = rows.mean(inputs)  # k*, [requests, d_in]
+    targets = optimise_values(model, requests, contexts, params, "mlp", layer, batch, progress).values
+    if compat == "reference":  # of the bare prompts
+        keys_now, values_now = (x[:: rows.per_request].double() for x in (inputs, outputs))
     else:
-        key_now, value_now = key[:, 0], rows.mean(outputs)[0]
-    v = (target - value_now) / (key_now @ u)
-    return u[:, None], v[:, None]
+        keys_now, values_now = keys, rows.mean(outputs)
+    found = []
+    for n, key in enumerate(keys):
+        # u is C^-1 k* up to scale (ROME, Eqn. 2), and so is (C + k* k*^T)^-1 k*, by Sherman and Morrison.
+        u = moments.solve(layer, key[:, None], 1.0, ridge).matrix[:, 0] if params.mom2_adjustment else key
+        u = u / u.norm()
+        v = (targets[n].to(u.device, torch.float64) - values_now[n].to(u.device)) / (keys_now[n].to(u.device) @ u)
+        found.append((u[:, None], v[:, None]))
+    return found
