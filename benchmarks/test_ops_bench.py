@@ -136,6 +136,39 @@ def test_restore_rows(benchmark, case: str, body: str) -> None:
     )
 
 
+def gathered(y: Tensor, x: Tensor, left: Tensor, right: Tensor, index: Tensor) -> None:
+    """The usual way: each row's own factors in a batch of small products."""
+    of_row = index.clamp(min=0)
+    inner = torch.bmm(x[:, None], right[of_row])  # [rows, 1, rank]
+    y += torch.bmm(inner, left[of_row].mT)[:, 0] * (index >= 0)[:, None]
+
+
+@pytest.mark.parametrize("body", ["native", "reference", "gathered"])
+@pytest.mark.parametrize("rank", [1, 16])
+def test_low_rank_rows(benchmark, rank: int, body: str) -> None:
+    """50 edits of GPT-2 small, each with 40 rows, and 200 rows under none."""
+    torch.manual_seed(0)
+    rows, edits, d_in = 2200, 50, 4 * HIDDEN
+    index = (torch.arange(rows) // 40).where(torch.arange(rows) < 2000, -1)
+    x, left = torch.randn(rows, d_in), torch.randn(edits, rank, HIDDEN).mT
+    right = torch.randn(edits, rank, d_in).mT / d_in**0.5
+    y = torch.randn(rows, HIDDEN)
+    exact, mine = y.double(), y.clone()
+    gathered(exact, x.double(), left.double(), right.double(), index)
+    run = {"native": ops.low_rank_rows, "reference": reference.low_rank_rows, "gathered": gathered}[body]
+    if body == "native":
+        native()
+    run(mine, x, left, right, index)
+    assert float((mine.double() - exact).norm() / exact.norm()) < 1e-6
+    finish(
+        benchmark,
+        f"low_rank_rows rank {rank}, {rows} x {d_in} -> {HIDDEN}",
+        partial(run, y, x, left, right, index),
+        flops=2 * 2000 * rank * (d_in + HIDDEN),
+        bytes_moved=4 * (2000 * (d_in + 2 * HIDDEN) + edits * rank * (d_in + HIDDEN)),
+    )
+
+
 @pytest.mark.parametrize("body", ["tiled", "reference"])
 @pytest.mark.parametrize("rows", [100, 2000])
 def test_target_logprob(benchmark, rows: int, body: str) -> None:
