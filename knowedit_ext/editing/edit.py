@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
-from ..files import atomic_write
+from ..files import read_tensors, write_tensors
 from ..fingerprint import Checksums, differing_weights, fingerprint
 from ..interrupts import uninterrupted
 from ..model import EditableModel
@@ -200,27 +198,20 @@ class Edit:
         for name, change in self.changes.items():
             if isinstance(change, LowRank):
                 kinds[name] = {"input_first": change.input_first}
-                tensors[f"{name}.inputs"] = change.inputs.detach().cpu().contiguous()
-                tensors[f"{name}.outputs"] = change.outputs.detach().cpu().contiguous()
+                tensors[f"{name}.inputs"], tensors[f"{name}.outputs"] = change.inputs, change.outputs
             else:
                 kinds[name] = {}
-                tensors[f"{name}.dense"] = change.detach().cpu().contiguous()
+                tensors[f"{name}.dense"] = change
         described = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "changes"}
         metadata = {
             "format": "knowedit_ext.edit.1",
             "edit": json.dumps({**described, "changes": kinds}, sort_keys=True),
         }
-        content = save(tensors, metadata=metadata)
-        atomic_write(path, lambda file: file.write(content))
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"'{path}' is not a readable .safetensors file: {error}") from error
+        tensors, metadata = read_tensors(path)
         if metadata.get("format") != "knowedit_ext.edit.1":
             raise ValueError(f"'{path}' is no saved edit")
         changes: dict[str, LowRank | torch.Tensor] = {}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 
-from ..files import atomic_write, write_json
+from ..files import write_json, write_tensors
 from .edit import Edit, LowRank
 
 
@@ -50,7 +49,5 @@ def to_peft(edit: Edit, folder: str | Path, base_model: str | None = None) -> No
         "fan_in_fan_out": kinds.pop(),
     }
     folder = Path(folder)
-    atomic_write(
-        folder / "adapter_model.safetensors", lambda file: file.write(save(tensors, metadata={"format": "pt"}))
-    )
+    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "adapter_config.json", config)

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from ..files import read_tensors, write_json, write_tensors
 from ..fingerprint import differing_weights, fingerprint
 from ..model import EditableModel
-from .files import read_tensors, write_tensors
 from .forward import key_weights, key_width
 from .solver import FactorCache, Solution, solve
 from .triangle import pack, symmetric, unpack
@@ -158,8 +158,6 @@ class Moments:
 
 def save_moment(folder: Path, moment: Moment) -> None:
     """Tensor first, sidecar second: a layer whose sidecar is there is whole."""
-    from ..files import write_json
-
     sidecar = {
         "format": FORMAT,
         "layer": moment.layer,

@@ -227,7 +227,7 @@ def test_broken_files_are_named(tmp_path) -> None:
     for length in (0, 4, 100, len(content) // 2, len(content) - 1):
         cut = tmp_path / f"cut{length}.safetensors"
         cut.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=f"cut{length}.safetensors' is not a readable"):
+        with pytest.raises(ValueError, match=f"cut{length}.safetensors' is not a whole safetensors file"):
             Edit.load(cut)
     other = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(2)}, other)
