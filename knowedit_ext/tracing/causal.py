@@ -52,6 +52,8 @@ class TraceSettings:
         _one_of("score", self.score, SCORES)
         if (self.score == "logit_difference") != (self.against is not None):
             raise ValueError("score='logit_difference' and against= (the second answer) go together")
+        if self.replace and self.corrupt_with is not None:
+            raise ValueError("replace says what noise does to the embeddings: with corrupt_with there is no noise")
         if self.max_rows is not None and (not _whole(self.max_rows) or self.max_rows < 1):
             raise ValueError(f"max_rows is {self.max_rows}: expected at least 1")
 
@@ -88,7 +90,8 @@ def trace(
         `low_score` without `replace`.
     replace: the noise takes the place of the embeddings instead of being added.
     corrupt_with: another subject of as many tokens, instead of noise (then there is one sample).
-    answer_tokens: length of the model's own (greedy) answer where the fact has no target; probabilities multiply.
+    answer_tokens: length of the model's own (greedy) answer where the fact has no target (a target is taken whole);
+        probabilities multiply.
     score: "probability", "logprob", or "logit_difference" of the answer's and `against`'s first token.
     tokens: restrict the cells: "subject_last" or token numbers; other rows of `scores` are NaN.
     max_rows: rows held at once; None: from free memory. Results agree to rounding.

@@ -58,6 +58,8 @@ def trace_dataset(
         answer (its next `answer_tokens` tokens) are skipped: their file says `correct_prediction = False`.
     out: folder; `cases/knowledge_{known_id}{|_mlp|_attn}.npz`, `settings.json`, `summary.json`. Cases that are there
         are not computed again; a folder made with other settings is refused.
+    answer_tokens, score: as in `trace`: a `Fact` with a target is traced for all of that target's tokens, whatever
+        `answer_tokens` is; "logit_difference", which needs a second answer for each fact, is refused.
     noise: as in `trace`; a rule takes the subjects of all facts ("m" and "t" rules: the embeddings of `texts`).
     group: facts a sweep; part of the settings, since rounding depends on it. max_rows: rows held at once.
 
@@ -70,7 +72,15 @@ def trace_dataset(
     if group < 1:
         raise ValueError(f"group is {group}: expected at least 1")
     settings = TraceSettings(
-        window, samples, seed, sever, compat, replace, max_rows=max_rows or default_max_rows(model)
+        window,
+        samples,
+        seed,
+        sever,
+        compat,
+        replace,
+        answer_tokens=answer_tokens,
+        score=score,
+        max_rows=max_rows or default_max_rows(model),
     )
     for item in known:
         _checked(model, item)

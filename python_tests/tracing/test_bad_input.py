@@ -57,6 +57,7 @@ def model():
         (dict(max_rows=0), "max_rows is 0"),
         (dict(corrupt_with="w4"), "corrupt_with 'w4' has 1 tokens in '.*', subject 'w3 w7' has 2"),
         (dict(corrupt_with="w4 w5 w6"), "corrupt_with 'w4 w5 w6' has 3 tokens"),
+        (dict(corrupt_with="w4 w5", replace=True), "with corrupt_with there is no noise"),
         (dict(corrupt_with=" "), "subject of prompt .* is empty"),
     ],
 )

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +12,8 @@ from transformers import AutoTokenizer
 import knowedit_ext as ke
 from knowedit_ext.datasets import load_known
 from knowedit_ext.world import load_world
+
+from ..support.processes import TWO_RANKS, finish, hashes, kill_at, start
 
 PUBLISHED = {
     "scores",
@@ -50,48 +46,31 @@ def model() -> ke.EditableModel:
     return ke.load_model(load_world().folder, dtype="float32")
 
 
-def known_facts() -> list[dict]:
-    """The world's facts whose attribute is one token, as the published check of the prediction wants it."""
+def world_facts(tokens: int) -> list[dict]:
+    """The world's facts whose attribute has so many tokens."""
     tokenizer = AutoTokenizer.from_pretrained(load_world().folder)
-    return [dict(f) for f in load_world().facts()[:60] if len(tokenizer.encode(" " + f["attribute"])) == 1]
+    return [dict(f) for f in load_world().facts()[:60] if len(tokenizer.encode(" " + f["attribute"])) == tokens]
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def start(out: Path, *launcher: str) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    script = out.parent / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, *launcher, str(script), str(out)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=out.parent)
+def known_facts() -> list[dict]:
+    """As the published check of the prediction wants them."""
+    return world_facts(1)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "traces"
-    process = start(out)
-    process.communicate()
-    assert process.returncode == 0
+    finish(start(SCRIPT, out))
     return out
 
 
 def test_killed_and_resumed_is_byte_identical(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "traces"
     for files in (0, 1, 4, 9, 13):  # kill -9 when so many cases are there, at any point of writing the next
-        process = start(out)
-        process.stdout.readline()
-        while process.poll() is None and len(list(out.glob("cases/knowledge_*.npz"))) <= files:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        kill_at(start(SCRIPT, out), out, "cases/knowledge_*.npz", files)
         for path in out.glob("cases/knowledge_*.npz"):
             ke.Trace.load(path)  # whatever is there is whole
-    process = start(out)
-    process.communicate()
-    assert process.returncode == 0
+    finish(start(SCRIPT, out))
     assert hashes(out) == hashes(whole)
     assert len(hashes(out)) == 6 * 3 + 2
 
@@ -109,9 +88,7 @@ def test_a_case_that_was_lost_comes_back_as_it_was(model: ke.EditableModel, tmp_
 
 def test_two_ranks_write_the_same(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "traces"
-    process = start(out, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    process.communicate()
-    assert process.returncode == 0
+    finish(start(SCRIPT, out, *TWO_RANKS))
     assert hashes(out) == hashes(whole)
 
 
@@ -128,6 +105,24 @@ def test_cases_are_published_files_and_equal_single_traces(model: ke.EditableMod
             found = ke.Trace.load(path)
             np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
             assert found.answer.strip() == record["attribute"].split()[0]
+
+
+def test_answers_of_several_tokens(model: ke.EditableModel, tmp_path: Path) -> None:
+    """The length of the answer and the score are those of single traces; a target is taken whole."""
+    say = lambda fact, n: ke.trace(model, fact, samples=1, answer_tokens=n).answer  # noqa: E731
+    record = next(f for f in world_facts(2) if say(ke.Fact(f["template"], f["subject"]), 2) == " " + f["attribute"])
+    target = ke.Fact(record["template"], record["subject"], target=" " + record["attribute"])
+    asked = dict(window=2, samples=2, noise=0.1, seed=1, score="logprob")
+    for name, fact, tokens in (("own", record, 2), ("target", target, 1)):
+        ke.trace_dataset(model, [fact], tmp_path / name, ("mlp",), answer_tokens=tokens, **asked, progress=False)
+        [path] = (tmp_path / name / "cases").glob("knowledge_*_mlp.npz")
+        with np.load(path) as case:
+            want = ke.trace(model, ke.Fact(record["template"], record["subject"]), "mlp", answer_tokens=2, **asked)
+            assert case["correct_prediction"] and case["answer"] == " " + record["attribute"] == want.answer
+            np.testing.assert_allclose(case["scores"], want.scores, rtol=1e-4, atol=1e-5)
+            assert abs(case["high_score"] - want.high_score) < 1e-5 and want.high_score < 0
+    with pytest.raises(ValueError, match="score='logit_difference' and against="):
+        ke.trace_dataset(model, [record], tmp_path / "refused", score="logit_difference")
 
 
 def test_facts_the_model_does_not_know_are_skipped(model: ke.EditableModel, tmp_path: Path) -> None:
