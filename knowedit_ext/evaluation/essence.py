@@ -22,13 +22,12 @@ if TYPE_CHECKING:
 MAX_LENGTH = 100  # test_generation, as published
 
 
-def essence_text(samples: Sequence[Mapping[str, str]], subject: str) -> str | None:
-    """The snippets that are named as the subject is, joined; None where none is.
+def essence_texts(samples: Sequence[Mapping[str, str]], subject: str) -> list[str]:
+    """The snippets that are named as the subject is: essence is the perplexity of them joined.
 
     samples: attribute snippets {"name", "text"}; published: those of the new target, as for the consistency.
     """
-    texts = [sample["text"] for sample in samples if sample["name"] == subject]
-    return " ".join(texts) if texts else None
+    return [sample["text"] for sample in samples if sample["name"] == subject]
 
 
 @torch.no_grad()

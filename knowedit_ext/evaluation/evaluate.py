@@ -24,7 +24,7 @@ from ..model import EditableModel
 from ..ranks import Ranks
 from ..settings import settle
 from . import counterfact, zsre
-from .job import Job
+from .job import Job, Method
 from .nll import tokenize_question
 from .report import Report
 from .texts import Texts
@@ -39,7 +39,7 @@ KINDS = {"counterfact": counterfact, "zsre": zsre}
 def evaluate(
     model: EditableModel,
     records: str | Path | Iterable[Mapping[str, Any]],
-    edit: Edit | Sequence[Edit] | None = None,
+    edit: Edit | Sequence[Edit] | Method | None = None,
     generation: bool = True,
     baseline: bool = True,
     *,
@@ -62,6 +62,7 @@ def evaluate(
     records: a file, or records: CounterFact (also the flat schema) or zsRE (`dataset`, told by the records when None).
     edit: None: the model as it is ("pre" alone); an `Edit`: all records under it; a list, one for each record: every
         record under its own. Low-rank ones are computed many at a time, dense ones (fine-tuning) one after the other.
+        Or a `Method` that makes a group's edits when they are needed.
     generation: also continue the records' generation prompts to `max_length` tokens (None: 100,
         or the model's positions where it has fewer): fluency (GE) and, with
         `snippets` (see `datasets.load_snippets`), consistency (RS) and essence. tfidf: `TfIdf`; None: fitted on the
@@ -80,13 +81,14 @@ def evaluate(
     skipped = list(loaded.bad)
     total, gone = len(loaded) + len(skipped), {bad.index for bad in skipped}
     numbers = [n for n in range(total) if n not in gone]
-    edits = _edits_by_record(edit, numbers, total)
+    edits = edit if callable(edit) else _edits_by_record(edit, numbers, total)
     bad = _usable(model, loaded, numbers, KINDS[kind].ask, attributes, compat, texts)
     if bad and not skip_bad:
         raise ValueError(describe_bad(bad, "the records"))
     gone = {b.index for b in bad}
     kept = [n for n, number in enumerate(numbers) if number not in gone]
-    loaded, edits = [loaded[n] for n in kept], edits and [edits[n] for n in kept]
+    loaded = [loaded[n] for n in kept]
+    edits = [edits[n] for n in kept] if isinstance(edits, list) else edits
     size = group or GROUP.get(model.device.type, WIDE_GROUP)
     settings = {
         "dataset": kind,
@@ -104,7 +106,11 @@ def evaluate(
         raise ValueError("several ranks share their cases through a folder: give out=")
     if out is not None:
         settings = settle(out, settings, "evaluate", adopted=("group",))
-    job = Job(model, KINDS[kind].ask, loaded, edit, edits, baseline, attributes, compat, texts, time, max_rows, out)
+    shared = edit if isinstance(edit, Edit) else None
+    facts = 0 if edit is None else len(edit.requests) if shared else settings["group"] if _together(edit) else 1
+    job = Job(
+        model, KINDS[kind].ask, loaded, shared, edits, facts, baseline, attributes, compat, texts, time, max_rows, out
+    )
     groups = [range(n, min(n + settings["group"], len(loaded))) for n in range(0, len(loaded), settings["group"])]
     with tqdm(total=len(loaded), desc="evaluating", unit="record", disable=not progress) as bar:
         for numbers in groups[ranks.rank :: ranks.size]:
@@ -114,8 +120,8 @@ def evaluate(
     skipped = [b._asdict() for b in sorted([*skipped, *bad], key=lambda b: b.index)]
     if out is None:
         return Report(job.cases, settings, skipped)
-    report = Report.load(out)
-    report.settings, report.skipped = settings, skipped
+    by_id = {case["case_id"]: case for case in Report.load(out).cases}
+    report = Report([by_id[record["case_id"]] for record in loaded], settings, skipped)
     if ranks.first:
         for left in Path(out).glob("cases/.*.tmp"):  # what a killed run was writing
             left.unlink(missing_ok=True)
@@ -155,6 +161,10 @@ def _edits_by_record(edit: Edit | Sequence[Edit] | None, numbers: Sequence[int],
     raise ValueError(f"{len(edits)} edits for {len(numbers)} records: expected one edit for all, or one a record")
 
 
+def _together(edit: Sequence[Edit] | Method) -> bool:
+    return callable(edit) and edit.together
+
+
 def _usable(
     model: EditableModel,
     records: Sequence[Record],
@@ -179,10 +189,10 @@ def _usable(
     return bad
 
 
-def _describe(edit: Edit | Sequence[Edit] | None) -> dict[str, Any] | None:
+def _describe(edit: Edit | Sequence[Edit] | Method | None) -> dict[str, Any] | None:
     """What tells an edit, or a list of them, from another one."""
-    if edit is None:
-        return None
+    if edit is None or callable(edit):
+        return None if edit is None else edit.describe()
     edits = [edit] if isinstance(edit, Edit) else list(edit)
     content = hashlib.blake2b(digest_size=16)
     for each in edits:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, Protocol
 
 from ..datasets.records import Record
 from ..editing.edit import Edit
@@ -17,15 +18,29 @@ from .nll import score
 from .texts import Texts
 
 
+class Method(Protocol):
+    """Makes the edits of a group of records: one for each, or, where `together`, one for all of them."""
+
+    together: bool
+
+    def __call__(self, records: Sequence[Record]) -> Sequence[Edit] | Edit: ...
+
+    def describe(self) -> dict[str, Any]:
+        """What tells its edits from those of others: name, parameters, seed (JSON)."""
+        ...
+
+
 @dataclass
 class Job:
-    """What is to be measured, see `evaluate`. own: an edit a record, or None where `edit` (or none) holds for all."""
+    """What is to be measured, see `evaluate`. own: an edit a record, or what makes them; None: `edit` (or none) holds
+    for all. num_edits: facts changed at once, part of a case file's name."""
 
     model: EditableModel
     ask: Callable[..., Any]
     records: Sequence[Record]
     edit: Edit | None
-    own: Sequence[Edit] | None
+    own: Sequence[Edit] | Method | None
+    num_edits: int
     baseline: bool
     attributes: bool
     compat: str | None
@@ -42,9 +57,14 @@ class Job:
         """Measure the records `numbers`, a group; nothing is done where all their files are there."""
         if self.out is not None and all(self._path(n).exists() for n in numbers):
             return
-        found = {n: self._case(n) for n in numbers}
-        for part, edited in self._units(numbers):
-            before = self.baseline or edited is None
+        began = perf_counter()
+        own = self._own(numbers)
+        taken = None
+        if callable(self.own):
+            taken = (perf_counter() - began) / (1 if self.own.together else len(numbers))
+        found = {n: self._case(n, numbers, own, taken) for n in numbers}
+        for part, edited in self._units(numbers, own):
+            before = self.baseline or (edited is None and own is None)
             for n, measured in zip(part, self._measure(part, edited, before), strict=True):
                 found[n] |= measured
         for n, case in found.items():
@@ -53,15 +73,23 @@ class Job:
             elif not self._path(n).exists():
                 write_json(self._path(n), case)
 
-    def _units(self, numbers: Sequence[int]) -> Iterator[tuple[Sequence[int], Edited | None]]:
-        """Records that one pass can measure, with their edits: dense ones go one by one."""
+    def _own(self, numbers: Sequence[int]) -> Sequence[Edit] | Edit | None:
+        """The edits of these records alone."""
         if self.own is None:
+            return None
+        return self.own([self.records[n] for n in numbers]) if callable(self.own) else [self.own[n] for n in numbers]
+
+    def _units(
+        self, numbers: Sequence[int], own: Sequence[Edit] | Edit | None
+    ) -> Iterator[tuple[Sequence[int], Edited | None]]:
+        """Records that one pass can measure, with their edits: dense ones go one by one."""
+        if own is None:
             yield numbers, self._shared
-        elif EditedRows.possible(edits := [self.own[n] for n in numbers]):
-            yield numbers, Edited(self.model, edits)
+        elif isinstance(own, Edit) or EditedRows.possible(own):
+            yield numbers, Edited(self.model, own)
         else:
-            for n in numbers:
-                yield [n], Edited(self.model, self.own[n])
+            for n, edit in zip(numbers, own, strict=True):
+                yield [n], Edited(self.model, edit)
 
     def _measure(self, numbers: Sequence[int], edited: Edited | None, before: bool) -> list[dict[str, Any]]:
         """{"pre": ..., "post": ...} of each record."""
@@ -82,28 +110,19 @@ class Job:
                     case[when] |= measured
         return found
 
-    def _case(self, n: int) -> dict[str, Any]:
-        record = self.records[n]
+    def _case(
+        self, n: int, group: Sequence[int], own: Sequence[Edit] | Edit | None, taken: float | None
+    ) -> dict[str, Any]:
+        together = [n] if isinstance(own, Sequence) else range(len(self.records)) if own is None else group
         case = {
-            "case_id": record["case_id"],
-            "grouped_case_ids": [record["case_id"]] if self.own is not None else self._ids,
-            "num_edits": self._edits,
-            "requested_rewrite": record["requested_rewrite"],
+            "case_id": self.records[n]["case_id"],
+            "grouped_case_ids": [self.records[k]["case_id"] for k in together],
+            "num_edits": self.num_edits,
+            "requested_rewrite": self.records[n]["requested_rewrite"],
         }
         if self.time is not None:
-            case["time"] = self.time if isinstance(self.time, (int, float)) else self.time[n]
-        return case
-
-    @property
-    def _ids(self) -> list[int]:
-        return [record["case_id"] for record in self.records]
-
-    @property
-    def _edits(self) -> int:
-        """Facts changed at once."""
-        if self.own is not None:
-            return 1
-        return 0 if self.edit is None else len(self.edit.requests)
+            taken = self.time if isinstance(self.time, (int, float)) else self.time[n]
+        return case if taken is None else case | {"time": taken}
 
     def _path(self, n: int) -> Path:
-        return Path(self.out) / "cases" / f"{self._edits}_edits-case_{self.records[n]['case_id']}.json"
+        return Path(self.out) / "cases" / f"{self.num_edits}_edits-case_{self.records[n]['case_id']}.json"

@@ -159,8 +159,10 @@ class _Sheet:
                 logits = softcap * torch.tanh(logits / softcap)
             here = order[(places[order] >= first) & (places[order] < first + HEAD_ROWS)]
             at, wanted = (places[here] - first).to(logits.device), targets[here].to(logits.device)
-            logp[here] = (logits[at, wanted] - logits.logsumexp(-1)[at]).cpu()
-            right[here] = (logits.argmax(-1)[at] == wanted).cpu()
+            most, likeliest = logits.max(-1, keepdim=True)
+            wanted_logits = (logits[at, wanted] - most[at, 0]).cpu()
+            logp[here] = wanted_logits - logits.sub_(most).exp_().sum(-1).log()[at].cpu()  # log-softmax in place
+            right[here] = (likeliest[at, 0] == wanted).cpu()
         taken = iter(zip(logp.tolist(), right.tolist(), strict=True))
         return [
             [_mean([next(taken) for _ in range(len(joint) - shared)]) for joint, shared in _pairs(question)]

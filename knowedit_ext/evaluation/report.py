@@ -41,7 +41,11 @@ class Report:
 
     def table(self) -> str:
         """Markdown, the papers' column order, standard errors in brackets."""
-        return table(self.rows(), "model") + (f"\n\n{len(self.skipped)} records skipped.\n" if self.skipped else "\n")
+        return table(self.rows(), "model") + self._left_out()
+
+    def _left_out(self) -> str:
+        count = len(self.skipped)
+        return f"\n\n{count} record{'s' if count != 1 else ''} skipped.\n" if count else "\n"
 
     def by_relation(self, when: str = "post") -> dict[str, dict[str, Mean]]:
         """Summary of each relation's records, the largest relation first (MEMIT, figure 6)."""

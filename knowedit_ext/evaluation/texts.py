@@ -11,7 +11,7 @@ from ..facts import encode
 from ..model import EditableModel
 from .consistency import TfIdf, consistency
 from .edited import Edited
-from .essence import perplexity
+from .essence import essence_texts, perplexity
 from .fluency import ngram_entropy
 from .generation import MAX_LENGTH, generate, record_seed
 
@@ -76,7 +76,7 @@ class Texts:
         for n, record in enumerate(records):
             references, subject = snippets_for(self.snippets, record), record["requested_rewrite"]["subject"]
             found[n]["reference_score"] = consistency(self.tfidf, texts[n], [s["text"] for s in references])
-            if of_subject := [s["text"] for s in references if s["name"] == subject]:
+            if of_subject := essence_texts(references, subject):
                 about[n] = of_subject
         if about:
             under = {} if edited is None else {"edits": edited, "index": list(about)}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import knowedit_ext as ke
-from knowedit_ext.evaluation.essence import essence_text, perplexity
+from knowedit_ext.evaluation.essence import essence_texts, perplexity
 
 from ..support.families import FAMILIES, POSITIONS, VOCAB, tiny_model
 from ..support.unchanged import assert_unchanged, snapshot
@@ -101,8 +101,8 @@ def test_an_edit_of_the_embedding() -> None:
 
 def test_snippets_named_as_the_subject() -> None:
     samples = [{"name": "Ada", "text": "One."}, {"name": "Bo", "text": "Two."}, {"name": "Ada", "text": "Three."}]
-    assert essence_text(samples, "Ada") == "One. Three."
-    assert essence_text(samples, "Cy") is None
+    assert essence_texts(samples, "Ada") == ["One.", "Three."]
+    assert essence_texts(samples, "Cy") == []
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ def random_edit(model: ke.EditableModel, layer: int, seed: int, rank: int = 2, s
     module = model.modules.down_projection(layer)
     first = weight_is_input_first(module)
     wide, out = module.weight.shape if first else module.weight.shape[::-1]
-    change = LowRank(torch.randn(wide, rank, generator=draw) * size, torch.randn(out, rank, generator=draw) * size, first)
+    change = LowRank(
+        torch.randn(wide, rank, generator=draw) * size, torch.randn(out, rank, generator=draw) * size, first
+    )
     return ke.Edit({f"{model.modules.parameter_name(layer)}.weight": change}, "random")
 
 

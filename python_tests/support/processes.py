@@ -1,0 +1,42 @@
+"""Runs of a script in processes of their own, and what they leave in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Every file below the folder, and what it holds."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def start(script: str, out: Path, *launcher: str) -> subprocess.Popen:
+    """The script, whose argument is `out`, beside that folder."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    path = out.parent / "script.py"
+    path.write_text(script)
+    command = [sys.executable, *launcher, str(path), str(out)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=out.parent)
+
+
+def finish(process: subprocess.Popen) -> None:
+    process.communicate()
+    assert process.returncode == 0
+
+
+def kill_at(process: subprocess.Popen, out: Path, pattern: str, files: int) -> None:
+    """kill -9 once more than so many files are there; the script says a line when it begins."""
+    process.stdout.readline()
+    while process.poll() is None and len(list(out.glob(pattern))) <= files:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
