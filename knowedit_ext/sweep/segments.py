@@ -90,6 +90,10 @@ class _State:
     def find(self, position: int) -> Stretch | None:
         return next((s for s in self.stretches if s.start <= position < s.stop), None)
 
+    def reach(self, position: int) -> None:
+        """From `position` on the run differs from its root."""
+        self.front = position if self.front is None else min(self.front, position)
+
 
 _Event = tuple[str, int, int, bool]  # site, token, source key, add
 _ORDER = ("attn", "mlp", "layer")  # in which a layer computes its sites
@@ -237,30 +241,38 @@ class Planner:
     def _patch(self, state: _State, events: tuple[_Event, ...], layer: int, members: list[_Member]) -> None:
         readout = {p for member in members for p in member.readout}
         for site, token, key, add in events:
-            source = self.tensors[-1 - key] if key < 0 else self._root_pieces(key, token, token + 1)[0]
+            source = self.tensors[-1 - key] if key < 0 else self._root_piece(key, token)
             owner = state.find(token)
+            if owner is not None and owner.birth > layer:  # born by an earlier patch behind this very layer
+                self._restore("input", owner.birth, owner, token, source, add)
+                continue
             if owner is None:
-                mine = self._root_pieces(state.root, token, token + 1)[0]
-                if not add and isinstance(source, Piece) and source == mine:
+                if not add and isinstance(source, Piece) and source == self._root_piece(state.root, token):
                     continue  # the run still equals its root there: nothing would change
                 if site == "layer":
-                    state.front = token if state.front is None else min(state.front, token)
-                    if layer + 1 == self.num_layers and token not in readout:
-                        continue
-                    stretch = self._new(state, token, token + 1, layer + 1)
-                    copied = isinstance(source, Piece) and not add
-                    stretch.sources = [source if copied else mine]
-                    if not copied:
-                        self.restores["input", layer + 1].append(Restore(Piece(stretch, token, token + 1), source, add))
-                    self._link(state, layer + 1)
+                    state.reach(token)
+                    if layer + 1 < self.num_layers or token in readout:
+                        self._bear_behind(state, token, layer, source, add)
                     continue
                 self._bear(state, [token], layer)
                 owner = state.find(token)
-            elif owner.birth > layer:  # born by an earlier patch behind this very layer
-                self.restores["input", owner.birth].append(Restore(Piece(owner, token, token + 1), source, add))
-                continue
-            self.restores[site, layer].append(Restore(Piece(owner, token, token + 1), source, add))
-            state.front = token if state.front is None else min(state.front, token)
+            self._restore(site, layer, owner, token, source, add)
+            state.reach(token)
+
+    def _bear_behind(self, state: _State, token: int, layer: int, source: Piece | torch.Tensor, add: bool) -> None:
+        """Own a token from behind `layer` on, born as what the patch puts there."""
+        stretch = self._new(state, token, token + 1, layer + 1)
+        if isinstance(source, Piece) and not add:
+            stretch.sources = [source]
+        else:
+            stretch.sources = [self._root_piece(state.root, token)]
+            self._restore("input", layer + 1, stretch, token, source, add)
+        self._link(state, layer + 1)
+
+    def _restore(
+        self, site: str, layer: int, owner: Stretch, token: int, source: Piece | torch.Tensor, add: bool
+    ) -> None:
+        self.restores[site, layer].append(Restore(Piece(owner, token, token + 1), source, add))
 
     # -- rows and attention ----------------------------------------------------------------------------------------
 
@@ -272,11 +284,12 @@ class Planner:
         left = self._root_pieces(parent, first, min(last, stretch.start))
         return left + ([Piece(stretch, stretch.start, last)] if last > stretch.start else [])
 
+    def _root_piece(self, root: int, position: int) -> Piece:
+        return self._root_pieces(root, position, position + 1)[0]
+
     def _row(self, state: _State, position: int) -> Piece:
         owner = state.find(position)
-        return (
-            Piece(owner, position, position + 1) if owner else self._root_pieces(state.root, position, position + 1)[0]
-        )
+        return Piece(owner, position, position + 1) if owner else self._root_piece(state.root, position)
 
     def _enter(self, stretch: Stretch, layer: int, parent: Entry | None) -> None:
         piece = Piece(stretch, stretch.start, stretch.stop)
