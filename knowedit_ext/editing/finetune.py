@@ -21,12 +21,13 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from ..facts import tokenize_fact
+from ..interrupts import uninterrupted
 from ..model import EditableModel
 from ..modules import on_device
 from ..sweep.capture import CleanRun, clean_runs
 from ..sweep.engine import log_probabilities
 from ..sweep.packed import PackedPrompts
-from .edit import Edit, describe_model
+from .edit import Edit
 from .params import FTParams
 from .request import EditRequest, check_compat, check_requests, warn_of_known
 
@@ -75,7 +76,7 @@ def finetune(
         )
     changes = {name: (new - weights[name].detach().to(new.dtype)).cpu() for name, new in trained.items()}
     described = [request.to_dict() for request in found]
-    return Edit(changes, "ft", described, params.to_dict(), [], compat, describe_model(model))
+    return Edit(changes, "ft", described, params.to_dict(), [], compat).bind(model)
 
 
 # -- what is trained ---------------------------------------------------------------------------------------------------
@@ -273,7 +274,8 @@ def _at_rest(hf: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
         yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, asked in flags:
-            parameter.requires_grad_(asked)
+        with uninterrupted():
+            for module, training in modes:
+                module.training = training
+            for parameter, asked in flags:
+                parameter.requires_grad_(asked)
