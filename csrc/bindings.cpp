@@ -6,7 +6,9 @@
 
 #include "knowedit/cpu_isa.h"
 #include "knowedit/low_rank_rows.h"
+#include "knowedit/moment_update.h"
 #include "knowedit/restore_rows.h"
+#include "knowedit/target_logprob.h"
 #include "knowedit/tree_attention.h"
 
 namespace py = pybind11;
@@ -86,6 +88,32 @@ LowRankRows low_rank_rows_params(Pointer y, Pointer x, Pointer left, Pointer rig
             {right_strides[0], right_strides[1], right_strides[2]}};
 }
 
+TargetLogprob target_logprob_params(Pointer hidden, Pointer weight, Pointer bias, Pointer targets, Pointer out,
+                                    int dtype, int64_t rows, int64_t width, int64_t vocab, int64_t count,
+                                    int64_t hidden_stride, int64_t weight_stride, double softcap) {
+    return {at(hidden),    at(weight),
+            at(bias),      at<const int64_t>(targets),
+            at(out),       static_cast<DType>(dtype),
+            rows,          width,
+            vocab,         count,
+            hidden_stride, weight_stride,
+            softcap};
+}
+
+MomentUpdate moment_update_params(Pointer acc, Pointer x, Pointer mask, int acc_dtype, int x_dtype, int64_t rows,
+                                  int64_t width, int64_t acc_stride, int64_t x_stride, int64_t sum_rows) {
+    return {at(acc),
+            at(x),
+            at<const bool>(mask),
+            static_cast<DType>(acc_dtype),
+            static_cast<DType>(x_dtype),
+            rows,
+            width,
+            acc_stride,
+            x_stride,
+            sum_rows};
+}
+
 std::vector<std::string> cuda_archs() {
 #ifdef KNOWEDIT_CUDA_ARCHS
     return {KNOWEDIT_CUDA_ARCHS};
@@ -118,6 +146,13 @@ PYBIND11_MODULE(_C, m) {
              "factor_dtype"_a, "rows"_a, "edits"_a, "d_out"_a, "d_in"_a, "rank"_a, "y_stride"_a, "x_stride"_a,
              "left_strides"_a, "right_strides"_a);
 
+    py::class_<TargetLogprob>(m, "TargetLogprob")
+        .def(py::init(&target_logprob_params), py::kw_only(), "hidden"_a, "weight"_a, "bias"_a, "targets"_a, "out"_a,
+             "dtype"_a, "rows"_a, "width"_a, "vocab"_a, "count"_a, "hidden_stride"_a, "weight_stride"_a, "softcap"_a);
+    py::class_<MomentUpdate>(m, "MomentUpdate")
+        .def(py::init(&moment_update_params), py::kw_only(), "acc"_a, "x"_a, "mask"_a, "acc_dtype"_a, "x_dtype"_a,
+             "rows"_a, "width"_a, "acc_stride"_a, "x_stride"_a, "sum_rows"_a);
+
     using Released = py::call_guard<py::gil_scoped_release>;
     m.def("tree_attention_cpu", &tree_attention_cpu, "params"_a, "threads"_a, Released());
     m.def("restore_rows_cpu", &restore_rows_cpu, "params"_a, "threads"_a, Released());
@@ -132,6 +167,17 @@ PYBIND11_MODULE(_C, m) {
     m.def(
         "restore_rows_cuda",
         [](const RestoreRows& params, int device, Pointer stream) { restore_rows_cuda(params, device, at(stream)); },
+        "params"_a, "device"_a, "stream"_a, Released());
+    m.def("target_logprob_pieces", &target_logprob_pieces, "rows"_a, "vocab"_a);
+    m.def(
+        "target_logprob_cuda",
+        [](const TargetLogprob& params, Pointer parts, int64_t pieces, int device, Pointer stream) {
+            target_logprob_cuda(params, at(parts), pieces, device, at(stream));
+        },
+        "params"_a, "parts"_a, "pieces"_a, "device"_a, "stream"_a, Released());
+    m.def(
+        "moment_update_cuda",
+        [](const MomentUpdate& params, int device, Pointer stream) { moment_update_cuda(params, device, at(stream)); },
         "params"_a, "device"_a, "stream"_a, Released());
 #endif
 }
