@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -19,6 +20,8 @@ from ..interrupts import uninterrupted
 from ..model import EditableModel
 from .base import base_checksums, check_base
 from .base import describe_model as describe_model
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +94,7 @@ class Edit:
     def apply(self, model: EditableModel) -> None:
         """Add the changes to the model's weights (in float64, then rounded to the weights' dtype).
 
+        What rounding to 16 bits takes away is logged (INFO), see `rounding`.
         A quantised weight stays as it is and gets a low-rank change as a side path: a forward hook on its module.
         """
         if any(edit is self for edit, _ in _applied(model)):
@@ -105,9 +109,14 @@ class Edit:
         try:
             for name, target in targets.items():
                 if isinstance(target, nn.Parameter):
-                    undo[name] = partial(_put_back, target, target.detach().clone())
+                    before = target.detach().clone()
+                    undo[name] = partial(_put_back, target, before)
+                    change = self.delta(name).to(target.device, torch.float64)
                     with torch.no_grad():
-                        target.copy_(target.double() + self.delta(name).to(target.device, torch.float64))
+                        target.copy_(before.double() + change)
+                    if target.dtype.itemsize < 4:
+                        kind = str(target.dtype).removeprefix("torch.")
+                        logger.info("'%s': %s takes %.2g of the change", name, kind, _lost(before, target, change))
                 else:
                     undo[name] = target.register_forward_hook(_side_path(self.changes[name])).remove
             applied.append((self, undo))
@@ -156,8 +165,7 @@ class Edit:
         for name, target in self._targets(model).items():
             if isinstance(target, nn.Parameter):
                 before, change = target.detach().double(), self.delta(name).to(target.device, torch.float64)
-                stored = (before + change).to(target.dtype).double() - before
-                lost[name] = float((stored - change).norm() / change.norm().clamp_min(1e-300))
+                lost[name] = _lost(before, (before + change).to(target.dtype), change)
         return lost
 
     def _targets(self, model: EditableModel) -> dict[str, nn.Parameter | nn.Module]:
@@ -286,6 +294,12 @@ def originals(model: EditableModel) -> dict[str, torch.Tensor]:
             if isinstance(step, partial):
                 found.setdefault(name, step.args[1])
     return found
+
+
+@torch.no_grad()
+def _lost(before: torch.Tensor, after: torch.Tensor, change: torch.Tensor) -> float:
+    """|after - before - change| / |change|"""
+    return float((after.double() - before.double() - change).norm() / change.norm().clamp_min(1e-300))
 
 
 def _put_back(parameter: nn.Parameter, before: torch.Tensor) -> None:

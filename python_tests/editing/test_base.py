@@ -97,6 +97,23 @@ def test_edits_on_top_of_edits_belong_to_the_base() -> None:
     assert same(bits(model), bits(fresh("gpt2")))
 
 
+def test_moments_of_the_base_serve_a_model_that_carries_edits() -> None:
+    """Collected over the base; an edit below is known. Of another model's moments the weight that differs is named."""
+    model, contexts = fresh("gpt2"), [["{}"]]
+    moments = ke.collect_moments(model, [f"w{n} w{n + 7} w{n + 3}" for n in range(3, 40)], LAYERS, progress=False)
+    make = lambda on: memit(on, REQUEST, MEMITParams(**SETTINGS), moments, contexts, ridge="smallest")  # noqa: E731
+    alone = make(model)
+    with random_edit(model, layers=(0,)).applied(model):
+        later = make(model)
+    assert later.base == alone.base
+    with torch.no_grad():
+        model.hf.get_parameter(weight_name(model, 0))[1, 1] += 1.0
+    before = snapshot(model.hf)
+    with pytest.raises(ValueError, match=f"layer 2 were collected over another model.*'{weight_name(model, 0)}' has"):
+        make(model)
+    assert_unchanged(before, model.hf)
+
+
 def test_weights_that_were_saved_with_an_edit_are_another_base() -> None:
     model = fresh("gpt2")
     first, second = (random_edit(model, seed=n).bind(model) for n in (1, 2))
