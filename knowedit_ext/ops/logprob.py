@@ -1,4 +1,7 @@
-"""`target_logprob` in vocabulary tiles: a running log-sum-exp over torch GEMMs, never [rows, vocab] at once."""
+"""`target_logprob` in vocabulary tiles: a running log-sum-exp, never [rows, vocab] at once.
+
+The CUDA kernel where there is one, torch GEMMs elsewhere and backward.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from . import _native, launch_cuda
 from .reference import compute_dtype
 
 _TILE = 1 << 22  # logits held at a time
@@ -46,6 +50,14 @@ def _columns(targets: Tensor) -> Tensor:
 
 def forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float) -> Tensor:
     """log softmax(softcap(hidden W^T + b))[target], float32 (float64 for float64), shaped like targets."""
+    native = _native.module("cuda") if hidden.device.type == "cuda" else None
+    if native is not None:
+        return launch_cuda.target_logprob(native, hidden, weight, bias, targets, softcap)
+    return forward_by_gemm(hidden, weight, bias, targets, softcap)
+
+
+def forward_by_gemm(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float) -> Tensor:
+    """The same by torch GEMMs over tiles."""
     wide = _columns(targets)
     pieces = []
     for x, t in zip(hidden.split(_ROWS), wide.split(_ROWS), strict=True):
