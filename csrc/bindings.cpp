@@ -50,6 +50,11 @@ TreeAttention tree_attention_params(Pointer q, Pointer k, Pointer v, Pointer out
             softcap};
 }
 
+TreeAttentionBackward tree_attention_backward_params(const TreeAttention& forward, Pointer grad, Pointer dq, Pointer dk,
+                                                     Pointer dv, Pointer stats, int64_t kv_rows, Strides grad_strides) {
+    return {forward, at(grad), at(dq), at(dk), at(dv), at(stats), kv_rows, grad_strides[0], grad_strides[1]};
+}
+
 RestoreRows restore_rows_params(Pointer hidden, Pointer rows, Pointer source, Pointer source_rows, int hidden_dtype,
                                 int source_dtype, int64_t count, int64_t width, int64_t hidden_stride,
                                 int64_t source_stride, bool add) {
@@ -138,6 +143,9 @@ PYBIND11_MODULE(_C, m) {
         .def(py::init(&tree_attention_params), py::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "segments"_a, "dtype"_a,
              "rows"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "segment_count"_a, "q_strides"_a, "k_strides"_a,
              "v_strides"_a, "scale"_a, "window"_a, "softcap"_a);
+    py::class_<TreeAttentionBackward>(m, "TreeAttentionBackward")
+        .def(py::init(&tree_attention_backward_params), py::kw_only(), "forward"_a, "grad"_a, "dq"_a, "dk"_a, "dv"_a,
+             "stats"_a, "kv_rows"_a, "grad_strides"_a);
     py::class_<RestoreRows>(m, "RestoreRows")
         .def(py::init(&restore_rows_params), py::kw_only(), "hidden"_a, "rows"_a, "source"_a, "source_rows"_a,
              "hidden_dtype"_a, "source_dtype"_a, "count"_a, "width"_a, "hidden_stride"_a, "source_stride"_a, "add"_a);
@@ -155,6 +163,7 @@ PYBIND11_MODULE(_C, m) {
 
     using Released = py::call_guard<py::gil_scoped_release>;
     m.def("tree_attention_cpu", &tree_attention_cpu, "params"_a, "threads"_a, Released());
+    m.def("tree_attention_backward_cpu", &tree_attention_backward_cpu, "params"_a, "threads"_a, Released());
     m.def("restore_rows_cpu", &restore_rows_cpu, "params"_a, "threads"_a, Released());
     m.def("low_rank_rows_cpu", &low_rank_rows_cpu, "params"_a, "threads"_a, Released());
 #ifdef KNOWEDIT_CUDA_ARCHS

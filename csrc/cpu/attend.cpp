@@ -39,28 +39,41 @@ inline void dots(const T* q, const T* const* key, int64_t from, int64_t d, Vec<T
     }
 }
 
-// out[from:d] = factor * sum_j weight[j] v_j[from:d], U vectors of W lanes at a time, then fewer and narrower ones.
-template <int W, int U, typename T>
-inline void mix(const Attend<T>& a, T factor, int64_t from) {
-    for (; from + W * U <= a.d; from += W * U) {
-        Vec<T, W> sum[U] = {};
-        for (int64_t j = 0; j < a.count; ++j) {
-            const T weight = a.scores[j];
-            const T* value = a.v + a.v_at[j] + from;
-            for (int u = 0; u < U; ++u) sum[u] += weight * load<W>(value + u * W);
-        }
-        for (int u = 0; u < U; ++u) store(a.out + from + u * W, sum[u] * factor);
+// to[j] = factor * x.row_j for the rows at `at`; up to three more entries of `to` are written.
+template <int W, typename T>
+inline void products(const T* x, const T* rows, const int64_t* at, int64_t count, int64_t d, T factor, T* to) {
+    for (int64_t j = 0; j < count; j += 4) {  // a short last group repeats the last row
+        const int64_t last = count - 1;
+        const T* row[4];
+        for (int64_t i = 0; i < 4; ++i) row[i] = rows + at[j + i < last ? j + i : last];
+        Vec<T, 4> sum{};
+        dots<W>(x, row, 0, d, sum);
+        store(to + j, sum * factor);
     }
-    if (from == a.d) return;
+}
+
+// out[from:d] = factor * sum_j weight[j] row_j[from:d], U vectors of W lanes at a time, then fewer and narrower ones.
+template <int W, int U, typename T>
+inline void mix(const T* weight, const T* rows, const int64_t* at, int64_t count, int64_t d, T factor, T* out,
+                int64_t from) {
+    for (; from + W * U <= d; from += W * U) {
+        Vec<T, W> sum[U] = {};
+        for (int64_t j = 0; j < count; ++j) {
+            const T* row = rows + at[j] + from;
+            for (int u = 0; u < U; ++u) sum[u] += weight[j] * load<W>(row + u * W);
+        }
+        for (int u = 0; u < U; ++u) store(out + from + u * W, sum[u] * factor);
+    }
+    if (from == d) return;
     if constexpr (U > 1) {
-        mix<W, U / 2>(a, factor, from);
+        mix<W, U / 2>(weight, rows, at, count, d, factor, out, from);
     } else if constexpr (W > 4) {
-        mix<W / 2, 1>(a, factor, from);
+        mix<W / 2, 1>(weight, rows, at, count, d, factor, out, from);
     } else {
-        for (; from < a.d; ++from) {
+        for (; from < d; ++from) {
             T sum = 0;
-            for (int64_t j = 0; j < a.count; ++j) sum += a.scores[j] * a.v[a.v_at[j] + from];
-            a.out[from] = sum * factor;
+            for (int64_t j = 0; j < count; ++j) sum += weight[j] * rows[at[j] + from];
+            out[from] = sum * factor;
         }
     }
 }
@@ -106,46 +119,89 @@ inline Vec<double, W> tanh_lanes(Vec<double, W> x) {
     return x;
 }
 
+// scores[j] = scale * q.k_j, bent when there is a softcap; -inf in the padding.
 template <int W, typename T>
-void attend(const Attend<T>& a) {
-    int64_t j = 0;
-    for (; j < a.count; j += 4) {  // a short last group repeats the last key
-        const int64_t last = a.count - 1;
-        const T* key[4];
-        for (int64_t i = 0; i < 4; ++i) key[i] = a.k + a.k_at[j + i < last ? j + i : last];
-        Vec<T, 4> sum{};
-        dots<W>(a.q, key, 0, a.d, sum);
-        store(a.scores + j, sum * a.scale);
+inline void score(const Attend<T>& a) {
+    products<W>(a.q, a.k, a.k_at, a.count, a.d, a.scale, a.scores);
+    for (int64_t j = a.count; j % W; ++j) a.scores[j] = -INFINITY;
+    if (a.softcap == 0) return;
+    for (int64_t j = 0; j < a.count; j += W) {
+        const Vec<T, W> x = load<W>(a.scores + j), bent = tanh_lanes<W>(x / a.softcap) * a.softcap;
+        store(a.scores + j, x == (T)-INFINITY ? x : bent);
     }
+}
+
+// Scores become e^(score - highest); their sum is returned.
+template <int W, typename T>
+inline T exponentiate(const Attend<T>& a) {
     Vec<T, W> top = Vec<T, W>{} - (T)INFINITY;
-    for (j = a.count; j % W; ++j) a.scores[j] = -INFINITY;
-    for (j = 0; j < a.count; j += W) {
-        Vec<T, W> x = load<W>(a.scores + j);
-        if (a.softcap > 0) {
-            const Vec<T, W> bent = tanh_lanes<W>(x / a.softcap) * a.softcap;
-            x = x == (T)-INFINITY ? x : bent;
-            store(a.scores + j, x);
-        }
+    for (int64_t j = 0; j < a.count; j += W) {
+        const Vec<T, W> x = load<W>(a.scores + j);
         top = x > top ? x : top;
     }
     T highest = top[0];
     for (int i = 1; i < W; ++i) highest = top[i] > highest ? top[i] : highest;
     Vec<T, W> total{};
-    for (j = 0; j < a.count; j += W) {
+    for (int64_t j = 0; j < a.count; j += W) {
         const Vec<T, W> weight = exp_lanes<W>(load<W>(a.scores + j) - highest);
         store(a.scores + j, weight);
         total += weight;
     }
     const Vec<T, 4> part = fold<T>(total);
-    mix<W, 4>(a, T(1) / ((part[0] + part[1]) + (part[2] + part[3])), 0);
+    return (part[0] + part[1]) + (part[2] + part[3]);
 }
 
+template <int W, typename T>
+void attend(const Attend<T>& a) {
+    score<W>(a);
+    const T factor = T(1) / exponentiate<W>(a);
+    mix<W, 4>(a.scores, a.v, a.v_at, a.count, a.d, factor, a.out, 0);
+}
+
+// to[0:d] += weight * x
+template <int W, typename T>
+inline void add(T weight, const T* x, int64_t d, T* to) {
+    int64_t c = 0;
+    for (; c + W <= d; c += W) store(to + c, load<W>(to + c) + weight * load<W>(x + c));
+    for (; c < d; ++c) to[c] += weight * x[c];
+}
+
+// With p = softmax(s): dv_j += p_j up, ds_j = p_j (up.v_j - sum_i p_i up.v_i), dq = sum_j ds_j s'_j k_j, dk_j += ds_j
+// s'_j q.
+template <int W, typename T>
+void attend_backward(const AttendBackward<T>& b) {
+    const Attend<T>& a = b.forward;
+    T *const p = a.scores, *const slope = p + b.padded, *const ds = slope + b.padded;
+    score<W>(a);
+    for (int64_t j = 0; j < a.count; ++j) {
+        const T bent = a.softcap == 0 ? T(0) : p[j] / a.softcap;
+        slope[j] = a.scale * (1 - bent * bent);
+    }
+    const T factor = T(1) / exponentiate<W>(a);
+    products<W>(b.up, a.v, a.v_at, a.count, a.d, T(1), ds);
+    T mean = 0;
+    for (int64_t j = 0; j < a.count; ++j) {
+        p[j] *= factor;
+        mean += p[j] * ds[j];
+    }
+    for (int64_t j = 0; j < a.count; ++j) {
+        ds[j] = p[j] * (ds[j] - mean) * slope[j];
+        add<W>(ds[j], a.q, a.d, b.dk + b.grad_at[j]);
+        add<W>(p[j], b.up, a.d, b.dv + b.grad_at[j]);
+    }
+    mix<W, 4>(ds, a.k, a.k_at, a.count, a.d, T(1), a.out, 0);
+}
+
+constexpr int kDoubles = KNOWEDIT_LANES > 8 ? 8 : KNOWEDIT_LANES;
+
 void attend_f32(const Attend<float>& a) { attend<KNOWEDIT_LANES>(a); }
-void attend_f64(const Attend<double>& a) { attend<(KNOWEDIT_LANES > 8 ? 8 : KNOWEDIT_LANES)>(a); }
+void attend_f64(const Attend<double>& a) { attend<kDoubles>(a); }
+void attend_backward_f32(const AttendBackward<float>& b) { attend_backward<KNOWEDIT_LANES>(b); }
+void attend_backward_f64(const AttendBackward<double>& b) { attend_backward<kDoubles>(b); }
 
 }  // namespace
 
 extern const AttendBodies KNOWEDIT_NAME(attend);
-const AttendBodies KNOWEDIT_NAME(attend) = {attend_f32, attend_f64};
+const AttendBodies KNOWEDIT_NAME(attend) = {attend_f32, attend_f64, attend_backward_f32, attend_backward_f64};
 
 }  // namespace knowedit

@@ -22,9 +22,21 @@ struct Attend {
 
 constexpr int64_t kScorePadding = 16;
 
+template <typename T>
+struct AttendBackward {
+    Attend<T> forward;       // out: the gradient in q; scores: scratch, [3 * padded]
+    int64_t padded;          // at least count + kScorePadding
+    const T* up;             // [d], the gradient in the row's output
+    const int64_t* grad_at;  // [count]
+    T* dk;                   // the gradient in key j is added to dk + grad_at[j]
+    T* dv;                   // and that in value j to dv + grad_at[j]
+};
+
 struct AttendBodies {
     void (*f32)(const Attend<float>&);
     void (*f64)(const Attend<double>&);
+    void (*backward_f32)(const AttendBackward<float>&);
+    void (*backward_f64)(const AttendBackward<double>&);
 };
 
 extern const AttendBodies attend_baseline;

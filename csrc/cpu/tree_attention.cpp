@@ -1,5 +1,5 @@
-// Rows are cut into units: up to kUnitRows consecutive rows of one segment, which share their ancestors' keys. Threads
-// take units in turn; a unit's result depends on nothing else, so neither does the op's on the number of threads.
+// Threads take units (see units.h) in turn; a unit's result depends on nothing else, so neither does the op's on the
+// number of threads.
 #include "knowedit/tree_attention.h"
 
 #include <algorithm>
@@ -10,63 +10,13 @@
 #include "half.h"
 #include "isa.h"
 #include "parallel.h"
+#include "units.h"
 
 namespace knowedit {
 namespace {
 
-constexpr int64_t kUnitRows = 32;
-constexpr int64_t kGrain = 8;               // units a thread takes at a time
-constexpr int64_t kNearCache = 512 << 10;   // bytes of keys and values that may be gone through row by row
-constexpr int64_t kWorthThreads = 1 << 20;  // multiply-adds below which starting threads costs more than it brings
-
-struct Unit {
-    int32_t line;   // segment
-    int32_t first;  // row within it
-    int32_t count;  // rows
-};
-
-struct Run {  // consecutive visible keys
-    int64_t row, position, count;
-};
-
-// The ancestors' visible keys, nearest first.
-void climb(const TreeAttention& p, const Segment& from, std::vector<Run>& runs) {
-    runs.clear();
-    int64_t limit = from.position;
-    for (int32_t at = from.parent; at >= 0; at = p.segments[at].parent) {
-        const Segment& s = p.segments[at];
-        const int64_t end = std::min<int64_t>(int64_t{s.position} + s.length, limit);
-        if (end > s.position) runs.push_back({s.kv_row, s.position, end - s.position});
-        limit = std::min<int64_t>(limit, s.position);
-    }
-}
-
-// The keys one unit sees, in ascending position: where each key and value row starts, in elements.
-struct Keys {
-    std::vector<Run> runs;
-    std::vector<int64_t> row, position, k_at, v_at;
-
-    void collect(const TreeAttention& p, const Unit& unit) {
-        const Segment& s = p.segments[unit.line];
-        climb(p, s, runs);
-        row.clear(), position.clear();
-        const int64_t oldest = p.window > 0 ? int64_t{s.position} + unit.first - p.window : -1;  // out of sight for all
-        auto append = [&](const Run& run) {
-            for (int64_t i = std::max<int64_t>(0, oldest + 1 - run.position); i < run.count; ++i)
-                row.push_back(run.row + i), position.push_back(run.position + i);
-        };
-        std::for_each(runs.rbegin(), runs.rend(), append);
-        append({s.kv_row, s.position, int64_t{unit.first} + unit.count});
-        k_at.resize(row.size()), v_at.resize(row.size());
-    }
-
-    void place(int64_t k_stride, int64_t v_stride, bool gathered) {
-        for (size_t j = 0; j < row.size(); ++j) {
-            const int64_t at = gathered ? static_cast<int64_t>(j) : row[j];
-            k_at[j] = at * k_stride, v_at[j] = at * v_stride;
-        }
-    }
-};
+constexpr int64_t kGrain = 8;              // units a thread takes at a time
+constexpr int64_t kNearCache = 512 << 10;  // bytes of keys and values that may be gone through row by row
 
 template <typename T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
@@ -135,14 +85,8 @@ class Worker {
 
     void attend_row(const Unit& unit, int64_t head, int64_t i, const C* k, const C* v) {
         const Segment& s = p.segments[unit.line];
-        const int64_t in_segment = unit.first + i, query = s.query_row + in_segment;
-        const int64_t end = static_cast<int64_t>(keys.row.size()) - unit.count + i + 1;
-        int64_t begin = 0;
-        if (p.window > 0) {
-            const int64_t oldest = s.position + in_segment - p.window;  // the last position out of sight
-            begin =
-                std::upper_bound(keys.position.begin(), keys.position.begin() + end, oldest) - keys.position.begin();
-        }
+        const int64_t query = s.query_row + unit.first + i;
+        const auto [begin, end] = keys.seen(p, unit, i);
         const T* q = static_cast<const T*>(p.q) + query * p.q_row + head * p.q_head;
         T* out = static_cast<T*>(p.out) + (query * p.heads + head) * p.head_dim;
         Attend<C> a{};
@@ -206,19 +150,7 @@ void zero_idle_rows(const TreeAttention& p) {
 void tree_attention_cpu(const TreeAttention& p, int threads) {
     zero_idle_rows(p);
     std::vector<Unit> units;
-    std::vector<Run> runs;
-    int64_t pairs = 0;  // query-key pairs a head
-    for (int64_t line = 0; line < p.segment_count; ++line) {
-        const Segment& s = p.segments[line];
-        if (s.query_row < 0) continue;
-        climb(p, s, runs);
-        int64_t above = 0;
-        for (const Run& run : runs) above += run.count;
-        pairs += s.length * (above + s.length / 2 + 1);
-        for (int64_t first = 0; first < s.length; first += kUnitRows)
-            units.push_back({static_cast<int32_t>(line), static_cast<int32_t>(first),
-                             static_cast<int32_t>(std::min(kUnitRows, s.length - first))});
-    }
+    const int64_t pairs = cut(p, units);
     if (pairs * p.heads * p.head_dim * 2 < kWorthThreads) threads = 1;
     switch (p.dtype) {
         case DType::Float32:

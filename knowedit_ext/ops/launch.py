@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .reference import compute_dtype
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # knowedit::DType
 
@@ -33,7 +36,58 @@ def tree_attention(
     """Checked arguments to the native body of q's device; returns [rows, heads, d] contiguous."""
     q, k, v, segments = _packed(q), _packed(k), _packed(v), segments.contiguous()
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    params = native.TreeAttention(
+    params = _tree_attention_params(native, q, k, v, out, segments, scale, window, softcap)
+    if q.device.type == "cpu":
+        native.tree_attention_cpu(params, torch.get_num_threads())
+    else:
+        owner = torch.empty(len(q), dtype=torch.int32, device=q.device)  # workspace: the segment of each row
+        device, stream = _stream(q)
+        native.tree_attention_cuda(params, owner.data_ptr(), device, stream)
+    return out
+
+
+def tree_attention_backward(
+    native: ModuleType,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients in q, k and v (on the CPU) from grad [rows, heads, d]; half precision is computed in float32."""
+    before, kind = q.dtype, compute_dtype(q.dtype)
+    grad, q, k, v = (_packed(x.to(kind)) for x in (grad, q, k, v))
+    segments = segments.contiguous()
+    dq, dk, dv = (torch.empty(x.shape, dtype=kind) for x in (q, k, v))
+    params = native.TreeAttentionBackward(
+        forward=_tree_attention_params(native, q, k, v, dq, segments, scale, window, softcap),
+        grad=grad.data_ptr(),
+        dq=dq.data_ptr(),
+        dk=dk.data_ptr(),
+        dv=dv.data_ptr(),
+        stats=0,
+        kv_rows=len(k),
+        grad_strides=grad.stride()[:2],
+    )
+    native.tree_attention_backward_cpu(params, torch.get_num_threads())
+    return dq.to(before), dk.to(before), dv.to(before)
+
+
+def _tree_attention_params(
+    native: ModuleType,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    segments: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Any:
+    return native.TreeAttention(
         q=q.data_ptr(),
         k=k.data_ptr(),
         v=v.data_ptr(),
@@ -52,13 +106,6 @@ def tree_attention(
         window=window,
         softcap=softcap,
     )
-    if q.device.type == "cpu":
-        native.tree_attention_cpu(params, torch.get_num_threads())
-    else:
-        owner = torch.empty(len(q), dtype=torch.int32, device=q.device)  # workspace: the segment of each row
-        device, stream = _stream(q)
-        native.tree_attention_cuda(params, owner.data_ptr(), device, stream)
-    return out
 
 
 def restore_rows(

@@ -35,10 +35,24 @@ struct TreeAttention {
     double softcap;  // scores become softcap * tanh(score / softcap); 0: none
 };
 
+struct TreeAttentionBackward {
+    TreeAttention forward;  // its out is not read
+    const void* grad;       // [rows, heads, head_dim], innermost stride 1
+    void* dq;               // [rows, heads, head_dim] contiguous
+    void *dk, *dv;          // [kv_rows, kv_heads, head_dim] contiguous
+    void* stats;            // workspace [rows, heads, 2], float (double for double)
+    int64_t kv_rows;
+    int64_t grad_row, grad_head;  // strides, in elements
+};
+
 // Runs on `threads` threads at most; the result does not depend on how many.
 void tree_attention_cpu(const TreeAttention& params, int threads);
+// Float32 and Float64 only; stats is not used. Every element of dq, dk and dv is written.
+void tree_attention_backward_cpu(const TreeAttentionBackward& params, int threads);
 
 // owner: workspace [rows], int32. Enqueued on `stream` (a cudaStream_t) of `device`; does not wait.
 void tree_attention_cuda(const TreeAttention& params, int32_t* owner, int device, void* stream);
+// Every element of dq, dk and dv is written; the result is the same every time.
+void tree_attention_backward_cuda(const TreeAttentionBackward& params, int32_t* owner, int device, void* stream);
 
 }  // namespace knowedit
