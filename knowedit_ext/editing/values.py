@@ -8,6 +8,7 @@ edited one, are computed in a step; the head sees the target's rows and the KL p
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,7 @@ def optimise_values(
 
     contexts: templates with one `{}`, the bare "{}" first. batch: edits at once; None: from free memory.
     ROME's loss is read behind the last layer whatever `params.v_loss_layer` says, as published.
+    Raises ValueError where a loss is not finite.
     """
     last = model.num_layers
     if site == "layer" and params.v_loss_layer is not None:
@@ -81,7 +83,12 @@ def optimise_values(
     for first in tqdm(range(0, len(requests), size), desc="values", unit="batch", disable=not progress):
         parts.append(_Batch(model, prompts[first : first + size], params, site, layer, last).optimise())
     names = ("values", "initial", "loss", "steps")
-    return Values(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    found = Values(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    for request, loss in zip(requests, found.loss.tolist(), strict=True):
+        if not math.isfinite(loss):
+            text = request.prompt.replace("{}", request.subject)
+            raise ValueError(f"the loss of '{text}' became {loss}: NaN or infinity in weights or activations")
+    return found
 
 
 def _prompts(

@@ -19,6 +19,7 @@ from ..support.tokenizers import word_level
 from ..support.unchanged import assert_unchanged, snapshot
 from .models import editable, fresh
 from .plain import covariance, down_projection, moments_of
+from .test_edit import bits
 
 GOOD = EditRequest("w5 {} w9", "w3 w7", "w20")
 ROME = ROMEParams(layers=(0,), v_num_grad_steps=2)
@@ -165,6 +166,18 @@ def test_numbers_that_are_not(bad: float) -> None:
         weight[3, 3] = bad
     with pytest.raises(ValueError, match="'transformer.h.0.mlp.c_proj.weight' holds NaN or infinite numbers"):
         rome(model, GOOD, ROME, moments, ["{}"])
+
+
+@pytest.mark.parametrize("name", ["transformer.h.3.attn.c_attn.weight", "transformer.ln_f.weight", "lm_head.weight"])
+def test_weights_behind_the_edited_layers_that_are_not_finite(name: str) -> None:
+    model = fresh("gpt2")
+    with torch.no_grad():
+        model.hf.get_parameter(name).view(-1)[5] = torch.nan
+    moments, before = moments_of(editable("gpt2"), (0, 1)), bits(model)
+    for method, params, contexts in ((rome, ROME, ["{}"]), (memit, MEMIT, [["{}"]])):
+        with pytest.raises(ValueError, match="the loss of 'w5 w3 w7 w9' became nan: NaN or infinity in weights"):
+            method(model, GOOD, params, moments, contexts)
+        assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, bits(model), strict=True))
 
 
 def test_a_target_without_tokens() -> None:
