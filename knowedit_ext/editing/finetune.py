@@ -227,7 +227,7 @@ def _train(
     trained = {name: weight.detach().to(_precise(weight.dtype), copy=True) for name, weight in weights.items()}
     variables = [tensor.requires_grad_() for tensor in trained.values()]
     optimiser = torch.optim.Adam(variables, lr=params.lr, weight_decay=weight_decay)
-    requests, mean = sum(batch.size for batch in batches), math.inf
+    requests = sum(batch.size for batch in batches)
     for epoch in tqdm(range(params.num_steps), desc="fine-tuning", unit="epoch", disable=not progress):
         total = 0.0
         for batch in batches:
@@ -247,6 +247,9 @@ def _train(
         logger.debug("epoch %d: mean loss %.4f", epoch, mean)
         if mean < STOP_LOSS:
             break
+    for name, tensor in trained.items():  # the last step is followed by no loss
+        if not torch.isfinite(tensor).all():
+            raise FloatingPointError(f"'{name}' came to hold NaN or infinite numbers: try a lower lr than {params.lr}")
     logger.info("fine-tuned %d requests in %d epochs to a mean loss of %.4f", requests, epoch + 1, mean)
     return {name: tensor.detach() for name, tensor in trained.items()}
 

@@ -329,11 +329,15 @@ def test_weights_that_are_not_finite(bad: float) -> None:
         finetune(model, REQUESTS, BRIEF)
 
 
-def test_a_loss_that_is_not_finite() -> None:
+def test_numbers_that_do_not_stay_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     model = editable("gpt2")
     before = snapshot(model.hf)
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch .*: try a lower lr than 1e"):
         finetune(model, REQUESTS, replace(BRIEF, lr=1e36))
+    spoil = lambda optimiser: optimiser.param_groups[0]["params"][0].data.fill_(math.inf)  # noqa: E731
+    monkeypatch.setattr(torch.optim.Adam, "step", spoil)
+    with pytest.raises(FloatingPointError, match="c_proj.weight' came to hold NaN or infinite numbers"):
+        finetune(model, REQUESTS[0], replace(BRIEF, num_steps=1))
     assert_unchanged(before, model.hf)
 
 
