@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import knowedit_ext as ke
-from knowedit_ext.editing.edit import LowRank, describe_model, weight_is_input_first
+from knowedit_ext.editing.edit import LowRank, weight_is_input_first
 from knowedit_ext.world import load_world
 
 from ..support.families import tiny_hf
@@ -28,7 +28,7 @@ def some_edit(model: ke.EditableModel, ranks: dict[int, int]) -> ke.Edit:
         d_in, d_out = module.weight.shape if first else module.weight.shape[::-1]
         inputs, outputs = (0.1 * torch.randn(d, rank, generator=generator).double() for d in (d_in, d_out))
         changes[f"{model.modules.parameter_name(layer)}.weight"] = LowRank(inputs, outputs, first)
-    return ke.Edit(changes, "test", model=describe_model(model))
+    return ke.Edit(changes, "test").bind(model)
 
 
 @torch.no_grad()
