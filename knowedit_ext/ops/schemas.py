@@ -83,7 +83,16 @@ def _(q, k, v, segments, scale, window=0, softcap=0.0):
     return q.new_empty(q.shape)
 
 
-LIBRARY.impl("tree_attention_backward", reference.tree_attention_backward, "CompositeExplicitAutograd")
+def _tree_attention_gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, window: int, softcap: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    native = _native.module("cpu") if q.device.type == "cpu" else None
+    if native is None:
+        return reference.tree_attention_backward(grad, q, k, v, segments, scale, window, softcap)
+    return launch.tree_attention_backward(native, grad, q, k, v, segments, scale, window, softcap)
+
+
+LIBRARY.impl("tree_attention_backward", _tree_attention_gradients, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("knowedit_ext::tree_attention_backward", lib=LIBRARY)

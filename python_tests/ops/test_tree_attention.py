@@ -158,6 +158,38 @@ def test_gradients(body, window, softcap):
     assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "seed, d, window, softcap", [(0, 64, 0, 0.0), (9, 40, 3, 0.0), (11, 128, 0, 1.5), (17, 7, 2, 0.5)]
+)
+def test_gradients_of_any_tree_against_autograd_in_float64(body, dtype, seed, d, window, softcap):
+    segments, rows, kv_rows = trees.random_tree(seed)
+    q, k, v = random_qkv(rows, kv_rows, heads=6, kv_heads=2, d=d, dtype=dtype)
+    up = torch.randn(rows, 12, d).to(dtype)[:, ::2]  # its heads do not follow each other
+    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    trees.plain(*exact, segments, d**-0.5, window, softcap).backward(up.double())
+    leaves = [x.to(body).requires_grad_() for x in (q, k, v)]
+    ops.tree_attention(*leaves, segments.to(body), d**-0.5, window, softcap).backward(up.to(body))
+    for leaf, truth in zip(leaves, exact, strict=True):
+        assert trees.error(leaf.grad.cpu(), truth.grad) < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_gradients_do_not_depend_on_threads(threads):
+    segments, rows = trees.forest([90, 40, 40])
+    qkv = random_qkv(rows, rows, heads=8, kv_heads=4, d=64, dtype=torch.float32)
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            leaves = [x.clone().requires_grad_() for x in qkv]
+            ops.tree_attention(*leaves, segments, 0.125).square().sum().backward()
+            found.append([leaf.grad for leaf in leaves])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, many) for one, many in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_have_the_dtype_and_shape_of_their_tensors(body, dtype):
     segments, rows = trees.forest([5, 3])
