@@ -174,6 +174,80 @@ def moments(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help='Hub name or folder; "world": the built-in one.')],
+    out: Annotated[Path, typer.Option(help="Folder for cases and report; a run that was killed goes on there.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="JSON of CounterFact (also the flat schema) or zsRE; default: the world's facts."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="none, rome, memit, ft or ft-l.")] = "none",
+    params: Annotated[str, typer.Option(help='A preset, e.g. "gpt2-xl", or a JSON file with the published keys.')] = "",
+    moments: Annotated[Path | None, typer.Option(help="Folder made by `knowedit moments` (rome, memit).")] = None,
+    num_edits: Annotated[int | None, typer.Option(help="Facts edited at once; default: memit all, others 1.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N records.")] = None,
+    snippets: Annotated[Path | None, typer.Option(help="attribute_snippets.json, for consistency.")] = None,
+    tfidf: Annotated[tuple[Path, Path] | None, typer.Option(help="idf.npy and tfidf_vocab.json.")] = None,
+    generation: Annotated[bool, typer.Option(help="Fluency and consistency of generated text.")] = True,
+    baseline: Annotated[bool, typer.Option(help="Also measure the unedited model.")] = True,
+    skip_bad: Annotated[bool, typer.Option(help="Leave bad records out, and count them.")] = False,
+    compat: Annotated[str | None, typer.Option(help='"reference": the published code\'s quirks too.')] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the generated contexts.")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Edit facts and measure the edits: the papers' table for one method; runs under torchrun too."""
+    from .evaluation.command import run
+
+    choices = dict(method=method, params=params, moments=moments, num_edits=num_edits, seed=seed)
+    texts = dict(generation=generation, snippets=snippets, tfidf=tfidf)
+    run(
+        lambda: _load(model, device, dtype),
+        model == "world",
+        data,
+        out,
+        choices,
+        texts,
+        dict(limit=limit, baseline=baseline, skip_bad=skip_bad, compat=compat),
+        typer.echo,
+    )
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders made by `knowedit evaluate`, or published case files.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where the Markdown table goes; default: the terminal.")] = None,
+) -> None:
+    """Runs side by side, in the papers' column order."""
+    import knowedit_ext as ke
+    from knowedit_ext.evaluation.report import side_by_side
+    from knowedit_ext.files import atomic_write
+
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    text = side_by_side({name: ke.Report.load(folder) for name, folder in zip(names, folders, strict=True)})
+    if out is None:
+        typer.echo(text)
+    else:
+        atomic_write(out, lambda file: file.write(text.encode()))
+        typer.echo(str(out))
+
+
+@app.command()
+def download(
+    name: Annotated[str, typer.Argument(help="counterfact, attribute_snippets, idf or tfidf_vocab.")],
+    folder: Annotated[Path | None, typer.Option(help="Where it goes; default: the cache.")] = None,
+) -> None:
+    """Fetch a published data file, check it, and say where it is."""
+    from .datasets import download as fetch
+
+    typer.echo(str(fetch(name, folder)))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for what the demo makes.")] = Path("demo_out"),
     edits: Annotated[int, typer.Option(help="Facts to edit by MEMIT, after three by ROME; 0: none.")] = 100,

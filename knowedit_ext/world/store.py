@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,13 @@ class World:
     def snippets(self) -> list[dict]:
         """Reference texts per relation and object, in the schema of ``attribute_snippets.json``."""
         return export.snippets(self.people)
+
+    def statements(self) -> list[str]:
+        """Sentences that state the facts, by templates met in training and others, in a fixed mixed order: the text for
+        second moments."""
+        texts = [f"{fact['prompt']} {fact['attribute']}." for fact in self.facts() + self.held_out(prefix=True)]
+        random.Random(3).shuffle(texts)
+        return texts
 
     def inverse_statements(self) -> list[dict]:
         """Prompts from an object to the people who have it."""

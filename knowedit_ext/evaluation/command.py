@@ -1,0 +1,107 @@
+"""What `knowedit evaluate` does: data, method and texts from files, then `evaluate`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..datasets import load_snippets, load_tfidf, wanted_snippets
+from ..datasets.records import Records
+from ..editing.edit import Edit
+from ..files import write_json
+from ..model import EditableModel
+from ..moments import Moments, collect_moments
+from ..ranks import Ranks
+from ..world import load_world
+from .consistency import TfIdf
+from .evaluate import evaluate, load
+from .methods import METHODS, PARAMS, Editing, params_of
+
+
+def run(
+    load_model: Callable[[], EditableModel],
+    of_world: bool,
+    data: Path | None,
+    out: Path,
+    choices: dict[str, Any],
+    texts: dict[str, Any],
+    settings: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Files are read and checked before the model. choices: method, params, moments, num_edits, seed; texts:
+    generation, snippets, tfidf; settings: of `evaluate`, and limit."""
+    _check(data, of_world, choices, texts)
+    limit, compat = settings.pop("limit"), settings["compat"]
+    records, kind = load(load_world().records() if data is None else data, None, settings["skip_bad"], limit)
+    described = _texts(data, texts, records if kind == "counterfact" else Records())
+    params = None if choices["method"] == "none" else params_of(choices["method"], choices["params"])
+    moments = None if choices["moments"] is None else Moments.load(choices["moments"])
+    model = load_model()
+    if moments is None and data is None and getattr(params, "mom2_adjustment", False):
+        moments = collect_moments(model, load_world().statements(), params.layers)
+    edit: Editing | Edit | None = None
+    group = None
+    if params is not None:
+        num_edits = choices["num_edits"] or (len(records) if choices["method"] == "memit" else 1)
+        edit = Editing(model, choices["method"], params, moments, num_edits > 1, choices["seed"], compat)
+        group = num_edits if num_edits > 1 else None
+        if num_edits >= len(records) > 1:
+            edit, settings["time"] = _whole(edit, records, out)
+    report = evaluate(model, records, edit, out=out, group=group, progress=True, **described, **settings)
+    if not int(os.environ.get("RANK", 0)):
+        say(report.table())
+        say(str(out / "report.md"))
+
+
+def _check(data: Path | None, of_world: bool, choices: dict[str, Any], texts: dict[str, Any]) -> None:
+    method = choices["method"]
+    if method not in METHODS:
+        raise ValueError(f"unknown method '{method}': expected one of {', '.join(METHODS)}")
+    if data is None and not of_world:
+        raise ValueError("--data FILE is missing (only the built-in world has facts of its own)")
+    if method in PARAMS and not choices["params"]:
+        raise ValueError(
+            f"--params is missing: a preset of {method} ({', '.join(PARAMS[method].presets)}) or a JSON file"
+        )
+    if (choices["num_edits"] or 1) < 1:
+        raise ValueError(f"--num-edits is {choices['num_edits']}: expected at least 1")
+    if texts["tfidf"] is not None and texts["snippets"] is None:
+        raise ValueError("--tfidf is for the consistency with --snippets: give these too")
+
+
+def _texts(data: Path | None, texts: dict[str, Any], records: Records) -> dict[str, Any]:
+    """Arguments of `evaluate` about generated text."""
+    if not texts["generation"] or not records:
+        return {"generation": False}
+    source = load_world().snippets() if data is None and texts["snippets"] is None else texts["snippets"]
+    if source is None:
+        return {"generation": True}
+    # Weights of words are fitted on all snippets where they are not given.
+    only = None if texts["tfidf"] is None else wanted_snippets(records)
+    found = {"generation": True, "snippets": load_snippets(source, only=only)}
+    if texts["tfidf"] is not None:
+        read = load_tfidf(*texts["tfidf"])
+        found["tfidf"] = TfIdf.from_arrays(read.idf, read.vocabulary)
+    return found
+
+
+def _whole(editing: Editing, records: Records, out: Path) -> tuple[Edit, float]:
+    """One edit of all records, kept in the folder: a run that goes on goes on with the same one. And its seconds."""
+    path, told = out / "edit.safetensors", out / "edit.json"
+    asked = json.loads(json.dumps({**editing.describe(), "case_ids": [record["case_id"] for record in records]}))
+    ranks = Ranks()
+    if ranks.first and not (path.exists() and told.exists()):
+        from time import perf_counter
+
+        began = perf_counter()
+        edit = editing(records)
+        edit.save(path)
+        write_json(told, {"asked": asked, "seconds": perf_counter() - began})
+    ranks.wait()
+    found = json.loads(told.read_text(encoding="utf-8"))
+    if found["asked"] != asked:
+        raise ValueError(f"'{path}' was made with other settings: choose another folder")
+    return Edit.load(path), found["seconds"]

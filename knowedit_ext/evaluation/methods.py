@@ -1,0 +1,81 @@
+"""Editing methods by name, as what an evaluation asks for its edits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..datasets.records import Record
+from ..editing.contexts import memit_contexts, rome_contexts
+from ..editing.edit import Edit
+from ..editing.finetune import finetune
+from ..editing.memit import memit
+from ..editing.params import FTParams, LayerParams, MEMITParams, ROMEParams
+from ..editing.rome import rome_each
+from ..model import EditableModel
+from ..moments import Moments
+
+PARAMS: dict[str, type[LayerParams]] = {"rome": ROMEParams, "memit": MEMITParams, "ft": FTParams, "ft-l": FTParams}
+METHODS = ("none", *PARAMS)
+
+
+@dataclass
+class Editing:
+    """Makes the edits of a group of records by one method (`evaluation.job.Method`).
+
+    name: rome, memit, ft or ft-l. together: one edit of all records of a group (what `num_edits` is in the published
+    code); else one a record, each made on the model as it is.
+    """
+
+    model: EditableModel
+    name: str
+    params: LayerParams
+    moments: Moments | None = None
+    together: bool = False
+    seed: int = 0
+    compat: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in PARAMS:
+            raise ValueError(f"unknown method '{self.name}': expected one of {', '.join(PARAMS)}")
+        if self.name == "rome" and self.together:
+            raise ValueError("rome edits one fact at a time: memit edits many at once")
+        self._contexts: Any = None
+
+    def __call__(self, records: Sequence[Record]) -> Sequence[Edit] | Edit:
+        if self.together:
+            return self._one(records)
+        return rome_each(*self._arguments(records)) if self.name == "rome" else [self._one([r]) for r in records]
+
+    def _one(self, records: Sequence[Record]) -> Edit:
+        if self.name == "memit":
+            return memit(*self._arguments(records))
+        return finetune(self.model, records, self.params, self.compat)
+
+    def _arguments(self, records: Sequence[Record]) -> tuple[Any, ...]:
+        if self._contexts is None:  # generated once for all records, as published
+            if self.name == "rome":
+                self._contexts = rome_contexts(self.model, self.params.context_template_length_params, self.seed)
+            else:
+                self._contexts = memit_contexts(self.model, self.seed)
+        return self.model, records, self.params, self.moments, self._contexts, self.compat
+
+    def describe(self) -> dict[str, Any]:
+        counts = None if self.moments is None else {str(n): self.moments[n].count for n in self.moments.layers}
+        described = {
+            "params": self.params.to_dict(),
+            "moments": counts,
+            "seed": self.seed,
+            "compat": self.compat,
+            "together": self.together,
+        }
+        return {"method": self.name, **described}
+
+
+def params_of(method: str, given: str) -> LayerParams:
+    """From a preset's name (that of ft-l is told by the method) or a JSON file with the published keys."""
+    kind = PARAMS[method]
+    if given.endswith(".json"):
+        return kind.from_json(given)
+    return kind.preset(f"{given}/{method}" if f"{given}/{method}" in kind.presets else given)
