@@ -113,6 +113,28 @@ def test_tree_attention(benchmark, case: str, dtype: str, body: str) -> None:
 
 
 @pytest.mark.parametrize("body", ["native", "reference"])
+def test_tree_attention_backward(benchmark, body: str) -> None:
+    """Editing's load: the last 6 rows of 224 prompts of 15 tokens, the rest frozen."""
+    prompts, length, last = 224, 15, 6
+    frozen, scale = prompts * length, HEAD_DIM**-0.5
+    roots = [(-1, i * length, 0, length, -1) for i in range(prompts)]
+    ends = [(i * last, frozen + i * last, length - last, last, i) for i in range(prompts)]
+    segments = torch.tensor(roots + ends, dtype=torch.int32)
+    torch.manual_seed(0)
+    q, up = torch.randn(2, prompts * last, HEADS, HEAD_DIM)
+    k, v = torch.randn(2, frozen + prompts * last, HEADS, HEAD_DIM)
+    run = partial(reference.tree_attention_backward, up, q, k, v, segments, scale, 0, 0.0)
+    exact = reference.tree_attention_backward(up.double(), q.double(), k.double(), v.double(), segments, scale, 0, 0.0)
+    if body == "native":
+        native()
+        run = partial(torch.ops.knowedit_ext.tree_attention_backward, *run.args)
+    for found, truth in zip(run(), exact, strict=True):
+        assert float((found.double() - truth).norm() / truth.norm()) < 1e-6
+    pairs = prompts * (last * (length - last) + last * (last + 1) // 2)
+    finish(benchmark, "tree_attention_backward", run, flops=10 * pairs * HEADS * HEAD_DIM)
+
+
+@pytest.mark.parametrize("body", ["native", "reference"])
 @pytest.mark.parametrize("case", ["overwrite", "add"])
 def test_restore_rows(benchmark, case: str, body: str) -> None:
     torch.manual_seed(0)
