@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from .datasets import load_known
 from .editing.memit import memit
 from .editing.params import MEMITParams, ROMEParams
 from .editing.request import EditRequest
-from .editing.rome import rome
-from .facts import encode
+from .editing.rome import rome_each
+from .evaluation.evaluate import evaluate
+from .evaluation.report import Report
 from .model import EditableModel, load_model
 from .moments import Moments, collect_moments
-from .sweep import log_probabilities
-from .sweep.capture import clean_runs
-from .sweep.packed import PackedPrompts
 from .tracing.causal import trace
 from .tracing.dataset import trace_dataset
 from .tracing.trace import KINDS
@@ -67,18 +62,14 @@ def _edit(model: EditableModel, world: World, out: Path, say: Callable[[str], No
     records = world.records()[:count]  # each of another person
     moments = _moments(model, world)
     say("\nROME, one fact at a time:")
-    for record in records[:3]:
-        edit = rome(model, record, ROMEParams.preset("world"), moments)
-        with edit.applied(model):
-            say(f"  {_sentence(record)} ->{EditRequest.of(record).target_new}")
-            after = _share_new(model, [record])
-        _table(say, _share_new(model, [record]), after, "    ")
+    edits = rome_each(model, records[:3], ROMEParams.preset("world"), moments)
+    for record, edit in zip(records, edits, strict=False):
+        request = EditRequest.of(record)
+        say(f"  {request.prompt.replace('{}', request.subject)} ->{request.target_new}")
+        _table(say, evaluate(model, [record], edit, generation=False), "    ")
     edit = memit(model, records, MEMITParams.preset("world"), moments, progress=True)
-    before = _share_new(model, records)
-    with edit.applied(model):
-        after = _share_new(model, records)
     say(f"\nMEMIT, {count} facts at once:")
-    _table(say, before, after, "  ")
+    _table(say, evaluate(model, records, edit, generation=False), "  ")
     path = out / "memit.safetensors"
     edit.save(path)
     return [path]
@@ -86,47 +77,18 @@ def _edit(model: EditableModel, world: World, out: Path, say: Callable[[str], No
 
 def _moments(model: EditableModel, world: World) -> Moments:
     layers = sorted({*ROMEParams.preset("world").layers, *MEMITParams.preset("world").layers})
-    texts = [
-        record["prompt"] + " " + record["attribute"] + "." for record in world.facts() + world.held_out(prefix=True)
-    ]
-    random.Random(3).shuffle(texts)
     width = model.modules.down_projection(0).weight.shape[0]
-    return collect_moments(model, texts, layers=layers, max_tokens=KEYS_A_WIDTH * width)
+    return collect_moments(model, world.statements(), layers=layers, max_tokens=KEYS_A_WIDTH * width)
 
 
-PROMPTS = {"edited prompt": "", "paraphrases": "paraphrase_prompts", "neighbours": "neighborhood_prompts"}
+QUESTIONS = {
+    "ES": "the new object is likelier than the true one, edited prompt",
+    "PS": "the same, paraphrases",
+    "NS": "the true object is likelier than the new one, neighbours",
+}
 
 
-def _share_new(model: EditableModel, records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """For each sort of prompt the share on which the new target is likelier than the true one."""
-    shares = {}
-    for name, key in PROMPTS.items():
-        cases = [(p, EditRequest.of(r)) for r in records for p in (r[key] if key else [_sentence(r)])]
-        new = _mean_logp(model, [(prompt, request.target_new) for prompt, request in cases])
-        true = _mean_logp(model, [(prompt, request.target_true) for prompt, request in cases])
-        shares[name] = float((new > true).double().mean())
-    return shares
-
-
-@torch.no_grad()
-def _mean_logp(model: EditableModel, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
-    """Mean token log-probability [pairs] of a target behind a prompt."""
-    ids = [(encode(model, prompt)[0], encode(model, prompt + target)[0]) for prompt, target in pairs]
-    packed = PackedPrompts(model, clean_runs(model, [whole[:-1] for _, whole in ids]))
-    hidden = packed.run(packed.start, 0, model.num_layers)
-    places = [(n, t) for n, (prompt, whole) in enumerate(ids) for t in range(len(prompt) - 1, len(whole) - 1)]
-    rows = torch.tensor([packed.row(n, t) for n, t in places])
-    targets = torch.tensor([ids[n][1][t + 1] for n, t in places])
-    logp = log_probabilities(model, model.modules.final_norm(hidden[rows]), targets)
-    owner = torch.tensor([n for n, _ in places])
-    return torch.zeros(len(ids)).index_add(0, owner, logp) / torch.bincount(owner)
-
-
-def _sentence(record: dict[str, Any]) -> str:
-    rewrite = record["requested_rewrite"]
-    return rewrite["prompt"].replace("{}", rewrite["subject"])
-
-
-def _table(say: Callable[[str], None], before: dict[str, float], after: dict[str, float], indent: str) -> None:
-    for name in PROMPTS:
-        say(f"{indent}new likelier than true, {name}: {before[name]:.0%} before, {after[name]:.0%} after")
+def _table(say: Callable[[str], None], report: Report, indent: str) -> None:
+    before, after = report.summary("pre"), report.summary("post")
+    for name, question in QUESTIONS.items():
+        say(f"{indent}{name}, {question}: {before[name].mean:.0f} % before, {after[name].mean:.0f} % after")
