@@ -8,6 +8,7 @@ from typing import Any
 
 import naive_editing
 import torch
+from moments import peak_memory
 
 import knowedit_ext as ke
 from knowedit_ext.editing.request import EditRequest, lookup, tokenize_in_contexts
@@ -41,7 +42,8 @@ def values_case(model: ke.EditableModel, timed: Callable, repeat: int) -> dict[s
     params = ke.MEMITParams(layers=(LAYERS[-1],), v_num_grad_steps=20)
     requests = requests_of_world()
     flat = [context for group in CONTEXTS for context in group]
-    ours, seconds = timed(lambda: optimise_values(model, requests, flat, params, "layer", LAYERS[-1]), repeat)
+    optimise = lambda: optimise_values(model, requests, flat, params, "layer", LAYERS[-1])  # noqa: E731
+    (ours, seconds), memory = peak_memory(lambda: timed(optimise, repeat))
 
     def loop() -> torch.Tensor:
         found = []
@@ -62,9 +64,9 @@ def values_case(model: ke.EditableModel, timed: Callable, repeat: int) -> dict[s
             )
         return torch.stack(found)
 
-    plain, plain_seconds = timed(loop, 1)
+    (plain, plain_seconds), plain_memory = peak_memory(lambda: timed(loop, 1))
     error = ((ours.values - plain).norm(dim=1) / plain.norm(dim=1)).max().item()
-    return check("values", error, 1e-3, seconds, plain_seconds)
+    return check("values", error, 1e-3, seconds, plain_seconds) | {"peak_mb": memory, "plain_peak_mb": plain_memory}
 
 
 def insert_case(model: ke.EditableModel, timed: Callable, repeat: int) -> dict[str, Any]:
@@ -83,15 +85,16 @@ def insert_case(model: ke.EditableModel, timed: Callable, repeat: int) -> dict[s
         moments = ke.Moments.from_arrays({layer: (m, 10 * width) for layer, m in zip(LAYERS, matrices, strict=True)})
         return ke.memit(model, requests, params, moments, CONTEXTS, values)
 
-    ours, seconds = timed(insert, repeat)
+    (ours, seconds), memory = peak_memory(lambda: timed(insert, repeat))
     groups = [[texts(model, r, group, False) for group in CONTEXTS] for r in requests]
     layers = [model.modules.layers[layer] for layer in LAYERS]
     projections = [model.modules.down_projection(layer) for layer in LAYERS]
     arguments = (model.hf, layers, projections, groups, values, matrices, params.mom2_update_weight)
-    plain, plain_seconds = timed(lambda: naive_editing.insert(*arguments), 1)
+    loop = lambda: naive_editing.insert(*arguments)  # noqa: E731
+    (plain, plain_seconds), plain_memory = peak_memory(lambda: timed(loop, 1))
     names = [f"{model.modules.parameter_name(layer)}.weight" for layer in LAYERS]
     error = max(((ours.delta(n) - p).norm() / p.norm()).item() for n, p in zip(names, plain, strict=True))
-    return check("insert", error, 1e-3, seconds, plain_seconds)
+    return check("insert", error, 1e-3, seconds, plain_seconds) | {"peak_mb": memory, "plain_peak_mb": plain_memory}
 
 
 def check(name: str, error: float, allowed: float, seconds: float, plain_seconds: float) -> dict[str, Any]:

@@ -11,6 +11,8 @@ values  z of 32 edits at layer 8 of that model
 insert  MEMIT's insertion of 32 edits over its layers 4-8
 moments second moments of its layers 7-11 in one pass, against five passes
 solve   d = 3072, 100 keys, the factor kept, against LU in float64
+evaluate       50 CounterFact records (the world's where the real ones are absent), no generation
+single_edits   the same under an edit of their own each, in one batch
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import editing
+import evaluation
 import moments
 import naive
 import numpy as np
@@ -139,20 +142,23 @@ CASES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "insert": small_gpt2_case(editing.insert_case),
     "moments": small_gpt2_case(moments.moments_case),
     "solve": small_gpt2_case(moments.solve_case),
+    "evaluate": small_gpt2_case(evaluation.evaluate_case),
+    "single_edits": small_gpt2_case(evaluation.single_edits_case),
 }
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
     lines = [
-        "| case | plain loop s | ours s | ratio | arithmetic allows | GFLOP/s | error |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| case | plain loop s | ours s | ratio | arithmetic allows | GFLOP/s | peak MB, plain | ours | error |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, r in found.items():
         allows, speed = r.get("arithmetic_ratio"), r.get("gflops")
         counted = f"{allows:.1f} | {speed:.0f}" if allows else "|"
+        memory = f"{r['plain_peak_mb']:.0f} | {r['peak_mb']:.0f}" if "peak_mb" in r else "|"
         lines.append(
             f"| {name} | {r['plain_seconds']:.3f} | {r['seconds']:.3f} | {r['ratio']:.1f} | {counted} "
-            f"| {r['error']:.0e} |"
+            f"| {memory} | {r['error']:.0e} |"
         )
     return "\n".join(lines)
 
