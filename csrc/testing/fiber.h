@@ -47,7 +47,7 @@ simt_switch:
 // A place to run, or (default constructed) where the scheduler itself runs.
 class Fiber {
   public:
-    // Fresh on the kStack bytes at `stack`; `entry` must not return.
+    // Anew on the kStack bytes at `stack`; `entry` must not return.
     void start(char* stack, void (*entry)()) {
         bottom = stack, size = kStack, fake = nullptr;
 #ifdef SIMT_ASAN

@@ -16,6 +16,7 @@ namespace simt {
 namespace {
 
 constexpr int kMostThreads = 1024;
+constexpr int kRunners = 2 * kMostThreads;
 constexpr size_t kStaticShared = 48 << 10;  // bytes a kernel may use without asking
 constexpr size_t kMostShared = 163 << 10;   // bytes a kernel may ask for on sm_80
 constexpr int kDevices = 4;
@@ -28,8 +29,15 @@ struct Copy {
     int bytes, zeros, group;
 };
 
-struct Thread {
+// A fiber with its stack, which runs one thread after another. A thread's number and its block decide which, so that
+// the race detector, to which a fiber is a thread, sees those of different blocks apart.
+struct Runner {
     Fiber fiber;
+    bool started, idle;
+};
+
+struct Thread {
+    Runner* on;
     State state;
     uint3 index;
     int number;
@@ -69,6 +77,7 @@ struct Block {
     char* order;  // its addresses order memory: one for each warp, one for the block
 };
 
+Runner runners[kRunners];
 Thread threads[kMostThreads];
 Snapshot snapshots[kMostThreads / kWarp][kWarp + 1];
 Block block;
@@ -136,8 +145,8 @@ Text where(const Thread& t) {
 }
 
 void leave() {  // to the scheduler, until it comes back
-    Thread* me = self;
-    me->fiber.switch_to(scheduler);
+    release_order(&garbage);  // perhaps for good
+    self->on->fiber.switch_to(scheduler);
 }
 
 // From a thread: the launch ends with this error.
@@ -146,7 +155,6 @@ __attribute__((format(printf, 1, 2))) [[noreturn]] void fail(const char* format,
     va_start(values, format);
     std::vsnprintf(misuse, sizeof misuse, format, values);
     va_end(values);
-    release_order(&garbage);
     self->state = State::Done;
     leave();
     ended();
@@ -162,36 +170,40 @@ void make_ready(Thread& t) {
 }
 
 void entry() {
-    self->fiber.arrive(scheduler);
-    block.call(block.arguments);
-    release_order(&garbage);
-    self->state = State::Done, --block.live;
-    leave();
-    ended();
+    self->on->fiber.arrive(scheduler);
+    for (;;) {
+        acquire_order(&runners);
+        block.call(block.arguments);
+        self->state = State::Done, --block.live, self->on->idle = true;
+        leave();
+    }
 }
 
-char* map_stacks() {  // a fresh mapping also tells the race detector that this is new memory
-    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (stacks ? MAP_FIXED : 0);
-    void* at = mmap(stacks, kStack * kMostThreads, PROT_READ | PROT_WRITE, flags, -1, 0);
-    if (at == MAP_FAILED) throw std::runtime_error("simt: no memory for stacks");
-    return static_cast<char*>(at);
+// Where it can start: a runner that was abandoned in the midst of a thread begins anew.
+void ready_runner(Runner& runner) {
+    if (runner.started && runner.idle) return;
+    const size_t size = kStack * kRunners;
+    if (!stacks)
+        stacks = static_cast<char*>(
+            mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (stacks == MAP_FAILED) throw std::runtime_error("simt: no memory for stacks");
+    if (runner.started) runner.fiber.stop();
+    runner.fiber.start(stacks + (&runner - runners) * kStack, entry);
+    runner.started = true;
 }
 
-void prepare_block(uint3 index) {
-#ifdef SIMT_RACES
-    stacks = map_stacks();
-#else
-    if (!stacks) stacks = map_stacks();
-#endif
+void prepare_block(uint3 index, uint64_t number) {
     block.index = index, block.live = block.threads, block.ready_count = 0, block.barrier_count = 0;
-    block.shared_count = 0;
-    memset(snapshots, 0, sizeof(Snapshot) * (kWarp + 1) * ((block.threads + kWarp - 1) / kWarp));
+    block.shared_count = 0, block.order = orders[number % 4096];
     for (int n = 0; n < block.threads; ++n) {
         Thread& t = threads[n];
+        t.on = &runners[(n + number * 37) % std::max(64, 2 * block.threads)];
+        ready_runner(*t.on);
+        t.on->idle = false;
         t.number = n, t.snapshot = -1, t.copy_count = 0, t.group = 0;
         t.index = {n % block.size.x, n / block.size.x % block.size.y, n / (block.size.x * block.size.y)};
-        t.fiber.start(stacks + n * kStack, entry);
         make_ready(t);
+        for (int i = 0; n % kWarp == 0 && i <= kWarp; ++i) snapshots[n / kWarp][i].readers = 0;
     }
 }
 
@@ -200,11 +212,13 @@ void run_block() {
     while (block.ready_count && !misuse[0]) {
         const int at = pick(block.ready_count);
         self = &threads[block.ready[at]];
-        // In order, so that seeds 0 and 1 mean what they say.
-        memmove(block.ready + at, block.ready + at + 1, sizeof(int) * (--block.ready_count - at));
-        scheduler.switch_to(self->fiber);
+        --block.ready_count;
+        if (seed_given > 1)
+            block.ready[at] = block.ready[block.ready_count];
+        else  // the rest stays in order
+            memmove(block.ready + at, block.ready + at + 1, sizeof(int) * (block.ready_count - at));
+        scheduler.switch_to(self->on->fiber);
     }
-    for (int n = 0; n < block.threads; ++n) threads[n].fiber.stop();
     if (misuse[0] || !block.live) return;
     const Thread* stuck = nullptr;  // the barrier, where there is one: warps stuck in it say less
     for (int n = 0; n < block.threads; ++n)
@@ -267,11 +281,12 @@ void run(const char* op, const void* kernel, dim3 grid, dim3 size, size_t shared
     for (uint64_t n = 0; n < count; ++n) order[n] = seed_given == 1 ? count - 1 - n : n;
     if (seed_given > 1)
         for (uint64_t n = count; n > 1; --n) std::swap(order[n - 1], order[draw() % n]);
+    release_order(&runners);  // threads see what the host wrote
     for (uint64_t n : order) {
         const uint64_t plane = uint64_t{grid.x} * grid.y;
-        block.order = orders[n % 4096];
         prepare_block({static_cast<unsigned>(n % grid.x), static_cast<unsigned>(n % plane / grid.x),
-                       static_cast<unsigned>(n / plane)});
+                       static_cast<unsigned>(n / plane)},
+                      n);
         run_block();
         if (misuse[0]) break;
     }

@@ -1,0 +1,58 @@
+// tree_attention's kernels against the loop in double.
+#include "simt.h"
+#include "trees.h"
+
+using namespace knowedit;
+
+namespace {
+
+template <typename T>
+std::vector<T> attend(cases::Problem<T>& problem) {
+    auto out = cases::unwritten<T>(problem.tree.rows * problem.shape.heads * problem.shape.head_dim);
+    std::vector<int32_t> owner(problem.tree.rows, 77);
+    problem.params.out = out.data();
+    tree_attention_cuda(problem.params, owner.data(), 1, &owner);
+    for (const simt::Launch& launch : simt::launches()) cases::require(launch.stream == &owner && launch.device == 1);
+    simt::launches().clear();
+    return out;
+}
+
+template <typename T>
+void check() {
+    cases::for_each_problem([](const cases::Tree& tree, const cases::Shape& shape, std::mt19937& random) {
+        cases::Problem<T> problem(tree, shape, random);
+        cases::require_near(attend(problem), problem.attention(), 60 * cases::epsilon<T>(), "tree_attention");
+    });
+}
+
+}  // namespace
+
+KNOWEDIT_CASE(tree_attention_float) { check<float>(); }
+KNOWEDIT_CASE(tree_attention_double) { check<double>(); }
+KNOWEDIT_CASE(tree_attention_bfloat16) { check<BFloat16>(); }
+KNOWEDIT_CASE(tree_attention_half) { check<Float16>(); }
+
+KNOWEDIT_CASE(tree_attention_large_scores) {
+    std::mt19937 random(3);
+    cases::Problem<float> problem({{{0, 0, 0, 6, -1}, {6, 6, 4, 3, 0}}, 9, 9}, {2, 1, 8, 0, 0, 300.0}, random);
+    cases::require_close(attend(problem), problem.attention(), 2e-3, "scores in the thousands");
+}
+
+KNOWEDIT_CASE(tree_attention_launches) {
+    const Segment none{};
+    TreeAttention p{};
+    int32_t owner = 0;
+    tree_attention_cuda(p, &owner, 0, nullptr);
+    cases::require(simt::launches().empty(), "no rows, no launch");
+    float x = 0;
+    p.q = p.k = p.v = p.out = &x, p.segments = &none;
+    p.rows = p.heads = p.kv_heads = p.segment_count = 1, p.head_dim = 257;
+    const auto error = [&] { return cases::error_of([&] { tree_attention_cuda(p, &owner, 0, nullptr); }); };
+    cases::require_contains(error(), "tree_attention on CUDA: head dimension 257 is above 256");
+    p.head_dim = 1;
+    simt::fail_next_launch(cudaErrorInvalidValue);
+    cases::require_contains(error(), "tree_attention on CUDA: invalid argument");
+    // A table of 2^31 heads of rows is split in fours, one of 2^33 and more does not fit a grid.
+    p.rows = int64_t{1} << 31, p.heads = 4;
+    cases::require_contains(error(), "tree_attention on CUDA: 2147483648 blocks are needed");
+}
