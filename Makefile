@@ -2,6 +2,7 @@
 #   make test    the tests, against the installed package      make demo   trace facts in the built-in world
 #   make bench   the benchmarks                                make lint   style of Python and C++
 #   make build   the native module in the source tree          make clean  remove what was built
+#   make gpu     on a machine with a GPU: build, test there, benchmark (GPU_OUT, GPU_PYTHON)
 # PYTHON chooses the interpreter for a new .venv; KNOWEDIT_CUDA=AUTO|ON|OFF is explained in CMakeLists.txt.
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '
 # Prints a list of requirements kept in pyproject.toml, so that versions are written down once.
 REQUIREMENTS = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))$(1), sep='\n')"
 
-.PHONY: demo test bench lint build clean
+.PHONY: demo test bench gpu lint build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/knowedit demo
@@ -25,6 +26,13 @@ test: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(PYTEST) benchmarks
 	$(BIN)/python benchmarks/run.py
+
+# No network and no set-up: what is there must do. The interpreter of .venv if there is one, else PYTHON.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_OUT ?= out/gpu
+
+gpu:
+	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) benchmarks/gpu.py $(GPU_OUT)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

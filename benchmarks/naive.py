@@ -26,12 +26,12 @@ def causal_trace(
     cells[token][layer]: the modules whose output at that token is restored.
     """
     first, last = subject
-    batch = torch.tensor([ids] * (samples + 1))
+    batch = torch.tensor([ids] * (samples + 1), device=embedding.weight.device)
     drawn = noise * np.random.RandomState(1).randn(samples, last - first, embedding.weight.shape[1])
 
     def corrupt(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         output = output.clone()
-        output[1:, first:last] += torch.from_numpy(drawn).to(output.dtype)
+        output[1:, first:last] += torch.from_numpy(drawn).to(output)
         return output
 
     def restore(token: int):

@@ -22,14 +22,14 @@ class Text:
     target: tuple[int, ...] = ()
 
 
-def padded(texts: Sequence[Text]) -> dict[str, torch.Tensor]:
+def padded(texts: Sequence[Text], device: torch.device) -> dict[str, torch.Tensor]:
     longest = max(len(text.ids) for text in texts)
     ids = torch.zeros(len(texts), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, text in enumerate(texts):
         ids[row, : len(text.ids)] = torch.tensor(text.ids)
         mask[row, : len(text.ids)] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
 def untuple(output: Any) -> torch.Tensor:
@@ -49,8 +49,8 @@ def compute_z(
 ) -> torch.Tensor:
     """The value [hidden] of one request (memit/compute_z.py:13-183)."""
     texts = [*rewriting, kl]
-    batch = padded(texts)
-    delta = torch.zeros(hf.config.hidden_size, requires_grad=True)
+    batch = padded(texts, hf.device)
+    delta = torch.zeros(hf.config.hidden_size, device=hf.device, requires_grad=True)
     initial: list[torch.Tensor] = []
 
     def add(module: nn.Module, args: tuple, output: Any) -> Any:
@@ -98,7 +98,7 @@ def insert(
     moments: Sequence[torch.Tensor],
     weight: float,
 ) -> list[torch.Tensor]:
-    """MEMIT's changes [d_in, d_out] of Conv1D weights, layer by layer (memit/memit_main.py:151-223).
+    """MEMIT's changes of the weights, in their own layout, layer by layer (memit/memit_main.py:151-223).
 
     groups[request][group]: its prompts, the bare one first. Batches of 128 prompts, as published.
     """
@@ -112,7 +112,7 @@ def insert(
             kept: list[torch.Tensor] = []
             hook = lambda _m, args, output: kept.append(args[0] if of_input else untuple(output))  # noqa: B023, E731
             handle = module.register_forward_hook(hook)
-            hf(**padded(part))
+            hf(**padded(part, hf.device))
             handle.remove()
             found += [kept[0][row, text.lookup] for row, text in enumerate(part)]
         return torch.stack(found)
@@ -129,8 +129,9 @@ def insert(
         k = torch.stack(keys, 1)
         adjusted = torch.linalg.solve(weight * moments[number].double() + k @ k.T, k)
         change = residual @ adjusted.T
-        projection.weight.copy_(before[number] + change.T.float())
-        changes.append(change.T)
+        change = change if isinstance(projection, nn.Linear) else change.T  # Conv1D: [d_in, d_out]
+        projection.weight.copy_(before[number] + change.float())
+        changes.append(change)
     for projection, weights in zip(projections, before, strict=True):
         projection.weight.copy_(weights)
     return changes

@@ -35,14 +35,14 @@ def layer_moment(
     for first in range(0, len(ids), GROUP):
         for batch in _collate(sorted(ids[first : first + GROUP], key=len, reverse=True), 3 * positions):
             longest = len(batch[0])
-            padded = torch.tensor([text + [0] * (longest - len(text)) for text in batch])
-            mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in batch])
+            padded = torch.tensor([text + [0] * (longest - len(text)) for text in batch]).to(hf.device)
+            mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in batch]).to(hf.device)
             try:
                 hf(padded, attention_mask=mask)
             except _Stop:
                 pass
             a = taken.pop()[mask.bool()]  # [keys, d_in]
-            total = torch.zeros(a.shape[1], a.shape[1]) if total is None else total
+            total = a.new_zeros(a.shape[1], a.shape[1]) if total is None else total
             total += a.T.mm(a)
             count += len(a)
     hook.remove()
