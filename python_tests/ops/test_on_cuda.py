@@ -1,0 +1,166 @@
+"""What only a GPU shows of every op: streams, graphs, equal bits, errors with the op's name.
+
+Tests named `sanitized` are small enough for compute-sanitizer, which `benchmarks/gpu.py` runs them under.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from ops import trees
+
+from knowedit_ext import ops
+from knowedit_ext.ops import _native, launch_cuda, moment
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+Call = Callable[[], torch.Tensor]
+
+
+def cases(device: str) -> dict[str, Call]:
+    """A call of every op at an odd size; each makes its own output."""
+    torch.manual_seed(0)
+
+    def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(*shape).to(device, dtype)
+
+    segments, rows = trees.forest([5, 3, 4])
+    q, k, v = (draw(rows, heads, 24) for heads in (4, 2, 2))
+    table = segments.to(device)
+    hidden, source = draw(9, 37), draw(4, 37)
+    at, picked = (torch.tensor(x, device=device) for x in ([7, 0, 3], [1, 1, 2]))
+    states, head, bias = draw(130, 40), draw(300, 40), draw(300)
+    targets = torch.randint(0, 300, (130, 2)).to(device)
+    keys, mask = draw(70, 137), (torch.rand(70) < 0.7).to(device)
+    y, left, right = draw(9, 21), draw(3, 21, 2), draw(3, 37, 2)
+    index = torch.tensor([0, 2, -1, 1, 1, 0, 2, 2, 1], device=device)
+
+    def in_place(op: Callable[..., None], into: torch.Tensor, *args: torch.Tensor | None) -> torch.Tensor:
+        out = into.clone()
+        op(out, *args)
+        return out
+
+    acc = torch.zeros(137, 137, dtype=torch.float64, device=device)
+    return {
+        "tree_attention": lambda: ops.tree_attention(q, k, v, table, 0.2, 3, 5.0),
+        "restore_rows": lambda: in_place(ops.restore_rows, hidden, at, source, picked),
+        "target_logprob": lambda: ops.target_logprob(states, head, bias, targets, 2.0),
+        "target_logprob bfloat16": lambda: ops.target_logprob(*(x.bfloat16() for x in (states, head, bias)), targets),
+        "moment_update": lambda: in_place(ops.moment_update, acc, keys, mask),
+        "moment_update bfloat16": lambda: in_place(ops.moment_update, acc, keys.bfloat16(), mask),
+        "low_rank_rows": lambda: in_place(ops.low_rank_rows, y, hidden, left, right, index),
+    }
+
+
+NAMES = list(cases("cpu"))
+
+
+@pytest.fixture(params=["kernel", "gemm"])
+def moments_by(request, monkeypatch):
+    """moment_update by its kernel and by GEMMs, whichever this GPU prefers."""
+    monkeypatch.setattr(moment, "prefers_kernel", lambda x: request.param == "kernel" and x.dtype != torch.float64)
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", NAMES)
+def test_sanitized_cuda_agrees_with_the_cpu(moments_by, name):
+    found, want = cases("cuda")[name](), cases("cpu")[name]()
+    assert trees.error(found, want.double()) < 1e-5
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", NAMES)
+def test_cuda_on_another_stream(moments_by, name):
+    """Behind work that is not done yet on that stream, and with no wait for the device."""
+    call = cases("cuda")[name]
+    want, stream = call(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        before = torch.cuda.Event()
+        before.record()
+        found = call()
+        assert not before.query()  # the call came back while the stream was still asleep
+    stream.synchronize()
+    assert torch.equal(found, want)
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", NAMES)
+def test_cuda_graphs_replay_it(moments_by, name):
+    call = cases("cuda")[name]
+    want = call()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call()
+    for _ in range(2):
+        found.fill_(float("nan"))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(found, want)
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", NAMES)
+def test_cuda_gives_equal_bits_twice(moments_by, name):
+    call = cases("cuda")[name]
+    assert torch.equal(call(), call())
+
+
+@needs_cuda
+def test_cuda_targets_outside_the_vocabulary_give_nan():
+    hidden, weight = torch.randn(3, 8, device="cuda"), torch.randn(30, 8, device="cuda")
+    out = ops.target_logprob(hidden, weight, None, torch.tensor([30, 4, -1], device="cuda"))
+    assert out.isnan().tolist() == [True, False, True]
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_cuda_moments_of_many_rows(moments_by, dtype):
+    """Longer than what is summed in float, in all three tiles of the triangle."""
+    torch.manual_seed(0)
+    x = (torch.randn(9000, 200) * torch.logspace(-2, 1, 200)).to("cuda", dtype)
+    acc = torch.zeros(200, 200, dtype=torch.float64, device="cuda")
+    ops.moment_update(acc, x)
+    truth = (x.double().T @ x.double()).tril()
+    size = truth.diagonal().sqrt()
+    plain = (x.float().T @ x.float()).double().tril()
+    error, plain_error = (float(((y - truth) / (size[:, None] * size)).abs().max()) for y in (acc, plain))
+    assert error <= max(2 * plain_error, 2e-5 if dtype != torch.float32 else 0)
+
+
+# ---- without a GPU: what the native module is handed, and what it says ----
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The native module with CUDA bodies; launches meet a machine without a device."""
+    native, reason = _native.status("cuda")
+    if native is None:
+        pytest.skip(reason)
+    if not hasattr(native, "moment_update_cuda"):
+        pytest.skip("the native module is older than its source")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    monkeypatch.setattr(launch_cuda, "_stream", lambda tensor: (0, 0))
+    return native
+
+
+def test_errors_of_a_launch_name_the_op(compiled):
+    hidden, weight, targets = torch.randn(3, 8), torch.randn(30, 8), torch.tensor([1, 2, 3])
+    with pytest.raises(RuntimeError, match="^target_logprob on CUDA: "):
+        launch_cuda.target_logprob(compiled, hidden, weight, None, targets, 0.0)
+    with pytest.raises(RuntimeError, match="^moment_update on CUDA: "):
+        launch_cuda.moment_update(compiled, torch.zeros(8, 8), hidden, None, 4096)
+
+
+def test_nothing_to_do_needs_no_device(compiled):
+    weight = torch.randn(30, 8)
+    none = launch_cuda.target_logprob(compiled, weight[:0], weight, None, torch.empty(0, 2, dtype=torch.int64), 0.0)
+    assert none.shape == (0, 2)
+    launch_cuda.moment_update(compiled, torch.zeros(8, 8), weight[:0], None, 4096)
