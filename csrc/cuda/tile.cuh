@@ -143,43 +143,65 @@ struct Product {
     }
 };
 
-// float and double: fused multiply-adds in that type, in the order of k.
-template <typename T>
-struct PlainProduct {
+// float: fused multiply-adds, in the order of k.
+template <>
+struct Product<float> {
     static constexpr int kWarps = 8;
-    using Sum = T;
+    using Sum = float;
     using Lot = Share<kWarps>;
 
     static __device__ void multiply(Sum (&sum)[4][Lot::kColumns][4], const unsigned char* a, const unsigned char* b,
                                     const Lot& lot) {
-        constexpr int most = kPiece / static_cast<int>(sizeof(T));
-        struct alignas(kPiece) Piece {
-            T at[most];
-        };
 #pragma unroll 1
         for (int k = 0; k < kStageBytes; k += kPiece) {
-            Piece left[8];
+            float4 left[8];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) left[i] = *reinterpret_cast<const Piece*>(a + lot.row(i) * kPitch + k);
+            for (int i = 0; i < 8; ++i) left[i] = *reinterpret_cast<const float4*>(a + lot.row(i) * kPitch + k);
 #pragma unroll
             for (int n = 0; n < Lot::kColumns; ++n)
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
-                    const Piece right = *reinterpret_cast<const Piece*>(b + lot.column(n, e) * kPitch + k);
+                    const float4 right = *reinterpret_cast<const float4*>(b + lot.column(n, e) * kPitch + k);
 #pragma unroll
-                    for (int i = 0; i < 8; ++i)
-#pragma unroll
-                        for (int j = 0; j < most; ++j) {
-                            T& at = sum[i / 2][n][i % 2 * 2 + e];
-                            at = fma(left[i].at[j], right.at[j], at);
-                        }
+                    for (int i = 0; i < 8; ++i) {
+                        float& at = sum[i / 2][n][i % 2 * 2 + e];
+                        at = fmaf(left[i].x, right.x, at), at = fmaf(left[i].y, right.y, at);
+                        at = fmaf(left[i].z, right.z, at), at = fmaf(left[i].w, right.w, at);
+                    }
                 }
         }
     }
 };
+
+// double: tensor cores, which round as fused multiply-adds do.
 template <>
-struct Product<float> : PlainProduct<float> {};
-template <>
-struct Product<double> : PlainProduct<double> {};
+struct Product<double> {
+    static constexpr int kWarps = 8;
+    using Sum = double;
+    using Lot = Share<kWarps>;
+
+    static __device__ void multiply(Sum (&sum)[4][Lot::kColumns][4], const unsigned char* a, const unsigned char* b,
+                                    const Lot& lot) {
+        const int row = lot.lane / 4, at = lot.lane % 4 * static_cast<int>(sizeof(double));
+#pragma unroll
+        for (int k = 0; k < kStageBytes; k += 32) {  // 4 elements
+            double left[8];
+#pragma unroll
+            for (int i = 0; i < 8; ++i)
+                left[i] = *reinterpret_cast<const double*>(a + (lot.top + i * 8 + row) * kPitch + k + at);
+#pragma unroll
+            for (int n = 0; n < Lot::kColumns; ++n) {
+                const double right = *reinterpret_cast<const double*>(b + (lot.left + n * 8 + row) * kPitch + k + at);
+#pragma unroll
+                for (int i = 0; i < 8; ++i) {
+                    double (&to)[4] = sum[i / 2][n];
+                    double pair[2] = {to[i % 2 * 2], to[i % 2 * 2 + 1]};
+                    mma_8x8x4(pair, left[i], right);
+                    to[i % 2 * 2] = pair[0], to[i % 2 * 2 + 1] = pair[1];
+                }
+            }
+        }
+    }
+};
 
 }  // namespace knowedit
