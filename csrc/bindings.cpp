@@ -174,6 +174,12 @@ PYBIND11_MODULE(_C, m) {
         },
         "params"_a, "owner"_a, "device"_a, "stream"_a, Released());
     m.def(
+        "tree_attention_backward_cuda",
+        [](const TreeAttentionBackward& params, Pointer owner, int device, Pointer stream) {
+            tree_attention_backward_cuda(params, at<int32_t>(owner), device, at(stream));
+        },
+        "params"_a, "owner"_a, "device"_a, "stream"_a, Released());
+    m.def(
         "restore_rows_cuda",
         [](const RestoreRows& params, int device, Pointer stream) { restore_rows_cuda(params, device, at(stream)); },
         "params"_a, "device"_a, "stream"_a, Released());

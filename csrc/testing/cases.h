@@ -18,6 +18,12 @@
 
 namespace cases {
 
+#ifdef SIMT_RACES
+constexpr bool kRaces = true;  // this build looks for races, and is slow
+#else
+constexpr bool kRaces = false;
+#endif
+
 struct Case {
     const char* name;
     void (*body)(uint64_t seed);

@@ -144,7 +144,7 @@ Text where(const Thread& t) {
     std::abort();
 }
 
-void leave() {  // to the scheduler, until it comes back
+void leave() {                // to the scheduler, until it comes back
     release_order(&garbage);  // perhaps for good
     self->on->fiber.switch_to(scheduler);
 }

@@ -19,6 +19,7 @@ std::vector<T> attend(cases::Problem<T>& problem) {
 
 template <typename T>
 void check() {
+    if (cases::kRaces && sizeof(T) != 4) return;  // where races are looked for, one type stands for all
     cases::for_each_problem([](const cases::Tree& tree, const cases::Shape& shape, std::mt19937& random) {
         cases::Problem<T> problem(tree, shape, random);
         cases::require_near(attend(problem), problem.attention(), 60 * cases::epsilon<T>(), "tree_attention");

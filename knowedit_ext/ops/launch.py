@@ -57,22 +57,29 @@ def tree_attention_backward(
     window: int,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients in q, k and v (on the CPU) from grad [rows, heads, d]; half precision is computed in float32."""
-    before, kind = q.dtype, compute_dtype(q.dtype)
+    """Gradients in q, k and v from grad [rows, heads, d]; on the CPU half precision is computed in float32."""
+    on_cpu, before, compute = q.device.type == "cpu", q.dtype, compute_dtype(q.dtype)
+    kind = compute if on_cpu else before
     grad, q, k, v = (_packed(x.to(kind)) for x in (grad, q, k, v))
     segments = segments.contiguous()
-    dq, dk, dv = (torch.empty(x.shape, dtype=kind) for x in (q, k, v))
+    dq, dk, dv = (torch.empty(x.shape, dtype=kind, device=x.device) for x in (q, k, v))
+    stats = torch.empty(0 if on_cpu else (*q.shape[:2], 2), dtype=compute, device=q.device)  # workspace
     params = native.TreeAttentionBackward(
         forward=_tree_attention_params(native, q, k, v, dq, segments, scale, window, softcap),
         grad=grad.data_ptr(),
         dq=dq.data_ptr(),
         dk=dk.data_ptr(),
         dv=dv.data_ptr(),
-        stats=0,
+        stats=stats.data_ptr(),
         kv_rows=len(k),
         grad_strides=grad.stride()[:2],
     )
-    native.tree_attention_backward_cpu(params, torch.get_num_threads())
+    if on_cpu:
+        native.tree_attention_backward_cpu(params, torch.get_num_threads())
+    else:
+        owner = torch.empty(len(q), dtype=torch.int32, device=q.device)  # workspace: the segment of each row
+        device, stream = _stream(q)
+        native.tree_attention_backward_cuda(params, owner.data_ptr(), device, stream)
     return dq.to(before), dk.to(before), dv.to(before)
 
 

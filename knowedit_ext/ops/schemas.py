@@ -86,7 +86,7 @@ def _(q, k, v, segments, scale, window=0, softcap=0.0):
 def _tree_attention_gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, window: int, softcap: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    native = _native.module("cpu") if q.device.type == "cpu" else None
+    native = _native.module(q.device.type) if q.device.type in ("cpu", "cuda") else None
     if native is None:
         return reference.tree_attention_backward(grad, q, k, v, segments, scale, window, softcap)
     return launch.tree_attention_backward(native, grad, q, k, v, segments, scale, window, softcap)
