@@ -93,7 +93,7 @@ def _trace_many(load, facts, out, kinds, limit, common) -> None:
 @app.command()
 def edit(
     model: Annotated[str | None, typer.Argument(help='Hub name or folder; "world": the built-in one.')] = None,
-    method: Annotated[str, typer.Option(help="rome (one request) or memit.")] = "memit",
+    method: Annotated[str, typer.Option(help="rome (one request), memit, ft or ft-l.")] = "memit",
     requests: Annotated[Path | None, typer.Option(help="JSON list of requests or CounterFact records.")] = None,
     moments: Annotated[Path | None, typer.Option(help="Folder made by `knowedit moments`.")] = None,
     params: Annotated[str, typer.Option(help='A preset, e.g. "gpt2-xl", or a JSON file with the published keys.')] = "",
@@ -114,21 +114,23 @@ def edit(
     missing = [name for name, value in given.items() if value is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing (or give --show FILE)")
-    if method not in ("rome", "memit"):
-        raise ValueError(f"unknown method '{method}': expected rome or memit")
-    from knowedit_ext.datasets.known import read_records
+    from knowedit_ext.datasets.records import read_records
+    from knowedit_ext.evaluation.methods import PARAMS, params_of
 
+    if method not in PARAMS:
+        raise ValueError(f"unknown method '{method}': expected one of {', '.join(PARAMS)}")
     found = [ke.EditRequest.of(record) for record in read_records(requests)[:limit]]
-    kind = ke.ROMEParams if method == "rome" else ke.MEMITParams
-    chosen = kind.from_json(params) if params.endswith(".json") else kind.preset(params)
+    chosen = params_of(method, params)
     stored = None if moments is None else ke.Moments.load(moments)
     loaded = _load(model, device, dtype)
     if method == "rome":
         if len(found) != 1:
             raise ValueError(f"rome edits one fact at a time, '{requests}' has {len(found)}: use --limit 1 or memit")
         made = ke.rome(loaded, found[0], chosen, stored, seed=seed)
-    else:
+    elif method == "memit":
         made = ke.memit(loaded, found, chosen, stored, seed=seed, progress=True)
+    else:
+        made = ke.finetune(loaded, found, chosen, progress=True)
     made.save(out)
     typer.echo(made.summary())
     typer.echo(str(out))
@@ -188,6 +190,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Only the first N records.")] = None,
     snippets: Annotated[Path | None, typer.Option(help="attribute_snippets.json, for consistency.")] = None,
     tfidf: Annotated[tuple[Path, Path] | None, typer.Option(help="idf.npy and tfidf_vocab.json.")] = None,
+    zsre_target: Annotated[
+        str, typer.Option(help='zsRE: edit to the "answer", as published, or to the false "alt", for portability.')
+    ] = "answer",
     generation: Annotated[bool, typer.Option(help="Fluency and consistency of generated text.")] = True,
     baseline: Annotated[bool, typer.Option(help="Also measure the unedited model.")] = True,
     skip_bad: Annotated[bool, typer.Option(help="Leave bad records out, and count them.")] = False,
@@ -201,16 +206,9 @@ def evaluate(
 
     choices = dict(method=method, params=params, moments=moments, num_edits=num_edits, seed=seed)
     texts = dict(generation=generation, snippets=snippets, tfidf=tfidf)
-    run(
-        lambda: _load(model, device, dtype),
-        model == "world",
-        data,
-        out,
-        choices,
-        texts,
-        dict(limit=limit, baseline=baseline, skip_bad=skip_bad, compat=compat),
-        typer.echo,
-    )
+    chosen = dict(limit=limit, zsre_target=zsre_target, skip_bad=skip_bad)
+    asked = dict(baseline=baseline, compat=compat)
+    run(lambda: _load(model, device, dtype), model == "world", data, out, choices, texts, chosen, asked, typer.echo)
 
 
 @app.command()

@@ -28,14 +28,15 @@ def run(
     out: Path,
     choices: dict[str, Any],
     texts: dict[str, Any],
+    chosen: dict[str, Any],
     settings: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
     """Files are read and checked before the model. choices: method, params, moments, num_edits, seed; texts:
-    generation, snippets, tfidf; settings: of `evaluate`, and limit."""
+    generation, snippets, tfidf; chosen, of the records: limit, skip_bad, zsre_target; settings: baseline, compat."""
     _check(data, of_world, choices, texts)
-    limit, compat = settings.pop("limit"), settings["compat"]
-    records, kind = load(load_world().records() if data is None else data, None, settings["skip_bad"], limit)
+    records, kind = load(load_world().records() if data is None else data, None, **chosen)
+    settings |= {"skip_bad": chosen["skip_bad"]}
     described = _texts(data, texts, records if kind == "counterfact" else Records())
     params = None if choices["method"] == "none" else params_of(choices["method"], choices["params"])
     moments = None if choices["moments"] is None else Moments.load(choices["moments"])
@@ -46,7 +47,7 @@ def run(
     group = None
     if params is not None:
         num_edits = choices["num_edits"] or (len(records) if choices["method"] == "memit" else 1)
-        edit = Editing(model, choices["method"], params, moments, num_edits > 1, choices["seed"], compat)
+        edit = Editing(model, choices["method"], params, moments, num_edits > 1, choices["seed"], settings["compat"])
         group = num_edits if num_edits > 1 else None
         if num_edits >= len(records) > 1:
             edit, settings["time"] = _whole(edit, records, out)
@@ -66,7 +67,7 @@ def _check(data: Path | None, of_world: bool, choices: dict[str, Any], texts: di
         raise ValueError(
             f"--params is missing: a preset of {method} ({', '.join(PARAMS[method].presets)}) or a JSON file"
         )
-    if (choices["num_edits"] or 1) < 1:
+    if choices["num_edits"] is not None and choices["num_edits"] < 1:
         raise ValueError(f"--num-edits is {choices['num_edits']}: expected at least 1")
     if texts["tfidf"] is not None and texts["snippets"] is None:
         raise ValueError("--tfidf is for the consistency with --snippets: give these too")

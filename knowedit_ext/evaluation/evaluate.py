@@ -130,7 +130,11 @@ def evaluate(
 
 
 def load(
-    records: str | Path | Iterable[Mapping[str, Any]], dataset: str | None, skip_bad: bool, limit: int | None
+    records: str | Path | Iterable[Mapping[str, Any]],
+    dataset: str | None,
+    skip_bad: bool,
+    limit: int | None,
+    zsre_target: str = "answer",
 ) -> tuple[Records, str]:
     """Checked records, and which data set they are of."""
     if dataset is not None and dataset not in KINDS:
@@ -142,8 +146,10 @@ def load(
     checked = isinstance(records, Records) or (kind == "zsre" and "requested_rewrite" in first)
     if checked:
         found = Records(raw[:limit], getattr(records, "bad", ()))
+    elif kind == "zsre":
+        found = load_zsre(raw, skip_bad=skip_bad, limit=limit, target=zsre_target)
     else:
-        found = (load_zsre if kind == "zsre" else load_counterfact)(raw, skip_bad=skip_bad, limit=limit)
+        found = load_counterfact(raw, skip_bad=skip_bad, limit=limit)
     if not found:
         raise ValueError(f"no records to evaluate ({len(found.bad)} were skipped)" if found.bad else "no records")
     return found, kind

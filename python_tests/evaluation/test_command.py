@@ -1,0 +1,115 @@
+"""`knowedit evaluate` and `knowedit report`, as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import knowedit_ext as ke
+from knowedit_ext.cli import main
+from knowedit_ext.world import load_world
+
+WORLD = ["evaluate", "world", "--params", "world", "--limit", "3", "--no-generation"]
+
+
+def knowedit(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.argv", ["knowedit", *arguments])
+    try:
+        main()
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: knowedit(monkeypatch, capsys, *arguments)
+
+
+def test_methods_side_by_side(run, tmp_path: Path) -> None:
+    for method in ("none", "rome", "memit", "ft-l"):
+        status, out, err = run(*WORLD, "--method", method, "--out", method)
+        assert status == 0, err
+        assert "| model | n | S | ES | EM | PS | PM | NS | NM |" in out
+    names = {p.name for p in (tmp_path / "rome" / "cases").iterdir()}
+    assert names == {f"1_edits-case_{n}.json" for n in range(3)}
+    assert {p.name for p in (tmp_path / "memit" / "cases").iterdir()} == {f"3_edits-case_{n}.json" for n in range(3)}
+    assert json.loads((tmp_path / "memit" / "cases" / "3_edits-case_0.json").read_text())["time"] > 0
+    assert ke.Report.load("rome").summary()["ES"].mean == 100
+
+    status, out, _ = run("report", "none", "rome", "memit", "--out", "table.md")
+    rows = (tmp_path / "table.md").read_text().splitlines()
+    assert status == 0 and [row.split("|")[1].strip() for row in rows[2:5]] == ["unedited", "rome", "memit"]
+
+
+def test_gone_on_with(run, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert run(*WORLD, "--method", "memit", "--out", "out")[0] == 0
+        report = (tmp_path / "out" / "report.json").read_bytes()
+        edit = (tmp_path / "out" / "edit.safetensors").read_bytes()
+        (tmp_path / "out" / "cases" / "3_edits-case_1.json").unlink()
+    assert run(*WORLD, "--method", "memit", "--out", "out")[0] == 0
+    assert (tmp_path / "out" / "report.json").read_bytes() == report
+    assert (tmp_path / "out" / "edit.safetensors").read_bytes() == edit
+    status, _, err = run(*WORLD, "--method", "memit", "--seed", "1", "--out", "out")
+    assert status == 2 and "other settings" in err
+
+
+def test_generation_of_the_world(run, tmp_path: Path) -> None:
+    status, out, err = run("evaluate", "world", "--limit", "2", "--out", "out")
+    assert status == 0, err
+    assert "| GE | RS |" in out
+
+
+def test_bad_records_and_flat_ones(run, tmp_path: Path) -> None:
+    records = load_world().records()[:3]
+    records[1]["paraphrase_prompts"] = []
+    (tmp_path / "bad.json").write_text(json.dumps(records))
+    arguments = ["evaluate", "world", "--data", "bad.json", "--no-generation", "--out", "out"]
+    status, _, err = run(*arguments)
+    assert status == 2 and "record 1 (case_id 1): 'paraphrase_prompts' is an empty list" in err
+    assert not (tmp_path / "out").exists()
+    status, out, _ = run(*arguments, "--skip-bad")
+    assert status == 0 and "1 record skipped" in out
+
+
+def test_zsre_by_file(run, tmp_path: Path) -> None:
+    fact = load_world().facts()[0]
+    record = {
+        "subject": fact["subject"],
+        "src": fact["prompt"],
+        "rephrase": fact["prompt"],
+        "answers": [fact["attribute"]],
+        "alt": "Oslo",
+        "loc": "nq question: who is it",
+        "loc_ans": "nobody",
+        "portability": {"New Question": "Where is Oslo?", "New Answer": "Oslo"},
+    }
+    (tmp_path / "zsre.json").write_text(json.dumps([record]))
+    status, out, err = run("evaluate", "world", "--data", "zsre.json", "--zsre-target", "alt", "--out", "out")
+    assert status == 0, err
+    assert "| S | EA | PA | NA | port. |" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["world", "--method", "x"], "unknown method 'x'"),
+        (["world", "--method", "rome"], "--params is missing"),
+        (["gpt2", "--method", "none"], "--data FILE is missing"),
+        (["world", "--method", "memit", "--params", "nobody"], "preset 'nobody'"),
+        (["world", "--data", "absent.json"], "absent.json"),
+        (["world", "--num-edits", "0"], "--num-edits is 0"),
+        (["world", "--tfidf", "a", "b"], "--tfidf is for the consistency"),
+        (["world", "--method", "rome", "--params", "world", "--num-edits", "2", "--limit", "3"], "one fact at a time"),
+    ],
+)
+def test_mistakes_are_one_line(run, tmp_path: Path, arguments: list[str], message: str) -> None:
+    status, _, err = run("evaluate", *arguments, "--no-generation", "--out", "out")
+    assert status == 2 and message in err
+    assert not (tmp_path / "out").exists()
