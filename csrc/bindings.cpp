@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "knowedit/cholesky.h"
 #include "knowedit/cpu_isa.h"
 #include "knowedit/low_rank_rows.h"
 #include "knowedit/moment_update.h"
@@ -194,5 +195,15 @@ PYBIND11_MODULE(_C, m) {
         "moment_update_cuda",
         [](const MomentUpdate& params, int device, Pointer stream) { moment_update_cuda(params, device, at(stream)); },
         "params"_a, "device"_a, "stream"_a, Released());
+    m.def(
+        "low_rank_rows_cuda",
+        [](const LowRankRows& params, int device, Pointer stream) { low_rank_rows_cuda(params, device, at(stream)); },
+        "params"_a, "device"_a, "stream"_a, Released());
+    m.def(
+        "cholesky_cuda",
+        [](Pointer a, int64_t width, int64_t stride, Pointer failure, int device, Pointer stream) {
+            cholesky_cuda({at<double>(a), width, stride, at<CholeskyFailure>(failure)}, device, at(stream));
+        },
+        "a"_a, "width"_a, "stride"_a, "failure"_a, "device"_a, "stream"_a, Released());
 #endif
 }
