@@ -20,12 +20,14 @@ class Edited:
     """
 
     def __init__(self, model: EditableModel, edits: Edit | Sequence[Edit]) -> None:
-        self.model = model
-        self._under = _one(model, edits) if isinstance(edits, Edit) else EditedRows(model, edits).rows
-        names = {name for edit in ([edits] if isinstance(edits, Edit) else edits) for name in edit.changes}
-        layers = [_layer(model, name) for name in names]
-        self.changes_embedding = -1 in layers
-        self.first_layer = max(0, min(layers, default=model.num_layers))
+        if isinstance(edits, Edit):
+            layers = [_layer(model, name) for name in edits.changes]
+            self.changes_embedding = -1 in layers
+            self.first_layer = max(0, min(layers, default=model.num_layers))
+            self._under = _one(model, edits)
+        else:
+            many = EditedRows(model, edits)
+            self.changes_embedding, self.first_layer, self._under = False, many.first_layer, many.rows
 
     @contextmanager
     def rows(self, index: torch.Tensor) -> Iterator[None]:
@@ -36,7 +38,7 @@ class Edited:
 
 def _one(model: EditableModel, edit: Edit) -> Callable[[torch.Tensor], AbstractContextManager]:
     """Applying takes a product of large matrices; the weights it gives are kept, and swapped in and out."""
-    parameters = dict(model.hf.named_parameters())
+    parameters = dict(model.hf.named_parameters(remove_duplicate=False))
     changed = [parameters.get(name) for name in edit.changes]
     if not all(p is not None and p.is_floating_point() for p in changed):  # side paths of quantised weights
         return lambda index: edit.applied(model)
@@ -63,7 +65,7 @@ def _layer(model: EditableModel, parameter: str) -> int:
     start = f"{family.base}.{family.layers}."
     if parameter.startswith(start):
         return int(parameter[len(start) :].partition(".")[0])
-    value = dict(model.hf.named_parameters()).get(parameter)
+    value = dict(model.hf.named_parameters(remove_duplicate=False)).get(parameter)
     if value is None:
         raise ValueError(f"the model has no parameter '{parameter}' that an edit changes")
     if any(value is p for p in modules.embedding.parameters()):  # a tied head is one with the embedding
