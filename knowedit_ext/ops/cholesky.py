@@ -1,6 +1,7 @@
-"""`cholesky_factor` and `cholesky_solve_update` by LAPACK through torch, refined in float64.
+"""`cholesky_factor` and `cholesky_solve_update` by LAPACK (on a GPU: cuSOLVER) through torch, refined in float64.
 
-A = weight * (C + ridge * I) + K K^T, S = A^-1 K. Never an inverse, never LU.
+A = weight * (C + ridge * I) + K K^T, S = A^-1 K. Never an inverse, never LU. On CUDA, too, the vendor factors until a
+run on a GPU shows our own factorisation (csrc/cuda/cholesky.cu) to be faster; FACTOR_BY = "kernel" chooses that.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from . import _native, launch_cuda
+
 Solve = Callable[[Tensor], Tensor]
 
+FACTOR_BY = "vendor"  # or "kernel": float64 matrices on CUDA by our own factorisation; not yet run on a GPU
 _BLOCK = 1024  # rows of a float32 matrix converted at a time
 WOODBURY = 4  # d >= WOODBURY * n: K K^T is a low-rank change to the factored weight * C
 
@@ -47,9 +51,17 @@ def factor(moment: Tensor, weight: float, ridge: float, dtype: torch.dtype) -> t
 
 
 def _factor_in_place(a: Tensor) -> tuple[Tensor, Tensor]:
+    """The lower factor in the memory of a (symmetric, by columns), and info; above the diagonal may be anything."""
+    native = _native.module("cuda") if _by_kernel(a) else None
+    if native is not None:
+        return launch_cuda.cholesky(native, a.T)
     info = torch.empty((), dtype=torch.int32, device=a.device)
     torch.linalg.cholesky_ex(a, out=(a, info))
     return a, info.long()
+
+
+def _by_kernel(a: Tensor) -> bool:
+    return FACTOR_BY == "kernel" and a.device.type == "cuda" and a.dtype == torch.float64
 
 
 def solve(

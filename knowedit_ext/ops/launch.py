@@ -147,7 +147,7 @@ def restore_rows(
 
 
 def low_rank_rows(native: ModuleType, y: Tensor, x: Tensor, left: Tensor, right: Tensor, index: Tensor) -> None:
-    """Checked arguments to the native CPU body; writes y in place."""
+    """Checked arguments to the native body of y's device; writes y in place."""
     target, x, index = _packed(y), _packed(x), index.contiguous()
     params = native.LowRankRows(
         y=target.data_ptr(),
@@ -167,6 +167,10 @@ def low_rank_rows(native: ModuleType, y: Tensor, x: Tensor, left: Tensor, right:
         left_strides=left.stride(),
         right_strides=right.stride(),
     )
-    native.low_rank_rows_cpu(params, torch.get_num_threads())
+    if y.device.type == "cpu":
+        native.low_rank_rows_cpu(params, torch.get_num_threads())
+    else:
+        device, stream = _stream(y)
+        native.low_rank_rows_cuda(params, device, stream)
     if target is not y:
         y.copy_(target)

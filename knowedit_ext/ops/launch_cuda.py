@@ -64,3 +64,14 @@ def moment_update(native: ModuleType, acc: Tensor, x: Tensor, mask: Tensor | Non
     native.moment_update_cuda(params, device, stream)
     if target is not acc:
         acc.copy_(target)
+
+
+def cholesky(native: ModuleType, a: Tensor) -> tuple[Tensor, Tensor]:
+    """Factor a [d, d] (float64, contiguous; its lower triangle is read) in place: the factor and LAPACK's info.
+
+    Above the diagonal a stays as it was.
+    """
+    failure = torch.empty(2, dtype=torch.int64, device=a.device)  # the order of the minor, and the bits of its pivot
+    device, stream = _stream(a)
+    native.cholesky_cuda(a.data_ptr(), len(a), a.stride(0), failure.data_ptr(), device, stream)
+    return a, failure[0]

@@ -137,9 +137,10 @@ def _low_rank_rows(y: Tensor, x: Tensor, left: Tensor, right: Tensor, index: Ten
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (y, x, left, right)):
         raise RuntimeError("low_rank_rows works in place and has no gradient: call it under torch.no_grad()")
     _checks.memory_of_its_own("low_rank_rows", ("y", y), x=x, left=left, right=right, index=index)
-    if y.device.type == "cpu":
+    device = y.device.type
+    if device == "cpu":
         _checks.edit_indices(index, len(left))
-    native = _native.module("cpu") if y.device.type == "cpu" else None
+    native = _native.module(device) if device in ("cpu", "cuda") else None
     if native is None:
         reference.low_rank_rows(y, x, left, right, index)
     else:
