@@ -122,6 +122,11 @@ def cholesky(bench: Bench) -> Iterator[Row]:
         name = f"cholesky_solve_update d {d}, n {n}"
         error = check(name, float(cached()[1][0]), 1e-14)
         others = {"torch.linalg.solve": bench.seconds(lu, 1), "cholesky_ex + cholesky_solve": bench.seconds(vendor, 1)}
+        if bench.device == "cuda":
+            by_kernel = lambda: launch_cuda.cholesky(_native.module("cuda"), weight * c)[0]  # noqa: B023, E731
+            check(f"our factor, d {d}", deviation(by_kernel().tril(), factor.tril()), 1e-10)
+            others["our factorisation alone"] = bench.seconds(by_kernel, 3)
+            others["the vendor's alone"] = bench.seconds(lambda: ops.cholesky_factor(c, weight), 3)  # noqa: B023
         yield Row(
             f"{name}, factor and solve", error, bench.seconds(whole, 3), d**3 / 3 + 4 * d * d * n, FLOAT64, others
         )

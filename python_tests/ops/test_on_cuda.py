@@ -12,7 +12,7 @@ import torch
 from ops import trees
 
 from knowedit_ext import ops
-from knowedit_ext.ops import _native, launch_cuda, moment
+from knowedit_ext.ops import _native, cholesky, launch, launch_cuda, moment
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 Call = Callable[[], torch.Tensor]
@@ -42,6 +42,8 @@ def cases(device: str) -> dict[str, Call]:
         return out
 
     acc = torch.zeros(137, 137, dtype=torch.float64, device=device)
+    wide = draw(200, 137, dtype=torch.float64)
+    moments = wide.T @ wide
     return {
         "tree_attention": lambda: ops.tree_attention(q, k, v, table, 0.2, 3, 5.0),
         "restore_rows": lambda: in_place(ops.restore_rows, hidden, at, source, picked),
@@ -49,6 +51,7 @@ def cases(device: str) -> dict[str, Call]:
         "target_logprob bfloat16": lambda: ops.target_logprob(*(x.bfloat16() for x in (states, head, bias)), targets),
         "moment_update": lambda: in_place(ops.moment_update, acc, keys, mask),
         "moment_update bfloat16": lambda: in_place(ops.moment_update, acc, keys.bfloat16(), mask),
+        "cholesky_factor": lambda: ops.cholesky_factor(moments, 2.0)[0].tril(),
         "low_rank_rows": lambda: in_place(ops.low_rank_rows, y, hidden, left, right, index),
     }
 
@@ -56,23 +59,32 @@ def cases(device: str) -> dict[str, Call]:
 NAMES = list(cases("cpu"))
 
 
-@pytest.fixture(params=["kernel", "gemm"])
-def moments_by(request, monkeypatch):
-    """moment_update by its kernel and by GEMMs, whichever this GPU prefers."""
-    monkeypatch.setattr(moment, "prefers_kernel", lambda x: request.param == "kernel" and x.dtype != torch.float64)
+@pytest.fixture(params=["kernel", "vendor"])
+def body(request, monkeypatch):
+    """What may be done by our kernel or by the vendor's, whichever this GPU prefers."""
+    kernel = request.param == "kernel"
+    monkeypatch.setattr(moment, "prefers_kernel", lambda x: kernel and x.is_cuda and x.dtype != torch.float64)
+    monkeypatch.setattr(cholesky, "FACTOR_BY", request.param)
+
+
+def only_ours(name: str) -> None:
+    """Whether the vendor's factorisation waits for the device is its own affair."""
+    if name == "cholesky_factor" and cholesky.FACTOR_BY == "vendor":
+        pytest.skip("the vendor's")
 
 
 @needs_cuda
 @pytest.mark.parametrize("name", NAMES)
-def test_sanitized_cuda_agrees_with_the_cpu(moments_by, name):
+def test_sanitized_cuda_agrees_with_the_cpu(body, name):
     found, want = cases("cuda")[name](), cases("cpu")[name]()
     assert trees.error(found, want.double()) < 1e-5
 
 
 @needs_cuda
 @pytest.mark.parametrize("name", NAMES)
-def test_cuda_on_another_stream(moments_by, name):
+def test_cuda_on_another_stream(body, name):
     """Behind work that is not done yet on that stream, and with no wait for the device."""
+    only_ours(name)
     call = cases("cuda")[name]
     want, stream = call(), torch.cuda.Stream()
     torch.cuda.synchronize()
@@ -88,7 +100,8 @@ def test_cuda_on_another_stream(moments_by, name):
 
 @needs_cuda
 @pytest.mark.parametrize("name", NAMES)
-def test_cuda_graphs_replay_it(moments_by, name):
+def test_cuda_graphs_replay_it(body, name):
+    only_ours(name)
     call = cases("cuda")[name]
     want = call()
     stream = torch.cuda.Stream()
@@ -107,7 +120,7 @@ def test_cuda_graphs_replay_it(moments_by, name):
 
 @needs_cuda
 @pytest.mark.parametrize("name", NAMES)
-def test_cuda_gives_equal_bits_twice(moments_by, name):
+def test_cuda_gives_equal_bits_twice(body, name):
     call = cases("cuda")[name]
     assert torch.equal(call(), call())
 
@@ -121,7 +134,7 @@ def test_cuda_targets_outside_the_vocabulary_give_nan():
 
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_cuda_moments_of_many_rows(moments_by, dtype):
+def test_cuda_moments_of_many_rows(body, dtype):
     """Longer than what is summed in float, in all three tiles of the triangle."""
     torch.manual_seed(0)
     x = (torch.randn(9000, 200) * torch.logspace(-2, 1, 200)).to("cuda", dtype)
@@ -134,6 +147,22 @@ def test_cuda_moments_of_many_rows(moments_by, dtype):
     assert error <= max(2 * plain_error, 2e-5 if dtype != torch.float32 else 0)
 
 
+@needs_cuda
+@pytest.mark.parametrize("d", [1, 64, 65, 300, 700])
+def test_cuda_factors_by_our_kernel(monkeypatch, d):
+    monkeypatch.setattr(cholesky, "FACTOR_BY", "kernel")
+    torch.manual_seed(d)
+    x = torch.randn(2 * d, d, dtype=torch.float64, device="cuda")
+    c = x.T @ x / (2 * d)
+    factor, info = ops.cholesky_factor(c, 3.0, 0.1)
+    lower, want = factor.tril(), 3 * (c + 0.1 * torch.eye(d, device="cuda", dtype=torch.float64))
+    assert int(info) == 0 and trees.error(lower @ lower.T, want.cpu()) < 1e-14
+    s, report, _ = ops.cholesky_solve_update(c, x[: max(1, d // 8)].T.contiguous(), 3.0, 0.1, factor)
+    assert float(report[0]) <= 1e-14
+    c[d // 2, d // 2] = -1
+    assert int(ops.cholesky_factor(c, 3.0)[1]) == d // 2 + 1
+
+
 # ---- without a GPU: what the native module is handed, and what it says ----
 
 
@@ -143,11 +172,12 @@ def compiled(monkeypatch):
     native, reason = _native.status("cuda")
     if native is None:
         pytest.skip(reason)
-    if not hasattr(native, "moment_update_cuda"):
+    if not hasattr(native, "cholesky_cuda"):
         pytest.skip("the native module is older than its source")
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    monkeypatch.setattr(launch_cuda, "_stream", lambda tensor: (0, 0))
+    for module in (launch, launch_cuda):
+        monkeypatch.setattr(module, "_stream", lambda tensor: (0, 0))
     return native
 
 
@@ -157,6 +187,8 @@ def test_errors_of_a_launch_name_the_op(compiled):
         launch_cuda.target_logprob(compiled, hidden, weight, None, targets, 0.0)
     with pytest.raises(RuntimeError, match="^moment_update on CUDA: "):
         launch_cuda.moment_update(compiled, torch.zeros(8, 8), hidden, None, 4096)
+    with pytest.raises(RuntimeError, match="^cholesky on CUDA: "):
+        launch_cuda.cholesky(compiled, torch.eye(4, dtype=torch.float64))
 
 
 def test_nothing_to_do_needs_no_device(compiled):
