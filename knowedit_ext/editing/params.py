@@ -141,7 +141,10 @@ class ROMEParams(EditParams):
         "mistral-7b": _ROME_STARTS,
         "qwen2.5-7b": _ROME_STARTS,
         # The built-in world: its early site ends at layer 3, where the MLP adds little to the stream (|v| is small).
-        "world": dict(layers=(3,), clamp_norm_factor=16.0, v_weight_decay=0.05),
+        # Subjects often begin a text there, where keys differ most: with few contexts the bare prompt weighs more.
+        "world": dict(
+            layers=(3,), clamp_norm_factor=16.0, v_weight_decay=0.05, context_template_length_params=((5, 2), (10, 2))
+        ),
     }
 
     @classmethod
