@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from knowedit_ext.precision import float32_products
 
 COPY, BF16, TF32, FLOAT32, FLOAT64 = "copy", "bfloat16 matmul", "tf32 matmul", "float32 matmul", "float64 matmul"
 
@@ -93,17 +94,6 @@ def deviation(value: Tensor, truth: Tensor) -> float:
     return float((value.double() - truth).norm() / truth.norm().clamp(min=1e-300))
 
 
-@contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    """TF32 GEMMs of float32 operands within."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = on
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def measure_ceilings(bench: Bench) -> dict[str, float]:
     """flop/s of large square products by dtype, bytes/s (read + written) of a large copy."""
 
@@ -113,7 +103,7 @@ def measure_ceilings(bench: Bench) -> dict[str, float]:
         return 2 * size**3 / bench.seconds(lambda: a @ b)
 
     found = {BF16: product(torch.bfloat16, 8192)}
-    with tf32(True):
+    with float32_products("tf32"):
         found[TF32] = product(torch.float32, 8192)
     found[FLOAT32] = product(torch.float32, 8192)
     found[FLOAT64] = product(torch.float64, 8192)

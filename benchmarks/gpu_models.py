@@ -11,7 +11,7 @@ import naive_editing
 import naive_moments
 import numpy as np
 import torch
-from gpu_measure import BF16, FLOAT32, TF32, Bench, Row, check, tf32
+from gpu_measure import BF16, FLOAT32, TF32, Bench, Row, check
 from moments import long_texts
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM, PreTrainedModel
 
@@ -39,12 +39,15 @@ def gpt_j(bench: Bench) -> PreTrainedModel:
     return GPTJForCausalLM(GPTJConfig(bos_token_id=0, eos_token_id=0, **size))
 
 
-def random_model(bench: Bench, build: Callable[[Bench], PreTrainedModel], dtype: torch.dtype) -> ke.EditableModel:
+def random_model(
+    bench: Bench, build: Callable[[Bench], PreTrainedModel], dtype: torch.dtype, precision: str | None = None
+) -> ke.EditableModel:
     """Random weights, made on the device; the built-in world's tokenizer over a larger vocabulary."""
     torch.manual_seed(0)
     with torch.device(bench.device):
         hf = build(bench)
-    return ke.load_model((hf.to(dtype), AutoTokenizer.from_pretrained(load_world().folder)))
+    tokenizer = AutoTokenizer.from_pretrained(load_world().folder)
+    return ke.load_model((hf.to(dtype), tokenizer), precision=precision)
 
 
 def prompt_of_12(model: ke.EditableModel) -> ke.Fact:
@@ -61,9 +64,8 @@ def trace(bench: Bench) -> Iterator[Row]:
     settings = ((torch.bfloat16, BF16, 0.1), (torch.float32, TF32, 0.05), (torch.float32, FLOAT32, 1e-3))
     for build in (gpt2_xl, gpt_j):
         for dtype, ceiling, allowed in settings:
-            model = random_model(bench, build, dtype)
-            with tf32(ceiling == TF32):
-                yield from _trace(bench, model, f"trace {build.__name__}, {ceiling.split()[0]}", ceiling, allowed)
+            model = random_model(bench, build, dtype, "tf32" if ceiling == TF32 else None)
+            yield from _trace(bench, model, f"trace {build.__name__}, {ceiling.split()[0]}", ceiling, allowed)
 
 
 def _trace(bench: Bench, model: ke.EditableModel, name: str, ceiling: str, allowed: float) -> Iterator[Row]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .modules import ModuleMap, device_of, refuse_unsupported
+from .precision import TF32Within
 
 
 class EditableModel:
@@ -16,10 +17,18 @@ class EditableModel:
 
     The Hugging Face module is the model: nothing is re-implemented, no weight is copied. It is put in eval mode.
     `bos`: True puts the tokenizer's beginning-of-sequence token in front of every prompt, False leaves all special
-    tokens out, None does what the tokenizer does by itself.
+    tokens out, None does what the tokenizer does by itself. `precision`: see `load_model`.
     """
 
-    def __init__(self, hf: nn.Module, tokenizer: Any, *, bos: bool | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        hf: nn.Module,
+        tokenizer: Any,
+        *,
+        bos: bool | None = None,
+        name: str | None = None,
+        precision: str | None = None,
+    ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
                 f"{type(tokenizer).__name__} gives no character offsets; load the fast tokenizer (use_fast=True), "
@@ -27,10 +36,15 @@ class EditableModel:
             )
         if bos and tokenizer.bos_token_id is None:
             raise ValueError("bos=True, but the tokenizer has no beginning-of-sequence token")
+        if precision not in (None, "tf32"):
+            raise ValueError(f"unknown precision '{precision}': expected 'tf32', or None for exact float32")
         self.modules = ModuleMap(hf)
         self.hf = hf.eval()
         self.tokenizer = tokenizer
         self.bos = bos
+        self.precision = precision
+        if precision == "tf32":
+            TF32Within([*self.modules.layers, self.modules.head])
         self.name = name or getattr(hf.config, "_name_or_path", "") or type(hf).__name__
 
     @property
@@ -60,6 +74,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     *,
     bos: bool | None = None,
+    precision: str | None = None,
     **kwargs: Any,
 ) -> EditableModel:
     """Load a decoder-only model for tracing and editing.
@@ -69,6 +84,9 @@ def load_model(
     device: e.g. "cpu", "cuda:1"; None leaves the model where it is (or where `device_map` puts it).
     dtype: e.g. "float32", "bfloat16"; None keeps what the checkpoint says.
     bos: see `EditableModel`.
+    precision: "tf32" lets the layers and the head of a float32 model multiply in TF32 on CUDA, in forward passes; hooks
+        on the model do it. None: torch's own setting, which is exact float32 unless you change it. Moments and solves
+        are exact either way.
     kwargs: passed to `AutoModelForCausalLM.from_pretrained` (e.g. `device_map="auto"`, `revision=...`).
 
     Raises `UnsupportedModelError` for encoder-decoders, mixtures of experts and unknown architectures.
@@ -77,7 +95,8 @@ def load_model(
     if isinstance(model, (tuple, EditableModel)) and kwargs:
         raise TypeError(f"{', '.join(kwargs)}: only used when a model is loaded by name or folder")
     if isinstance(model, EditableModel):
-        if device is None and dtype is None and bos in (None, model.bos):
+        precision = precision or model.precision
+        if device is None and dtype is None and bos in (None, model.bos) and precision == model.precision:
             return model
         hf, tokenizer, name, bos = model.hf, model.tokenizer, model.name, model.bos if bos is None else bos
     elif isinstance(model, tuple):
@@ -97,7 +116,7 @@ def load_model(
         hf = hf.to(device)
     if dtype is not None:
         hf = hf.to(dtype)
-    return EditableModel(hf, tokenizer, bos=bos, name=name)
+    return EditableModel(hf, tokenizer, bos=bos, name=name, precision=precision)
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..precision import float32_products
 from . import _native, launch_cuda
 from .reference import compute_dtype
 
@@ -20,7 +21,8 @@ def update(acc: Tensor, x: Tensor, mask: Tensor | None) -> None:
         launch_cuda.moment_update(native, acc, x, mask, _ROWS)
         torch.autograd.graph.increment_version(acc)
     else:
-        update_by_gemm(acc, x, mask)
+        with float32_products("ieee"):
+            update_by_gemm(acc, x, mask)
 
 
 def prefers_kernel(x: Tensor) -> bool:
