@@ -170,7 +170,7 @@ class MEMITParams(EditParams):
         "mistral-7b": _MEMIT_STARTS | _EASYEDIT_VALUES,
         "qwen2.5-7b": _MEMIT_STARTS | _EASYEDIT_VALUES,
         # The built-in world: small steps end nearer to where they began, which spares the neighbourhood.
-        "world": dict(layers=(1, 2, 3), clamp_norm_factor=2.0, v_lr=0.2, v_num_grad_steps=40, mom2_update_weight=200.0),
+        "world": dict(layers=(1, 2, 3), clamp_norm_factor=2.0, v_lr=0.2, v_num_grad_steps=40, mom2_update_weight=400.0),
     }
 
     def __post_init__(self) -> None:
