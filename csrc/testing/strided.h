@@ -1,6 +1,8 @@
 // Matrices as ops get them: rows with a stride, at any alignment, amid memory that is not theirs.
 #pragma once
 
+#include <sys/mman.h>
+
 #include "cases.h"
 
 namespace cases {
@@ -27,6 +29,25 @@ struct Strided {
         for (int64_t i = 0; i < rows * width; ++i) at(i / width, i % width) = numbers[i];
         return *this;
     }
+};
+
+// Two or three rows so far apart that an offset of 32 bits does not reach the second; only pages in use take memory.
+template <typename T>
+struct FarApart {
+    static constexpr int64_t kStride = (int64_t{1} << 31) + 8;
+    size_t bytes;
+    void* memory;
+
+    explicit FarApart(int64_t rows) : bytes(((rows - 1) * kStride + 4096) * sizeof(T)) {
+        memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        require(memory != MAP_FAILED, "no address space for ", bytes, " bytes");
+    }
+    ~FarApart() { munmap(memory, bytes); }
+    FarApart(const FarApart&) = delete;
+    FarApart& operator=(const FarApart&) = delete;
+
+    T* data() { return static_cast<T*>(memory); }
+    T& at(int64_t row, int64_t column) { return data()[row * kStride + column]; }
 };
 
 }  // namespace cases

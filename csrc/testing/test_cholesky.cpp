@@ -72,6 +72,14 @@ KNOWEDIT_CASE(cholesky_names_the_first_bad_minor) {
     require(order == 0 || order > 40, "rank 40 fails at ", order);
 }
 
+KNOWEDIT_CASE(cholesky_rows_beyond_32_bits) {
+    cases::FarApart<double> a(2);
+    a.at(0, 0) = 4, a.at(1, 0) = 2, a.at(1, 1) = 10;
+    CholeskyFailure failure{-1, 0};
+    cholesky_cuda({a.data(), 2, a.kStride, &failure}, 0, nullptr);
+    require(failure.order == 0 && a.at(0, 0) == 2 && a.at(1, 0) == 1 && a.at(1, 1) == 3, "a factor of rows far apart");
+}
+
 KNOWEDIT_CASE(cholesky_launches) {
     auto a = moment(300, 300, 0, 0);
     factor(a);

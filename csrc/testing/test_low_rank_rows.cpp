@@ -75,6 +75,30 @@ KNOWEDIT_CASE(low_rank_rows_one_rank) { check_all({37, 21, 1}); }
 KNOWEDIT_CASE(low_rank_rows_more_ranks_than_fit_at_once) { check_all({300, 13, 9, true}); }
 KNOWEDIT_CASE(low_rank_rows_wider_than_a_block) { check_all({7, 519, 4}); }
 
+KNOWEDIT_CASE(low_rank_rows_beyond_32_bits) {
+    cases::FarApart<float> y(2), x(2), left(2), right(2);
+    const int64_t index[2] = {1, 1}, stride = y.kStride;
+    y.at(1, 0) = 1, x.at(1, 0) = 2, left.at(1, 0) = 3, right.at(1, 0) = 5;
+    low_rank_rows_cuda({y.data(),
+                        x.data(),
+                        left.data(),
+                        right.data(),
+                        index,
+                        DType::Float32,
+                        DType::Float32,
+                        2,
+                        2,
+                        1,
+                        1,
+                        1,
+                        stride,
+                        stride,
+                        {stride, 1, 1},
+                        {stride, 1, 1}},
+                       0, nullptr);
+    require(y.at(0, 0) == 0 && y.at(1, 0) == 31, "rows far apart");
+}
+
 KNOWEDIT_CASE(low_rank_rows_nothing_to_do) {
     float y[1] = {5}, x[1] = {1};
     const int64_t index[1] = {0};

@@ -85,6 +85,21 @@ KNOWEDIT_CASE(moment_update_sums_reach_a_double_acc) {
     }
 }
 
+KNOWEDIT_CASE(moment_update_rows_beyond_32_bits) {
+    cases::FarApart<float> x(3);
+    cases::FarApart<double> acc(2);
+    for (int64_t r = 0; r < 3; ++r) x.at(r, 0) = 1 + r, x.at(r, 1) = 2;
+    moment_update_cuda(
+        {acc.data(), x.data(), nullptr, DType::Float64, DType::Float32, 3, 2, acc.kStride, x.kStride, 64}, 0, nullptr);
+    require(acc.at(0, 0) == 14 && acc.at(1, 0) == 12 && acc.at(1, 1) == 12, "sums over rows far apart");
+    cases::FarApart<BFloat16> half(2);
+    for (int64_t r = 0; r < 2; ++r) narrow(3.0f, &half.at(r, 0));
+    double sum = 0;
+    moment_update_cuda({&sum, half.data(), nullptr, DType::Float64, DType::BFloat16, 2, 1, 1, half.kStride, 64}, 0,
+                       nullptr);
+    require(sum == 18, "sums over halves far apart");
+}
+
 KNOWEDIT_CASE(moment_update_refuses_float64) {
     double x[1] = {};
     cases::require_contains(

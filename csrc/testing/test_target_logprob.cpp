@@ -84,6 +84,17 @@ KNOWEDIT_CASE(target_logprob_pieces_of_several_tiles) {
     for (int64_t pieces : {1, 2, 3}) check_all({7, 20, 128 * 4 + 5, 2, 4, 0, true, 0, pieces});
 }
 
+KNOWEDIT_CASE(target_logprob_rows_beyond_32_bits) {
+    cases::FarApart<float> hidden(2), weight(2);
+    hidden.at(0, 0) = 1, hidden.at(1, 0) = 2, weight.at(0, 0) = 0.5, weight.at(1, 0) = -0.5;
+    const std::vector<int64_t> targets = {0, 1};
+    auto out = cases::unwritten<float>(2), parts = cases::unwritten<float>(4);
+    target_logprob_cuda({hidden.data(), weight.data(), nullptr, targets.data(), out.data(), DType::Float32, 2, 1, 2, 1,
+                         hidden.kStride, weight.kStride, 0},
+                        parts.data(), 1, 0, nullptr);
+    cases::require_close(out, {-std::log1p(std::exp(-1.0)), -std::log1p(std::exp(2.0))}, 1e-6, "far apart");
+}
+
 KNOWEDIT_CASE(target_logprob_launch) {
     require(target_logprob_pieces(1, 50257) == 393, "a piece for each tile of the vocabulary");
     require(target_logprob_pieces(5760, 50257) == 23 && target_logprob_pieces(128 * 1024, 50257) == 1, "fewer pieces");
