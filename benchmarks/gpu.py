@@ -20,18 +20,16 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import gpu_kernels
-import gpu_models
 import torch
 from gpu_measure import Bench, CheckFailed, Row, measure_ceilings
 
 ROOT = Path(__file__).resolve().parent.parent
-CASES: dict[str, Callable[[Bench], Iterator[Row]]] = gpu_kernels.CASES | gpu_models.CASES
+Case = Callable[[Bench], Iterator[Row]]
 LEFT_OUT = ("wgmma and TMA kernels for sm_90a: not written, the sm_80 kernels run there",)
 PASSED, FAILED, NOT_RUN = "passed", "FAILED", "not run"
 
@@ -42,6 +40,13 @@ class Step:
     status: str
     seconds: float = 0.0
     detail: str = ""
+
+
+def all_cases() -> dict[str, Case]:
+    import gpu_kernels
+    import gpu_models
+
+    return gpu_kernels.CASES | gpu_models.CASES
 
 
 def run_step(name: str, command: list[str], out: Path, limit: float, **env: str) -> Step:
@@ -91,17 +96,19 @@ def steps(args: argparse.Namespace, out: Path) -> Iterator[Step]:
         yield run_step(tool, command, out, 120, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
-def run_cases(bench: Bench, names: list[str], deadline: float) -> tuple[list[Row], dict[str, str], dict[str, str]]:
+def run_cases(
+    bench: Bench, cases: dict[str, Case], deadline: float
+) -> tuple[list[Row], dict[str, str], dict[str, str]]:
     """Rows; what failed and what there was no time for, by case."""
     rows: list[Row] = []
     failed: dict[str, str] = {}
     not_run: dict[str, str] = {}
-    for name in names:
+    for name, case in cases.items():
         if time.monotonic() > deadline:
             not_run[name] = "no time left"
             continue
         try:
-            for row in CASES[name](bench):
+            for row in case(bench):
                 print(f"{row.name}: {row.seconds:.3g} s, error {row.error:.1e}", flush=True)
                 rows.append(row)
                 if time.monotonic() > deadline:
@@ -157,19 +164,20 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def arguments() -> argparse.Namespace:
+def arguments(cases: Iterable[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--conformance", type=Path, default=ROOT / "out" / "conformance")
     parser.add_argument("--skip-build", action="store_true", help="the native module in the tree is up to date")
     parser.add_argument("--minutes", type=float, default=8, help="no case begins after so many")
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--only", nargs="+", choices=cases, default=list(cases), metavar="CASE", help=", ".join(cases))
     return parser.parse_args()
 
 
 def main() -> int:
-    args, start = arguments(), time.monotonic()
+    cases, start = all_cases(), time.monotonic()
+    args = arguments(cases)
     if not args.dry_run and not torch.cuda.is_available():
         print(
             "gpu.py: torch sees no CUDA device here; --dry-run shows the cases at toy size on the CPU", file=sys.stderr
@@ -196,7 +204,9 @@ def main() -> int:
         report["not_run"] = dict.fromkeys(args.only, f"{', '.join(broken)} failed, so no times are reported")
     else:
         report["ceilings"] = measure_ceilings(bench)
-        rows, report["failed"], report["not_run"] = run_cases(bench, args.only, start + 60 * args.minutes)
+        rows, report["failed"], report["not_run"] = run_cases(
+            bench, {name: cases[name] for name in args.only}, start + 60 * args.minutes
+        )
         report["cases"] = [row.as_dict(report["ceilings"]) for row in rows]
     report["minutes"] = (time.monotonic() - start) / 60
     write_report(out, report)
