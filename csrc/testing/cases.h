@@ -25,6 +25,7 @@ constexpr bool kRaces = false;
 #endif
 
 struct Case {
+    std::string file;
     const char* name;
     void (*body)(uint64_t seed);
 };
@@ -33,11 +34,11 @@ inline std::vector<Case>& all() {
     return list;
 }
 struct Registered {
-    Registered(const char* name, void (*body)(uint64_t seed)) { all().push_back({name, body}); }
+    Registered(const char* file, const char* name, void (*body)(uint64_t seed)) { all().push_back({file, name, body}); }
 };
-#define KNOWEDIT_CASE(name)                                  \
-    static void name(uint64_t seed);                         \
-    static const cases::Registered name##_case(#name, name); \
+#define KNOWEDIT_CASE(name)                                            \
+    static void name(uint64_t seed);                                   \
+    static const cases::Registered name##_case(__FILE__, #name, name); \
     static void name([[maybe_unused]] uint64_t seed)
 
 // Throws with all the parts in one message.

@@ -3,12 +3,11 @@
 
 #include <cstddef>
 
-#if defined(__SANITIZE_ADDRESS__)
+#ifdef SIMT_ADDRESSES  // AddressSanitizer
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
-#define SIMT_ASAN 1
 #endif
-#ifdef SIMT_RACES
+#ifdef SIMT_RACES  // ThreadSanitizer
 #include <sanitizer/tsan_interface.h>
 #endif
 #ifndef __x86_64__
@@ -50,7 +49,7 @@ class Fiber {
     // Anew on the kStack bytes at `stack`; `entry` must not return.
     void start(char* stack, void (*entry)()) {
         bottom = stack, size = kStack, fake = nullptr;
-#ifdef SIMT_ASAN
+#ifdef SIMT_ADDRESSES
         __asan_unpoison_memory_region(stack, kStack);
 #endif
 #ifdef SIMT_RACES
@@ -78,7 +77,7 @@ class Fiber {
 
     // From this one, which is running, to `other`; returns when `other` switches back.
     void switch_to(Fiber& other) {
-#ifdef SIMT_ASAN
+#ifdef SIMT_ADDRESSES
         __sanitizer_start_switch_fiber(&fake, other.bottom, other.size);
 #endif
 #ifdef SIMT_RACES
@@ -95,7 +94,7 @@ class Fiber {
 
     // The first thing a fresh fiber does; `from` is where it came from.
     void arrive(Fiber& from) {
-#ifdef SIMT_ASAN
+#ifdef SIMT_ADDRESSES
         __sanitizer_finish_switch_fiber(fake, &from.bottom, &from.size);
 #else
         (void)from;

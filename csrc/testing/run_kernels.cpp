@@ -1,5 +1,5 @@
-// run_kernels [--seeds N] [NAME...]: runs the cases whose name begins with one of those given (all but the broken ones
-// when none is), each under N seeds of the scheduler, and says which failed.
+// run_kernels [--seeds N] [WHAT...]: runs the cases of the files test_WHAT.cpp or the cases named WHAT (all but the
+// broken ones when nothing is given), each under N seeds of the scheduler, and says which failed.
 #include <cstdio>
 #include <cstdlib>
 
@@ -8,11 +8,12 @@
 
 namespace {
 
-bool chosen(const std::string& name, const std::vector<std::string>& wanted) {
-    if (wanted.empty()) return name.rfind("broken_", 0) != 0;
-    for (const std::string& start : wanted)
-        if (name.rfind(start, 0) == 0) return true;
-    return false;
+bool chosen(const cases::Case& test, const std::vector<std::string>& wanted) {
+    const std::string name = test.name, file = test.file.substr(test.file.find_last_of('/') + 1);
+    const bool sound = name.rfind("broken_", 0) != 0;
+    for (const std::string& what : wanted)
+        if (name == what || (sound && file == "test_" + what + ".cpp")) return true;
+    return wanted.empty() && sound;
 }
 
 }  // namespace
@@ -26,7 +27,7 @@ int main(int count, char** arguments) {
     }
     int failed = 0, run = 0;
     for (const cases::Case& test : cases::all()) {
-        if (!chosen(test.name, wanted)) continue;
+        if (!chosen(test, wanted)) continue;
         ++run;
         uint64_t seed = 0;
         try {

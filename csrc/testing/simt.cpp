@@ -1,5 +1,5 @@
-// The scheduler. Built without -fsanitize=thread even where kernels are built with it, and free of standard containers
-// on the threads' side: its own work is no part of what is checked.
+// The scheduler. Built without the sanitizers that kernels are built with, and free of standard containers on the
+// threads' side: its own work is no part of what is checked.
 #include "simt.h"
 
 #include <sys/mman.h>
@@ -47,15 +47,14 @@ struct Thread {
     int line, bytes, snapshot;
     unsigned mask;
     const void* give;
-    bool fence;
     // Its asynchronous copies.
     Copy copies[128];
     int copy_count, group;
 };
 
 struct Snapshot {  // what the lanes of one warp operation gave
+    alignas(kMost) char bytes[kWarp][kMost];
     int readers;
-    char bytes[kWarp][kMost];
 };
 
 struct Allocation {
@@ -69,6 +68,7 @@ struct Block {
     int threads, live, ready_count;
     int ready[kMostThreads];
     int barrier_count;
+    unsigned waiting[kMostThreads / kWarp];  // lanes of a warp, in an operation of it
     void (*call)(const void*);
     const void* arguments;
     size_t dynamic;
@@ -203,6 +203,7 @@ void prepare_block(uint3 index, uint64_t number) {
         t.number = n, t.snapshot = -1, t.copy_count = 0, t.group = 0;
         t.index = {n % block.size.x, n / block.size.x % block.size.y, n / (block.size.x * block.size.y)};
         make_ready(t);
+        block.waiting[n / kWarp] = 0;
         for (int i = 0; n % kWarp == 0 && i <= kWarp; ++i) snapshots[n / kWarp][i].readers = 0;
     }
 }
@@ -343,14 +344,15 @@ void barrier(const char* file, int line) {
 
 namespace {
 
-// The lanes of `me`'s operation, when all of them have come.
+// Whether all lanes of `me`'s operation have come.
 bool complete(const Thread& me, int first) {
     for (int i = 0; i < kWarp; ++i) {
         if (!(me.mask >> i & 1)) continue;
         if (first + i >= block.threads) return false;
         const Thread& t = threads[first + i];
         if (t.state != State::Warp || t.mask != me.mask) return false;
-        if (strcmp(t.what, me.what) || t.line != me.line || t.bytes != me.bytes) fail_apart(t, me);
+        if (t.line != me.line || t.bytes != me.bytes || (t.what != me.what && strcmp(t.what, me.what)))
+            fail_apart(t, me);
     }
     return true;
 }
@@ -364,13 +366,15 @@ void copy_bytes(char* to, const char* from, int count) {  // not memcpy, which t
 const char* gather(const char* what, unsigned mask, const void* give, int bytes, bool fence, int line) {
     Thread& me = *self;
     const int warp = me.number / kWarp, first = warp * kWarp;
-    me.what = what, me.line = line, me.bytes = bytes, me.mask = mask, me.give = give, me.fence = fence;
+    me.what = what, me.line = line, me.bytes = bytes, me.mask = mask, me.give = give;
     if (!(mask >> lane() & 1)) fail("%s is not in its own mask in %s, line %d", place(me).chars, what, line);
     if (me.snapshot >= 0) --snapshots[warp][me.snapshot].readers;
     me.state = State::Warp, me.snapshot = -1;
     void* order = &block.order[warp];
     if (fence) release_order(order);
-    if (complete(me, first)) {
+    block.waiting[warp] |= 1u << lane();
+    if ((block.waiting[warp] & mask) == mask && complete(me, first)) {
+        block.waiting[warp] &= ~mask;
         int at = 0;
         while (snapshots[warp][at].readers) ++at;
         for (int i = 0; i < kWarp; ++i) {

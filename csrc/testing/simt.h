@@ -159,14 +159,9 @@ class Lanes {  // what each lane gave
         : from(gather(what, mask, &give, sizeof(T), false, line)) {
         static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= kMost);
     }
-    T operator[](int lane) const {
-        T value;
-        memcpy(&value, from + lane * kMost, sizeof(T));
-        return value;
-    }
+    const T& operator[](int lane) const { return *reinterpret_cast<const T*>(from + lane * kMost); }
 
-  private:
-    const char* from;
+    const char* const from;
 };
 
 // cp.async: bytes arrive when the thread waits for their group, not before.

@@ -6,69 +6,36 @@
 namespace knowedit {
 namespace simt_mma {
 
-template <typename E, int A, int B>
-struct Operands {
-    E a[A], b[B];
+struct Operands {  // of a lane
+    uint32_t a[4], b[2];
+};
+struct DoubleOperands {
+    double a, b;
 };
 
-template <typename T>
-inline float half_of(uint32_t pair, int upper) {
-    T x;
-    x.bits = static_cast<uint16_t>(pair >> (16 * upper));
-    return widen(x);
-}
-
-inline float tf32_of(uint32_t bits) { return bits_float(bits & ~0x1fffu); }
-
-// c[i] of a 16x8 tile += sum over k of A(row, k) B(k, column).
-template <int depth, typename L, typename GetA, typename GetB>
-void accumulate(float (&c)[4], const L& all, GetA a, GetB b) {
-    const int g = simt::lane() / 4, t = simt::lane() % 4;
-    for (int i = 0; i < 4; ++i) {
-        const int row = g + (i >= 2 ? 8 : 0), column = 2 * t + i % 2;
-        for (int k = 0; k < depth; ++k) c[i] += a(all, row, k) * b(all, k, column);
-    }
-}
+// Adds the lane's part of the product of what all lanes gave (simt_mma.cpp).
+void add_bfloat16(float (&c)[4], const simt::Lanes<Operands>& all);
+void add_float16(float (&c)[4], const simt::Lanes<Operands>& all);
+void add_tf32(float (&c)[4], const simt::Lanes<Operands>& all);
+void add_double(double (&c)[2], const simt::Lanes<DoubleOperands>& all);
 
 }  // namespace simt_mma
 
 template <typename T>
 inline void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    using Give = simt_mma::Operands<uint32_t, 4, 2>;
-    const simt::Lanes<Give> all("mma_16x8x16", kAllLanes, {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, 0);
-    simt_mma::accumulate<16>(
-        c, all,
-        [](const auto& all, int row, int k) {
-            const Give give = all[row % 8 * 4 + k % 8 / 2];
-            return simt_mma::half_of<T>(give.a[row / 8 + k / 8 * 2], k % 2);
-        },
-        [](const auto& all, int k, int column) {
-            const Give give = all[column * 4 + k % 8 / 2];
-            return simt_mma::half_of<T>(give.b[k / 8], k % 2);
-        });
+    const simt::Lanes<simt_mma::Operands> all("mma_16x8x16", kAllLanes, {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, 0);
+    if (std::is_same_v<T, __half>)
+        simt_mma::add_float16(c, all);
+    else
+        simt_mma::add_bfloat16(c, all);
 }
 
 inline void mma_16x8x8_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    using Give = simt_mma::Operands<uint32_t, 4, 2>;
-    const simt::Lanes<Give> all("mma_16x8x8_tf32", kAllLanes, {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, 0);
-    simt_mma::accumulate<8>(
-        c, all,
-        [](const auto& all, int row, int k) {
-            const Give give = all[row % 8 * 4 + k % 4];
-            return simt_mma::tf32_of(give.a[row / 8 + k / 4 * 2]);
-        },
-        [](const auto& all, int k, int column) {
-            const Give give = all[column * 4 + k % 4];
-            return simt_mma::tf32_of(give.b[k / 4]);
-        });
+    simt_mma::add_tf32(c, {"mma_16x8x8_tf32", kAllLanes, {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, 0});
 }
 
 inline void mma_8x8x4(double (&c)[2], double a, double b) {
-    using Give = simt_mma::Operands<double, 1, 1>;
-    const simt::Lanes<Give> all("mma_8x8x4", kAllLanes, {{a}, {b}}, 0);
-    const int g = simt::lane() / 4, t = simt::lane() % 4;
-    for (int i = 0; i < 2; ++i)
-        for (int k = 0; k < 4; ++k) c[i] = fma(all[g * 4 + k].a[0], all[(2 * t + i) * 4 + k].b[0], c[i]);
+    simt_mma::add_double(c, {"mma_8x8x4", kAllLanes, {a, b}, 0});
 }
 
 inline uint32_t to_tf32(float x) {

@@ -18,8 +18,9 @@ std::vector<T> attend(cases::Problem<T>& problem) {
 }
 
 template <typename T>
-void check() {
-    if (cases::kRaces && sizeof(T) != 4) return;  // where races are looked for, one type stands for all
+void check(uint64_t seed) {
+    // Where races are looked for, and in other orders of threads, one type stands for all.
+    if ((cases::kRaces || seed) && !std::is_same_v<T, float>) return;
     cases::for_each_problem([](const cases::Tree& tree, const cases::Shape& shape, std::mt19937& random) {
         cases::Problem<T> problem(tree, shape, random);
         cases::require_near(attend(problem), problem.attention(), 60 * cases::epsilon<T>(), "tree_attention");
@@ -28,10 +29,10 @@ void check() {
 
 }  // namespace
 
-KNOWEDIT_CASE(tree_attention_float) { check<float>(); }
-KNOWEDIT_CASE(tree_attention_double) { check<double>(); }
-KNOWEDIT_CASE(tree_attention_bfloat16) { check<BFloat16>(); }
-KNOWEDIT_CASE(tree_attention_half) { check<Float16>(); }
+KNOWEDIT_CASE(tree_attention_float) { check<float>(seed); }
+KNOWEDIT_CASE(tree_attention_double) { check<double>(seed); }
+KNOWEDIT_CASE(tree_attention_bfloat16) { check<BFloat16>(seed); }
+KNOWEDIT_CASE(tree_attention_half) { check<Float16>(seed); }
 
 KNOWEDIT_CASE(tree_attention_large_scores) {
     std::mt19937 random(3);

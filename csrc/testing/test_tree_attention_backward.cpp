@@ -29,8 +29,9 @@ Found<T> differentiate(const cases::Problem<T>& problem, const std::vector<T>& u
 }
 
 template <typename T>
-void check() {
-    if (cases::kRaces && sizeof(T) != 4) return;  // where races are looked for, one type stands for all
+void check(uint64_t seed) {
+    // Where races are looked for, and in other orders of threads, one type stands for all.
+    if ((cases::kRaces || seed) && !std::is_same_v<T, float>) return;
     cases::for_each_problem([](const cases::Tree& tree, const cases::Shape& shape, std::mt19937& random) {
         const cases::Problem<T> problem(tree, shape, random);
         const auto up = cases::normal<T>(tree.rows * shape.heads * shape.head_dim, random);
@@ -45,10 +46,10 @@ void check() {
 
 }  // namespace
 
-KNOWEDIT_CASE(tree_attention_backward_float) { check<float>(); }
-KNOWEDIT_CASE(tree_attention_backward_double) { check<double>(); }
-KNOWEDIT_CASE(tree_attention_backward_bfloat16) { check<BFloat16>(); }
-KNOWEDIT_CASE(tree_attention_backward_half) { check<Float16>(); }
+KNOWEDIT_CASE(tree_attention_backward_float) { check<float>(seed); }
+KNOWEDIT_CASE(tree_attention_backward_double) { check<double>(seed); }
+KNOWEDIT_CASE(tree_attention_backward_bfloat16) { check<BFloat16>(seed); }
+KNOWEDIT_CASE(tree_attention_backward_half) { check<Float16>(seed); }
 
 KNOWEDIT_CASE(tree_attention_backward_is_the_same_in_any_order) {
     std::mt19937 random(5);
