@@ -133,8 +133,10 @@ def tokenize_fact(model: EditableModel, fact: Fact) -> TokenizedFact:
     if len(ids) < 2:
         raise ValueError(f"prompt '{text}' is a single token: there is nothing between subject and answer to trace")
     most = model.modules.max_positions
-    if most is not None and len(ids) + max(0, len(target_ids) - 1) > most:
-        raise ValueError(f"prompt '{text[:60]}...' has {len(ids)} tokens, more than the model's {most} positions")
+    needed = len(ids) + max(0, len(target_ids) - 1)
+    if most is not None and needed > most:
+        what = f"'{text[:60]}...'" + (" with its target" if target_ids else "")
+        raise ValueError(f"prompt {what} takes {needed} tokens, more than the model's {most} positions")
     return TokenizedFact(fact, tuple(ids), tuple(tokens), (first, last), tuple(target_ids))
 
 

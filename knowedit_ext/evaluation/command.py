@@ -17,7 +17,7 @@ from ..moments import Moments, collect_moments
 from ..ranks import Ranks
 from ..world import load_world
 from .consistency import TfIdf
-from .evaluate import evaluate, load
+from .evaluate import evaluate, load, usable
 from .methods import METHODS, PARAMS, Editing, params_of
 
 
@@ -47,9 +47,11 @@ def run(
     group = None
     if params is not None:
         num_edits = choices["num_edits"] or (len(records) if choices["method"] == "memit" else 1)
+        records = usable(model, records, kind, chosen["skip_bad"], compat=settings["compat"], together=num_edits > 1)
+        num_edits = min(num_edits, len(records))
         edit = Editing(model, choices["method"], params, moments, num_edits > 1, choices["seed"], settings["compat"])
         group = num_edits if num_edits > 1 else None
-        if num_edits >= len(records) > 1:
+        if num_edits == len(records) > 1:
             edit, settings["time"] = _whole(edit, records, out)
     report = evaluate(model, records, edit, out=out, group=group, progress=True, **described, **settings)
     if not int(os.environ.get("RANK", 0)):
@@ -92,7 +94,7 @@ def _texts(data: Path | None, texts: dict[str, Any], records: Records) -> dict[s
 def _whole(editing: Editing, records: Records, out: Path) -> tuple[Edit, float]:
     """One edit of all records, kept in the folder: a run that goes on goes on with the same one. And its seconds."""
     path, told = out / "edit.safetensors", out / "edit.json"
-    asked = json.loads(json.dumps({**editing.describe(), "case_ids": [record["case_id"] for record in records]}))
+    asked = json.loads(json.dumps({**editing.describe(), "rewrites": [r["requested_rewrite"] for r in records]}))
     ranks = Ranks()
     if ranks.first and not (path.exists() and told.exists()):
         from time import perf_counter

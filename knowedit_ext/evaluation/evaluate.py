@@ -7,12 +7,12 @@ on with, or spread over ranks, reports what one that was not reports.
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from ..datasets.counterfact import load_counterfact
@@ -20,6 +20,7 @@ from ..datasets.records import BadRecord, Record, Records, describe_bad, read_re
 from ..datasets.zsre import load_zsre
 from ..editing.edit import Edit, LowRank
 from ..editing.request import check_compat
+from ..fingerprint import checksum, fingerprint, weight_checksums
 from ..model import EditableModel
 from ..ranks import Ranks
 from ..settings import settle
@@ -28,8 +29,6 @@ from .job import Job, Method
 from .nll import tokenize_question
 from .report import Report
 from .texts import Texts
-
-logger = logging.getLogger(__name__)
 
 GROUP = {"cpu": 16}  # records a group: enough rows to keep the matrices busy
 WIDE_GROUP = 256
@@ -78,34 +77,34 @@ def evaluate(
     check_compat(compat)
     loaded, kind = load(records, dataset, skip_bad, limit)
     texts = Texts(model, snippets, tfidf, max_length, compat) if generation and kind == "counterfact" else None
-    skipped = list(loaded.bad)
-    total, gone = len(loaded) + len(skipped), {bad.index for bad in skipped}
-    numbers = [n for n in range(total) if n not in gone]
-    edits = edit if callable(edit) else _edits_by_record(edit, numbers, total)
-    bad = _usable(model, loaded, numbers, KINDS[kind].ask, attributes, compat, texts)
-    if bad and not skip_bad:
-        raise ValueError(describe_bad(bad, "the records"))
-    gone = {b.index for b in bad}
-    kept = [n for n, number in enumerate(numbers) if number not in gone]
-    loaded = [loaded[n] for n in kept]
-    edits = [edits[n] for n in kept] if isinstance(edits, list) else edits
-    size = group or GROUP.get(model.device.type, WIDE_GROUP)
+    total, numbers = len(loaded) + len(loaded.bad), places(loaded)
+    loaded = usable(model, loaded, kind, skip_bad, texts=texts, attributes=attributes, compat=compat)
+    at = {number: n for n, number in enumerate(numbers)}
+    kept = [at[number] for number in places(loaded)]
+    edits = _by_record(edit, "edits", numbers, total, kept)
+    time = _by_record(time, "times", numbers, total, kept)
     settings = {
         "dataset": kind,
-        "model": {"name": model.name, "type": model.modules.model_type, "dtype": str(model.dtype)},
+        "records": _digest(json.dumps(loaded, sort_keys=True).encode()),
+        "case_ids": [record["case_id"] for record in loaded],
+        "model": _model(model, weights=out is not None),
         "edit": _describe(edit),
-        "generation": None if texts is None else texts.describe(),
+        "generation": None if texts is None else texts.describe(loaded),
+        "generation_batch": None if texts is None else texts.batch_size(loaded),
         "baseline": baseline,
         "attributes": attributes,
         "compat": compat,
-        "group": size,
-        "case_ids": [record["case_id"] for record in loaded],
+        "group": group or GROUP.get(model.device.type, WIDE_GROUP),
     }
     ranks = Ranks()
     if out is None and ranks.size > 1:
         raise ValueError("several ranks share their cases through a folder: give out=")
     if out is not None:
-        settings = settle(out, settings, "evaluate", adopted=("group",))
+        # Chosen by the machine and the memory that was free then; rounding depends on them.
+        adopted = ("generation_batch",) if group else ("generation_batch", "group")
+        settings = settle(out, settings, "evaluate", adopted)
+    if texts is not None:
+        texts.batch = settings["generation_batch"]
     shared = edit if isinstance(edit, Edit) else None
     facts = 0 if edit is None else len(edit.requests) if shared else settings["group"] if _together(edit) else 1
     job = Job(
@@ -117,11 +116,11 @@ def evaluate(
             job.run(numbers)
             bar.update(len(numbers))
     ranks.wait()
-    skipped = [b._asdict() for b in sorted([*skipped, *bad], key=lambda b: b.index)]
+    left_out = [bad._asdict() for bad in loaded.bad]
     if out is None:
-        return Report(job.cases, settings, skipped)
+        return Report(job.cases, settings, left_out)
     by_id = {case["case_id"]: case for case in Report.load(out).cases}
-    report = Report([by_id[record["case_id"]] for record in loaded], settings, skipped)
+    report = Report([by_id[record["case_id"]] for record in loaded], settings, left_out)
     if ranks.first:
         for left in Path(out).glob("cases/.*.tmp"):  # what a killed run was writing
             left.unlink(missing_ok=True)
@@ -145,7 +144,7 @@ def load(
     kind = dataset or ("zsre" if "src" in first or (near and isinstance(near[0], Mapping)) else "counterfact")
     checked = isinstance(records, Records) or (kind == "zsre" and "requested_rewrite" in first)
     if checked:
-        found = Records(raw[:limit], getattr(records, "bad", ()))
+        found = Records(raw[:limit], _bad_before(records, len(raw[:limit])))
     elif kind == "zsre":
         found = load_zsre(raw, skip_bad=skip_bad, limit=limit, target=zsre_target)
     else:
@@ -155,44 +154,104 @@ def load(
     return found, kind
 
 
-def _edits_by_record(edit: Edit | Sequence[Edit] | None, numbers: Sequence[int], total: int) -> list[Edit] | None:
-    """Each record's own edit; None where all have the same. An edit may be given for a skipped record, too."""
-    if edit is None or isinstance(edit, Edit):
-        return None
-    edits = list(edit)
-    if len(edits) == total:
-        return [edits[n] for n in numbers]
-    if len(edits) == len(numbers):
-        return edits
-    raise ValueError(f"{len(edits)} edits for {len(numbers)} records: expected one edit for all, or one a record")
+def _bad_before(records: Any, count: int) -> list[BadRecord]:
+    """The bad ones among what the first `count` good ones were taken from."""
+    if not isinstance(records, Records):
+        return []
+    last = places(records)[count - 1] if count else -1
+    return records.bad if count == len(records) else [bad for bad in records.bad if bad.index < last]
 
 
-def _together(edit: Sequence[Edit] | Method) -> bool:
-    return callable(edit) and edit.together
+def places(records: Records) -> list[int]:
+    """Where the records that were not left out stood in their source."""
+    gone = {bad.index for bad in records.bad}
+    return [n for n in range(len(records) + len(gone)) if n not in gone]
 
 
-def _usable(
+def usable(
     model: EditableModel,
-    records: Sequence[Record],
-    numbers: Sequence[int],
-    ask: Callable[..., Any],
-    attributes: bool,
-    compat: str | None,
-    texts: Texts | None,
-) -> list[BadRecord]:
-    """Records that this model, or these snippets, cannot be asked about."""
-    bad = []
-    for number, record in zip(numbers, records, strict=True):
+    records: Records,
+    kind: str,
+    skip_bad: bool,
+    *,
+    texts: Texts | None = None,
+    attributes: bool = False,
+    compat: str | None = None,
+    together: bool = False,
+) -> Records:
+    """The records that this model, and these snippets, can be asked about; and, where all are edited `together`, that
+    do not contradict an earlier one. Others are left out with `skip_bad`, else a ValueError names them."""
+    found, targets = Records(bad=records.bad), {}
+    for number, record in zip(places(records), records, strict=True):
         key = "prompts"
         try:
-            for question in ask(model, record, 0, attributes, compat)[0]:
+            for question in KINDS[kind].ask(model, record, 0, attributes, compat)[0]:
                 tokenize_question(model, question)
             if texts is not None:
                 key = "generation_prompts"
                 texts.check(record)
+            if together:
+                key = "requested_rewrite"
+                _check_agreement(record, targets)
         except ValueError as error:
-            bad.append(BadRecord(number, record["case_id"], key, str(error)))
-    return bad
+            found.bad.append(BadRecord(number, record["case_id"], key, str(error)))
+        else:
+            found.append(record)
+    if len(found) < len(records) and not (skip_bad and found):
+        raise ValueError(describe_bad(found.bad[len(records.bad) :], "the records"))
+    found.bad.sort(key=lambda bad: bad.index)
+    return found
+
+
+def _check_agreement(record: Record, targets: dict[tuple[str, str], tuple[str, int]]) -> None:
+    rewrite = record["requested_rewrite"]
+    new = rewrite["target_new"]["str"].strip()
+    said, case_id = targets.setdefault((rewrite["prompt"], rewrite["subject"]), (new, record["case_id"]))
+    if said != new:
+        raise ValueError(f"contradicts case_id {case_id}: the same prompt is to become '{said}' there, '{new}' here")
+
+
+def _by_record(given: Any, what: str, numbers: Sequence[int], total: int, kept: Sequence[int]) -> Any:
+    """What is given for each record, of the records that are kept; None where one edit (or time) is for all.
+
+    It may be given for records that were left out, too. numbers: places of the checked records among all `total`.
+    """
+    if given is None or isinstance(given, (Edit, Real)):
+        return None if isinstance(given, Edit) else given
+    if callable(given):
+        return given
+    found = list(given)
+    if len(found) == total:
+        found = [found[n] for n in numbers]
+    if len(found) == len(numbers):
+        return [found[n] for n in kept]
+    if len(found) == len(kept):
+        return found
+    one = what.removesuffix("s")
+    raise ValueError(f"{len(found)} {what} for {len(numbers)} records: expected one {one} for all, or one a record")
+
+
+def _model(model: EditableModel, weights: bool) -> dict[str, Any]:
+    """What tells a model from others; its weights as they are, edits included, where they are in memory."""
+    in_memory = {name for name, parameter in model.hf.named_parameters() if not parameter.is_meta}
+    return {
+        "name": model.name,
+        "type": model.modules.model_type,
+        "dtype": str(model.dtype),
+        "bos": model.bos,
+        "weights": fingerprint(weight_checksums(model, in_memory.__contains__)) if weights else None,
+    }
+
+
+def _digest(*contents: bytes) -> str:
+    made = hashlib.blake2b(digest_size=16)
+    for content in contents:
+        made.update(content)
+    return made.hexdigest()
+
+
+def _together(edit: Sequence[Edit] | Method) -> bool:
+    return callable(edit) and edit.together
 
 
 def _describe(edit: Edit | Sequence[Edit] | Method | None) -> dict[str, Any] | None:
@@ -200,16 +259,10 @@ def _describe(edit: Edit | Sequence[Edit] | Method | None) -> dict[str, Any] | N
     if edit is None or callable(edit):
         return None if edit is None else edit.describe()
     edits = [edit] if isinstance(edit, Edit) else list(edit)
-    content = hashlib.blake2b(digest_size=16)
+    contents = []
     for each in edits:
         for name, change in sorted(each.changes.items()):
-            content.update(name.encode())
-            for part in (change.inputs, change.outputs) if isinstance(change, LowRank) else (change,):
-                content.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            parts = (change.inputs, change.outputs) if isinstance(change, LowRank) else (change,)
+            contents.append(" ".join([name, *map(checksum, parts)]).encode())
     methods = "+".join(sorted({each.method for each in edits}))
-    return {
-        "method": methods,
-        "single": not isinstance(edit, Edit),
-        "edits": len(edits),
-        "content": content.hexdigest(),
-    }
+    return {"method": methods, "single": not isinstance(edit, Edit), "edits": len(edits), "content": _digest(*contents)}

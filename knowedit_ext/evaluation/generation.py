@@ -90,7 +90,7 @@ def generate(
     texts = _texts(model, prompts, seeds, max_length, index)
     waiting = sorted((text for text in texts if not text.ended), key=lambda text: -len(text.ids))
     if waiting:
-        size = batch or _batch_size(model, len(waiting[0].ids), max_length)
+        size = batch or batch_size(model, len(waiting[0].ids), max_length)
         writer = _Writer(model, max_length, top_k, edits, last)
         with tqdm(total=sum(len(t.uniforms) for t in waiting), unit="token", disable=not progress) as bar:
             for first in range(0, len(waiting), size):
@@ -231,7 +231,7 @@ def _tolerance(dtype: torch.dtype) -> float:
     return 1024 * torch.finfo(dtype).eps if dtype in (torch.float32, torch.float64) else 0.0
 
 
-def _batch_size(model: EditableModel, longest: int, max_length: int) -> int:
+def batch_size(model: EditableModel, longest: int, max_length: int) -> int:
     """Texts whose cache, prompts and logits take half of the free memory, at most what still brings speed."""
     config = model.modules.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

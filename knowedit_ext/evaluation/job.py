@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from ..datasets.records import Record
 from ..editing.edit import Edit
-from ..editing.rows import EditedRows
 from ..files import write_json
 from ..model import EditableModel
 from .edited import Edited
@@ -19,11 +18,12 @@ from .texts import Texts
 
 
 class Method(Protocol):
-    """Makes the edits of a group of records: one for each, or, where `together`, one for all of them."""
+    """Makes the edits of a group of records: one for each (at once, or one after the other as they are asked for), or,
+    where `together`, one for all of them."""
 
     together: bool
 
-    def __call__(self, records: Sequence[Record]) -> Sequence[Edit] | Edit: ...
+    def __call__(self, records: Sequence[Record]) -> Sequence[Edit] | Iterator[Edit] | Edit: ...
 
     def describe(self) -> dict[str, Any]:
         """What tells its edits from those of others: name, parameters, seed (JSON)."""
@@ -52,44 +52,48 @@ class Job:
 
     def __post_init__(self) -> None:
         self._shared = None if self.edit is None else Edited(self.model, self.edit)
+        self._all_ids = [record["case_id"] for record in self.records]  # one list, however many cases hold it
 
     def run(self, numbers: Sequence[int]) -> None:
         """Measure the records `numbers`, a group; nothing is done where all their files are there."""
         if self.out is not None and all(self._path(n).exists() for n in numbers):
             return
-        began = perf_counter()
-        own = self._own(numbers)
-        taken = None
-        if callable(self.own):
-            taken = (perf_counter() - began) / (1 if self.own.together else len(numbers))
-        found = {n: self._case(n, numbers, own, taken) for n in numbers}
-        for part, edited in self._units(numbers, own):
-            before = self.baseline or (edited is None and own is None)
+        found = {n: self._case(n, numbers) for n in numbers}
+        for part, edited, taken in self._units(numbers):
+            before = self.baseline or edited is None
             for n, measured in zip(part, self._measure(part, edited, before), strict=True):
-                found[n] |= measured
+                found[n] |= measured if taken is None else {"time": taken} | measured
         for n, case in found.items():
             if self.out is None:
                 self.cases.append(case)
             elif not self._path(n).exists():
                 write_json(self._path(n), case)
 
-    def _own(self, numbers: Sequence[int]) -> Sequence[Edit] | Edit | None:
-        """The edits of these records alone."""
-        if self.own is None:
-            return None
-        return self.own([self.records[n] for n in numbers]) if callable(self.own) else [self.own[n] for n in numbers]
+    def _units(self, numbers: Sequence[int]) -> Iterator[tuple[Sequence[int], Edited | None, float | None]]:
+        """Records that one pass can measure, their edits, and the seconds that making one took where it was made here.
 
-    def _units(
-        self, numbers: Sequence[int], own: Sequence[Edit] | Edit | None
-    ) -> Iterator[tuple[Sequence[int], Edited | None]]:
-        """Records that one pass can measure, with their edits: dense ones go one by one."""
-        if own is None:
-            yield numbers, self._shared
-        elif isinstance(own, Edit) or EditedRows.possible(own):
-            yield numbers, Edited(self.model, own)
+        Dense edits, and others that rows cannot have each of their own, go one by one.
+        """
+        if self.own is None:
+            yield numbers, self._shared, None
+            return
+        made = callable(self.own)
+        began = perf_counter()
+        own = self.own([self.records[n] for n in numbers]) if made else [self.own[n] for n in numbers]
+        if isinstance(own, Edit):
+            yield numbers, Edited(self.model, own), perf_counter() - began if made else None
+        elif isinstance(own, Sequence):
+            taken = (perf_counter() - began) / len(numbers) if made else None
+            try:
+                parts = [(numbers, Edited(self.model, own))]
+            except ValueError:  # applied alone each will work, or say why not
+                parts = (([n], Edited(self.model, edit)) for n, edit in zip(numbers, own, strict=True))
+            yield from ((part, edited, taken) for part, edited in parts)
         else:
-            for n, edit in zip(numbers, own, strict=True):
-                yield [n], Edited(self.model, edit)
+            for n in numbers:
+                began = perf_counter()
+                edit = next(own)
+                yield [n], Edited(self.model, edit), perf_counter() - began
 
     def _measure(self, numbers: Sequence[int], edited: Edited | None, before: bool) -> list[dict[str, Any]]:
         """{"pre": ..., "post": ...} of each record."""
@@ -110,19 +114,22 @@ class Job:
                     case[when] |= measured
         return found
 
-    def _case(
-        self, n: int, group: Sequence[int], own: Sequence[Edit] | Edit | None, taken: float | None
-    ) -> dict[str, Any]:
-        together = [n] if isinstance(own, Sequence) else range(len(self.records)) if own is None else group
+    def _case(self, n: int, group: Sequence[int]) -> dict[str, Any]:
+        if self.edit is not None:
+            together = self._all_ids
+        elif self.own is not None and callable(self.own) and self.own.together:
+            together = [self.records[k]["case_id"] for k in group]
+        else:
+            together = [self.records[n]["case_id"]]
         case = {
             "case_id": self.records[n]["case_id"],
-            "grouped_case_ids": [self.records[k]["case_id"] for k in together],
+            "grouped_case_ids": together,
             "num_edits": self.num_edits,
             "requested_rewrite": self.records[n]["requested_rewrite"],
         }
         if self.time is not None:
-            taken = self.time if isinstance(self.time, (int, float)) else self.time[n]
-        return case if taken is None else case | {"time": taken}
+            case["time"] = float(self.time[n] if isinstance(self.time, Sequence) else self.time)
+        return case
 
     def _path(self, n: int) -> Path:
         return Path(self.out) / "cases" / f"{self.num_edits}_edits-case_{self.records[n]['case_id']}.json"

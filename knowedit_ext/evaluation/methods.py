@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..editing.finetune import finetune
 from ..editing.memit import memit
 from ..editing.params import FTParams, LayerParams, MEMITParams, ROMEParams
 from ..editing.rome import rome_each
+from ..fingerprint import checksum
 from ..model import EditableModel
 from ..moments import Moments
 
@@ -43,10 +44,12 @@ class Editing:
             raise ValueError("rome edits one fact at a time: memit edits many at once")
         self._contexts: Any = None
 
-    def __call__(self, records: Sequence[Record]) -> Sequence[Edit] | Edit:
+    def __call__(self, records: Sequence[Record]) -> Sequence[Edit] | Iterator[Edit] | Edit:
         if self.together:
             return self._one(records)
-        return rome_each(*self._arguments(records)) if self.name == "rome" else [self._one([r]) for r in records]
+        if self.name == "rome":
+            return rome_each(*self._arguments(records))
+        return (self._one([record]) for record in records)  # one at a time: dense edits are as large as the weights
 
     def _one(self, records: Sequence[Record]) -> Edit:
         if self.name == "memit":
@@ -62,20 +65,27 @@ class Editing:
         return self.model, records, self.params, self.moments, self._contexts, self.compat
 
     def describe(self) -> dict[str, Any]:
-        counts = None if self.moments is None else {str(n): self.moments[n].count for n in self.moments.layers}
-        described = {
+        used = [] if self.moments is None else [n for n in self.params.layers if n in self.moments]
+        return {
+            "method": self.name,
             "params": self.params.to_dict(),
-            "moments": counts,
+            "moments": {str(n): [self.moments[n].count, checksum(self.moments[n].matrix())] for n in used},
             "seed": self.seed,
             "compat": self.compat,
             "together": self.together,
         }
-        return {"method": self.name, **described}
 
 
 def params_of(method: str, given: str) -> LayerParams:
     """From a preset's name (that of ft-l is told by the method) or a JSON file with the published keys."""
     kind = PARAMS[method]
     if given.endswith(".json"):
-        return kind.from_json(given)
-    return kind.preset(f"{given}/{method}" if f"{given}/{method}" in kind.presets else given)
+        params = kind.from_json(given)
+    else:
+        params = kind.preset(f"{given}/{method}" if f"{given}/{method}" in kind.presets else given)
+    bound = getattr(params, "norm_constraint", None)
+    if method == "ft-l" and not bound:
+        raise ValueError(f"'{given}' has no norm_constraint, which ft-l is fine-tuning with: that is method ft")
+    if method == "ft" and bound:
+        raise ValueError(f"'{given}' has norm_constraint {bound}: that is method ft-l")
+    return params

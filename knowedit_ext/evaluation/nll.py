@@ -163,6 +163,13 @@ class _Sheet:
             wanted_logits = (logits[at, wanted] - most[at, 0]).cpu()
             logp[here] = wanted_logits - logits.sub_(most).exp_().sum(-1).log()[at].cpu()  # log-softmax in place
             right[here] = (likeliest[at, 0] == wanted).cpu()
+        broken = torch.isnan(logp)
+        if broken.any():
+            owners = [
+                question for question in self.questions for joint, shared in _pairs(question) for _ in joint[shared:]
+            ]
+            prompt = self.model.tokenizer.decode(owners[int(broken.nonzero()[0])].ids)
+            raise ValueError(f"the logits behind '{_short(prompt)}' are not finite: the model, or its edit, is broken")
         taken = iter(zip(logp.tolist(), right.tolist(), strict=True))
         return [
             [_mean([next(taken) for _ in range(len(joint) - shared)]) for joint, shared in _pairs(question)]

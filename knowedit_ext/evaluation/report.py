@@ -133,6 +133,11 @@ class Report:
         if not files:
             raise ValueError(f"'{folder}' holds no cases (*case_*.json)")
         cases = [_read(file) for file in files]
+        shared = None
+        for case in cases:  # thousands of cases hold the same long list of what was edited with them
+            if "grouped_case_ids" in case:
+                shared = shared if case["grouped_case_ids"] == shared else case["grouped_case_ids"]
+                case["grouped_case_ids"] = shared
         saved = folder / "report.json"
         kept = _read(saved) if saved.exists() else {}
         return cls(cases, kept.get("settings", {}), kept.get("skipped", []))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -13,7 +15,7 @@ from .consistency import TfIdf, consistency
 from .edited import Edited
 from .essence import essence_texts, perplexity
 from .fluency import ngram_entropy
-from .generation import MAX_LENGTH, generate, record_seed
+from .generation import MAX_LENGTH, batch_size, generate, record_seed
 
 Snippets = Mapping[str, Mapping[str, Sequence[Mapping[str, str]]]]
 
@@ -38,6 +40,7 @@ class Texts:
         self.model, self.snippets, self.compat = model, snippets, compat
         self.max_length = max_length or min(MAX_LENGTH, model.modules.max_positions or MAX_LENGTH)
         self._given = tfidf
+        self.batch: int | None = None  # texts at once; None: from free memory
 
     @cached_property
     def tfidf(self) -> TfIdf:
@@ -45,9 +48,22 @@ class Texts:
             return self._given
         return TfIdf.fit(s["text"] for targets in self.snippets.values() for found in targets.values() for s in found)
 
-    def describe(self) -> dict[str, Any]:
-        of = "given" if self._given is not None else "snippets"
-        return {"max_length": self.max_length, "tfidf": None if self.snippets is None else of}
+    def describe(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What tells these measurements of the records from others."""
+        if self.snippets is None:
+            return {"max_length": self.max_length, "texts": None}
+        used = hashlib.blake2b(digest_size=16)
+        for record in records:
+            used.update(json.dumps(snippets_for(self.snippets, record), sort_keys=True).encode())
+        used.update(json.dumps(self.tfidf.vocabulary, sort_keys=True, default=int).encode())
+        used.update(self.tfidf.idf.tobytes())
+        return {"max_length": self.max_length, "texts": used.hexdigest()}
+
+    def batch_size(self, records: Sequence[Mapping[str, Any]]) -> int:
+        """Texts at once: in half precision a text depends on it."""
+        prompts = {prompt for record in records for prompt in record["generation_prompts"]}
+        longest = max(len(encode(self.model, prompt)[0]) for prompt in prompts)
+        return batch_size(self.model, longest, self.max_length)
 
     def check(self, record: Mapping[str, Any]) -> None:
         """Raises ValueError for a record that has nothing to generate from, or nothing to compare with."""
@@ -65,7 +81,9 @@ class Texts:
         prompts = [(n, k, p) for n, record in enumerate(records) for k, p in enumerate(record["generation_prompts"])]
         seeds = [record_seed(records[n]["case_id"], k) for n, k, _ in prompts]
         under = {} if edited is None else {"edits": edited, "index": [n for n, _, _ in prompts]}
-        written = generate(self.model, [p for _, _, p in prompts], seeds, max_length=self.max_length, **under)
+        written = generate(
+            self.model, [p for _, _, p in prompts], seeds, max_length=self.max_length, batch=self.batch, **under
+        )
         texts: list[list[str]] = [[] for _ in records]
         for (n, _, _), text in zip(prompts, written, strict=True):
             texts[n].append(text)
@@ -76,7 +94,8 @@ class Texts:
         for n, record in enumerate(records):
             references, subject = snippets_for(self.snippets, record), record["requested_rewrite"]["subject"]
             found[n]["reference_score"] = consistency(self.tfidf, texts[n], [s["text"] for s in references])
-            if of_subject := essence_texts(references, subject):
+            of_subject = essence_texts(references, subject)
+            if len(encode(self.model, " ".join(of_subject))[0]) > 1:  # nothing is predicted in a single token
                 about[n] = of_subject
         if about:
             under = {} if edited is None else {"edits": edited, "index": list(about)}

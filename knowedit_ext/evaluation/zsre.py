@@ -46,6 +46,6 @@ def _by_texts(model: EditableModel, text: str, answer: str, edit: int) -> list[T
     found = []
     for n, token in enumerate(tokens):
         ids = tuple(encode(model, text + tokenizer.decode(tokens[:n]))[0])
-        first = tokenizer(tokenizer.decode([token]))["input_ids"][0]
+        first = (tokenizer(tokenizer.decode([token]))["input_ids"] or [token])[0]
         found.append(TokenizedQuestion(ids, ((*ids, first),), (len(ids),), edit))
     return found

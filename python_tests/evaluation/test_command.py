@@ -78,6 +78,21 @@ def test_bad_records_and_flat_ones(run, tmp_path: Path) -> None:
     assert status == 0 and "1 record skipped" in out
 
 
+def test_facts_that_contradict_each_other(run, tmp_path: Path) -> None:
+    records = load_world().records()[:3]
+    records[2] = {**records[0], "case_id": 7}
+    records[2]["requested_rewrite"] = {**records[0]["requested_rewrite"], "target_new": {"str": "Rome"}}
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    arguments = ["evaluate", "world", "--params", "world", "--data", "data.json", "--no-generation"]
+    status, _, err = run(*arguments, "--method", "ft", "--num-edits", "3", "--out", "out")
+    assert status == 2 and "record 2 (case_id 7): 'requested_rewrite' contradicts case_id 0" in err
+    status, _, err = run(*arguments, "--method", "ft", "--num-edits", "3", "--skip-bad", "--out", "out")
+    assert status == 0, err
+    assert {p.name for p in (tmp_path / "out" / "cases").iterdir()} == {f"2_edits-case_{n}.json" for n in (0, 1)}
+    status, _, err = run(*arguments, "--method", "ft-l", "--out", "each")  # each on the model as it is
+    assert status == 0 and len(list((tmp_path / "each" / "cases").iterdir())) == 3
+
+
 def test_zsre_by_file(run, tmp_path: Path) -> None:
     fact = load_world().facts()[0]
     record = {
@@ -105,6 +120,8 @@ def test_zsre_by_file(run, tmp_path: Path) -> None:
         (["world", "--method", "memit", "--params", "nobody"], "preset 'nobody'"),
         (["world", "--data", "absent.json"], "absent.json"),
         (["world", "--num-edits", "0"], "--num-edits is 0"),
+        (["world", "--method", "ft", "--params", "world/ft-l"], "that is method ft-l"),
+        (["world", "--method", "ft-l", "--params", "gpt-j/ft-w"], "that is method ft"),
         (["world", "--tfidf", "a", "b"], "--tfidf is for the consistency"),
         (["world", "--method", "rome", "--params", "world", "--num-edits", "2", "--limit", "3"], "one fact at a time"),
     ],

@@ -230,6 +230,38 @@ def test_other_settings_are_refused(model: ke.EditableModel, records: list[dict]
     assert hashes(tmp_path) == before
 
 
+def test_other_data_under_the_same_ids_is_refused(model: ke.EditableModel, records: list[dict], tmp_path: Path) -> None:
+    settings = dict(generation=False, out=tmp_path)
+    ke.evaluate(model, records[:2], **settings)
+    swapped = json.loads(json.dumps(records[:2]))
+    for record in swapped:
+        rewrite = record["requested_rewrite"]
+        rewrite["target_new"], rewrite["target_true"] = rewrite["target_true"], rewrite["target_new"]
+    with pytest.raises(ValueError, match="other settings.*records"):
+        ke.evaluate(model, swapped, **settings)
+    with rank_one(model, 2, 0).applied(model), pytest.raises(ValueError, match="other settings.*model"):
+        ke.evaluate(model, records[:2], **settings)
+
+
+def test_facts_edited_together_are_part_of_the_settings(
+    model: ke.EditableModel, records: list[dict], tmp_path: Path
+) -> None:
+    class Together:
+        together = True
+
+        def describe(self) -> dict:
+            return {"method": "random"}
+
+        def __call__(self, records: list[dict]) -> ke.Edit:
+            return ke.Edit.merge([rank_one(model, 2, record["case_id"]) for record in records])
+
+    report = ke.evaluate(model, records[:4], Together(), False, group=2, out=tmp_path)
+    assert [case["grouped_case_ids"] for case in report.cases] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert all(case["num_edits"] == 2 and case["time"] > 0 for case in report.cases)
+    with pytest.raises(ValueError, match="other settings.*group: 2 there, 3 asked"):
+        ke.evaluate(model, records[:4], Together(), False, group=3, out=tmp_path)
+
+
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +289,42 @@ def test_bad_records_are_skipped_only_when_asked(model: ke.EditableModel, record
     alone = ke.evaluate(model, [records[3]], edits[4], generation=False)
     assert_same(report.cases[1]["post"], alone.cases[0]["post"])  # an edit stays with its record
     assert ke.Report.load(tmp_path).skipped == report.skipped
+
+
+def test_times_stay_with_their_records(model: ke.EditableModel, records: list[dict]) -> None:
+    settings = dict(generation=False, skip_bad=True, baseline=False)
+    edits = [rank_one(model, 2, n) for n in range(5)]
+    report = ke.evaluate(model, bad_records(records), edits, time=[1, 2, 3, 4, 5.5], **settings)
+    assert [case["time"] for case in report.cases] == [1.0, 5.5]
+    with pytest.raises(ValueError, match="2 times for 3 records: expected one time for all"):
+        ke.evaluate(model, records[:3], edits[:3], time=[1, 2], **settings)
+
+
+def test_the_first_of_checked_records(model: ke.EditableModel, records: list[dict]) -> None:
+    checked = load_counterfact(bad_records(records), skip_bad=True)  # records 1 and 3 are left out
+    report = ke.evaluate(model, checked, generation=False, limit=1)
+    assert len(report.cases) == 1 and report.skipped == []
+    report = ke.evaluate(model, checked, generation=False, skip_bad=True)
+    assert [bad["index"] for bad in report.skipped] == [1, 2, 3] and len(report.cases) == 2
+
+
+def test_a_broken_edit_is_named_and_writes_nothing(
+    model: ke.EditableModel, records: list[dict], tmp_path: Path
+) -> None:
+    broken = rank_one(model, 2, 0, size=float("inf"))
+    with pytest.raises(ValueError, match="not finite: the model, or its edit, is broken"):
+        ke.evaluate(model, records[:2], broken, generation=False, out=tmp_path)
+    assert not list(tmp_path.glob("cases/*"))
+
+
+def test_edits_outside_the_layers_go_one_by_one(model: ke.EditableModel, records: list[dict]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    inputs, outputs = torch.randn(len(model.tokenizer), 1, generator=draw), torch.randn(160, 1, generator=draw)
+    edit = ke.Edit({"transformer.wte.weight": LowRank(inputs * 0.05, outputs * 0.05, True)}, "random", [{}])
+    report = ke.evaluate(model, records[:2], [edit, edit], generation=False)
+    with edit.applied(model):
+        for case, record in zip(report.cases, records, strict=False):
+            assert_same(case["post"], published(model, record))
 
 
 def test_missing_snippets_are_named(model: ke.EditableModel, records: list[dict]) -> None:

@@ -70,7 +70,7 @@ def test_bad_arguments(model, asked, message) -> None:
     "fact, message",
     [
         (ke.Fact("{}", "w3"), "prompt 'w3' is a single token"),
-        (ke.Fact("{}" + " w4" * 64, "w3"), "has 65 tokens, more than the model's 64 positions"),
+        (ke.Fact("{}" + " w4" * 64, "w3"), "takes 65 tokens, more than the model's 64 positions"),
         (ke.Fact("{}" + " w4" * 62, "w3", target=" w4" * 3), "more than the model's 64 positions"),
     ],
 )
