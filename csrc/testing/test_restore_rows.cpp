@@ -1,7 +1,7 @@
 // restore_rows' kernels against indexing in double.
-#include "cases.h"
 #include "knowedit/restore_rows.h"
 #include "simt.h"
+#include "strided.h"
 
 using namespace knowedit;
 
@@ -63,4 +63,15 @@ KNOWEDIT_CASE(restore_rows_launches) {
     p.count = int64_t{1} << 31;
     cases::require_contains(cases::error_of([&] { restore_rows_cuda(p, 0, nullptr); }),
                             "restore_rows on CUDA: 2147483648");
+}
+
+KNOWEDIT_CASE(restore_rows_beyond_32_bit_offsets) {
+    cases::FarApart<float> hidden(2), source(3);
+    source.at(2, 1) = 5;
+    const int64_t to = 1, from = 2;
+    constexpr int64_t stride = cases::FarApart<float>::kStride;
+    restore_rows_cuda(
+        {hidden.data(), &to, source.data(), &from, DType::Float32, DType::Float32, 1, 2, stride, stride, true}, 0,
+        nullptr);
+    cases::require(hidden.at(1, 1) == 5 && hidden.at(1, 0) == 0 && hidden.at(0, 1) == 0, "a row far away");
 }

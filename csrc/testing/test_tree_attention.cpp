@@ -1,5 +1,6 @@
 // tree_attention's kernels against the loop in double.
 #include "simt.h"
+#include "strided.h"
 #include "trees.h"
 
 using namespace knowedit;
@@ -57,4 +58,21 @@ KNOWEDIT_CASE(tree_attention_launches) {
     // A table of 2^31 heads of rows is split in fours, one of 2^33 and more does not fit a grid.
     p.rows = int64_t{1} << 31, p.heads = 4;
     cases::require_contains(error(), "tree_attention on CUDA: 2147483648 blocks are needed");
+}
+
+KNOWEDIT_CASE(tree_attention_beyond_32_bit_offsets) {
+    cases::FarApart<float> q(2), k(2), v(2);
+    const Segment pair{0, 0, 0, 2, -1};
+    std::vector<float> out = cases::unwritten<float>(2);
+    std::vector<int32_t> owner(2);
+    for (int row = 0; row < 2; ++row) q.at(row, 0) = k.at(row, 0) = 1, v.at(row, 0) = static_cast<float>(4 * row + 2);
+    constexpr int64_t stride = cases::FarApart<float>::kStride;
+    const TreeAttention p{q.data(), k.data(), v.data(), out.data(), &pair, DType::Float32, 2, 1,   1, 1,
+                          1,        stride,   1,        stride,     1,     stride,         1, 1.0, 0, 0};
+    tree_attention_cuda(p, owner.data(), 0, nullptr);
+    cases::require(out[0] == 2 && out[1] == 4, "rows far apart");
+    std::vector<float> up(2, 1), dq = cases::unwritten<float>(2), dk = dq, dv = dq, stats(4);
+    tree_attention_backward_cuda({p, up.data(), dq.data(), dk.data(), dv.data(), stats.data(), 2, 1, 1}, owner.data(),
+                                 0, nullptr);
+    cases::require(dv[0] == 1.5f && dv[1] == 0.5f, "gradients of rows far apart");
 }
