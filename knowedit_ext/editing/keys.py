@@ -11,7 +11,8 @@ from torch import nn
 
 from ..model import EditableModel
 from ..sweep.capture import clean_runs
-from ..sweep.packed import PackedPrompts
+from ..sweep.engine import default_max_rows
+from ..sweep.packed import PackedPrompts, parts_of
 from .request import EditRequest, lookup, tokenize_in_contexts
 
 
@@ -19,43 +20,56 @@ class KeyRows:
     """The prompts of many requests in their contexts, cut behind the token whose key is edited, as packed rows.
 
     groups: context templates by group; a key is the mean of the means of its groups (compute_ks.py:39-50).
+    max_rows: rows that one pass holds; None: from free memory. `start` is what enters layer 0, a tensor a pass.
     """
 
     def __init__(
-        self, model: EditableModel, requests: Sequence[EditRequest], groups: Sequence[Sequence[str]], fact_token: str
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        groups: Sequence[Sequence[str]],
+        fact_token: str,
+        max_rows: int | None = None,
     ) -> None:
         self.model = model
         contexts = [context for group in groups for context in group]
         self.per_request = len(contexts)
         self.weights = torch.tensor([1.0 / (len(groups) * len(group)) for group in groups for _ in group])
-        ids, tokens = [], []
+        ids = []
         for request in requests:
             for tokenized in tokenize_in_contexts(model, request, contexts, target=False):
-                token = lookup(tokenized, fact_token)
-                ids.append(tokenized.ids[: token + 1])
-                tokens.append(token)
-        self.packed = PackedPrompts(model, clean_runs(model, ids))
-        self.lookups = torch.tensor([self.packed.row(prompt, token) for prompt, token in enumerate(tokens)])
-        self.bare = self.lookups[:: self.per_request]  # the first context is the bare prompt
+                ids.append(tokenized.ids[: lookup(tokenized, fact_token) + 1])
+        self.parts: list[tuple[PackedPrompts, torch.Tensor]] = []  # prompts, and their last tokens' rows
+        for part in parts_of([len(each) for each in ids], max_rows or default_max_rows(model)):
+            packed = PackedPrompts(model, clean_runs(model, ids[part]))
+            lookups = [packed.row(prompt, len(each) - 1) for prompt, each in enumerate(ids[part])]
+            self.parts.append((packed, torch.tensor(lookups)))
+        self.start = [packed.start for packed, _ in self.parts]
+
+    def run(self, hidden: Sequence[torch.Tensor], first: int, last: int) -> list[torch.Tensor]:
+        """All rows entering layer `first` -> entering `last`."""
+        return [packed.run(rows, first, last) for (packed, _), rows in zip(self.parts, hidden, strict=True)]
 
     @torch.no_grad()
     def pass_through(
-        self, hidden: torch.Tensor, first: int, last: int, key_layer: int
+        self, hidden: Sequence[torch.Tensor], first: int, last: int, key_layer: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run layers first..last. Returns the rows behind them, and the down projection's input [prompts, d_in] and
-        output [prompts, d_out] in `key_layer` at the lookups."""
+        """Run layers first..last. At the lookups: the states behind them [prompts, hidden], and the down projection's
+        input [prompts, d_in] and output [prompts, d_out] in `key_layer`."""
         module = self.model.modules.down_projection(key_layer)
-        found: dict[str, torch.Tensor] = {}
+        found: list[tuple[torch.Tensor, ...]] = []
+        for (packed, lookups), rows in zip(self.parts, hidden, strict=True):
+            kept: list[torch.Tensor] = []
 
-        def keep(_module: nn.Module, args: tuple, output: Any) -> None:
-            rows = self.lookups.to(output.device)
-            found["in"] = args[0].reshape(-1, args[0].shape[-1])[rows]
-            found["out"] = output.reshape(-1, output.shape[-1])[rows]
+            def keep(_module: nn.Module, args: tuple, output: Any, kept=kept, lookups=lookups) -> None:
+                at = lookups.to(output.device)
+                kept += [x.reshape(-1, x.shape[-1])[at] for x in (args[0], output)]
 
-        with ExitStack() as stack:
-            stack.callback(module.register_forward_hook(keep).remove)
-            hidden = self.packed.run(hidden, first, last)
-        return hidden, found["in"], found["out"]
+            with ExitStack() as stack:
+                stack.callback(module.register_forward_hook(keep).remove)
+                reached = packed.run(rows, first, last)
+            found.append((reached[lookups.to(reached.device)], *kept))
+        return tuple(torch.cat(columns) for columns in zip(*found, strict=True))
 
     def mean(self, rows: torch.Tensor) -> torch.Tensor:
         """[prompts, d] -> [requests, d], the weighted mean over a request's contexts, in float64."""

@@ -139,13 +139,13 @@ def _insert(
     """
     rows = KeyRows(model, [*kept, *requests], contexts, params.fact_token)
     last, old = params.layers[-1], len(kept)
-    start, hidden = params.layers[0], rows.packed.run(rows.packed.start, 0, params.layers[0])
+    start, hidden = params.layers[0], rows.run(rows.start, 0, params.layers[0])
     for number, layer in enumerate(params.layers):
         if layer > start:  # the layer below has been changed since
-            hidden, start = rows.packed.run(hidden, start, layer), layer
+            hidden, start = rows.run(hidden, start, layer), layer
         reached, inputs, _ = rows.pass_through(hidden, layer, last + 1, layer)
         keys = rows.mean(inputs).T  # K, [d_in, kept + n]
-        now = reached[rows.bare[old:].to(reached.device)].double()  # values of the bare prompts, [n, hidden]
+        now = reached[:: rows.per_request][old:].double()  # values of the bare prompts, [n, hidden]
         residual = (values.to(now.device, torch.float64) - now).T / (len(params.layers) - number)  # Eqn. 20
         # (lambda C + K K^T)^-1 K, Eqn. 14
         adjusted = moments.solve(layer, keys, params.mom2_update_weight, ridge).matrix[:, old:]

@@ -13,7 +13,8 @@ from ..facts import Fact, TokenizedFact, tokenize_fact
 from ..model import EditableModel
 from ..modules import on_device
 from ..sweep.capture import clean_runs
-from ..sweep.packed import PackedPrompts
+from ..sweep.engine import default_max_rows
+from ..sweep.packed import PackedPrompts, parts_of
 
 HEAD_ROWS = 1024  # rows of logits held at once
 
@@ -100,20 +101,24 @@ def check_compat(compat: str | None) -> None:
 def warn_of_known(model: EditableModel, requests: Sequence[EditRequest]) -> None:
     """Warn of targets that the model's own continuation of the bare prompt begins with: nothing needs editing there."""
     facts = [tokenize_fact(model, request.fact()) for request in requests]
-    packed = PackedPrompts(model, clean_runs(model, [fact.ids + fact.target_ids[:-1] for fact in facts]))
-    rows, targets = [], []
-    for number, fact in enumerate(facts):
-        rows += [packed.row(number, len(fact.ids) - 1 + n) for n in range(len(fact.target_ids))]
-        targets += fact.target_ids
+    texts = [fact.ids + fact.target_ids[:-1] for fact in facts]
+    for part in parts_of([len(text) for text in texts], default_max_rows(model)):
+        for request, right in zip(requests[part], _said(model, facts[part], texts[part]), strict=True):
+            if right:
+                text = request.prompt.replace("{}", request.subject)
+                warnings.warn(f"'{text}' is already continued with '{request.target_new.strip()}'", stacklevel=3)
+
+
+def _said(model: EditableModel, facts: Sequence[TokenizedFact], texts: Sequence[tuple[int, ...]]) -> list[bool]:
+    """For each fact: is every token of its target the likeliest?"""
+    packed = PackedPrompts(model, clean_runs(model, texts))
+    rows = [packed.row(n, len(f.ids) - 1 + k) for n, f in enumerate(facts) for k in range(len(f.target_ids))]
     states = packed.run(packed.start, 0, model.num_layers)
     final, head = model.modules.final_norm, model.modules.head
     states = final(on_device(states[torch.tensor(rows, device=states.device)], final))
-    said = [head(on_device(part, head)).argmax(-1).cpu() for part in states.split(HEAD_ROWS)]
-    right = (torch.cat(said) == torch.tensor(targets)).split([len(fact.target_ids) for fact in facts])
-    for request, tokens in zip(requests, right, strict=True):
-        if tokens.all():
-            text = request.prompt.replace("{}", request.subject)
-            warnings.warn(f"'{text}' is already continued with '{request.target_new.strip()}'", stacklevel=3)
+    said = torch.cat([head(on_device(part, head)).argmax(-1).cpu() for part in states.split(HEAD_ROWS)])
+    right = said == torch.tensor([token for fact in facts for token in fact.target_ids])
+    return [bool(each.all()) for each in right.split([len(fact.target_ids) for fact in facts])]
 
 
 def lookup(tokenized: TokenizedFact, fact_token: str) -> int:

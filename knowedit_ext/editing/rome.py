@@ -105,7 +105,7 @@ def _one_layer(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """u [d_in, 1] and v [d_out, 1] of each request."""
     rows = KeyRows(model, requests, [contexts], params.fact_token)
-    _, inputs, outputs = rows.pass_through(rows.packed.start, 0, layer + 1, layer)
+    _, inputs, outputs = rows.pass_through(rows.start, 0, layer + 1, layer)
     keys = rows.mean(inputs)  # k*, [requests, d_in]
     targets = optimise_values(model, requests, contexts, params, "mlp", layer, batch, progress).values
     if compat == "reference":  # of the bare prompts

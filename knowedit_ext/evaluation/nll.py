@@ -17,7 +17,7 @@ from ..model import EditableModel
 from ..modules import on_device
 from ..sweep.capture import clean_runs
 from ..sweep.engine import default_max_rows
-from ..sweep.packed import PackedPrompts
+from ..sweep.packed import PackedPrompts, parts_of
 from .edited import Edited
 
 HEAD_ROWS = 512  # rows of logits held at once
@@ -103,7 +103,7 @@ def score(
     tokenized = [tokenize_question(model, question) for question in questions]
     pre: list[list[Score]] | None = [] if before or edited is None else None
     post: list[list[Score]] | None = [] if edited is not None else None
-    for part in _parts([t.rows for t in tokenized], max_rows or default_max_rows(model)):
+    for part in parts_of([t.rows for t in tokenized], max_rows or default_max_rows(model)):
         sheet = _Sheet(model, tokenized[part])
         first = model.num_layers if edited is None else edited.first_layer
         hidden = sheet.packed.run(sheet.packed.start, 0, first)
@@ -183,18 +183,6 @@ def _pairs(question: TokenizedQuestion) -> Iterator[tuple[tuple[int, ...], int]]
 
 def _mean(tokens: Sequence[tuple[float, bool]]) -> Score:
     return Score(-sum(logp for logp, _ in tokens) / len(tokens), tuple(right for _, right in tokens))
-
-
-def _parts(rows: Sequence[int], most: int) -> Iterator[slice]:
-    """Neighbouring questions whose rows together stay within `most` (a longer one goes alone)."""
-    first, held = 0, 0
-    for number, count in enumerate(rows):
-        if number > first and held + count > most:
-            yield slice(first, number)
-            first, held = number, 0
-        held += count
-    if rows:
-        yield slice(first, len(rows))
 
 
 def _short(text: str) -> str:

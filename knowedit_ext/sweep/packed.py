@@ -7,7 +7,7 @@ token on, in the layers behind the edited one. What lies left of the token or be
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -180,6 +180,18 @@ class FrozenPrompts:
                     hidden = _untuple(layer(hidden[None], **arguments))[0]
         rows = torch.cat([self._final.to(hidden.device), hidden])[self._readout.to(hidden.device)]
         return modules.final_norm(on_device(rows, modules.final_norm))
+
+
+def parts_of(rows: Sequence[int], most: int) -> Iterator[slice]:
+    """Neighbours whose rows together stay within `most`; one that has more goes alone."""
+    first, held = 0, 0
+    for number, count in enumerate(rows):
+        if number > first and held + count > most:
+            yield slice(first, number)
+            first, held = number, 0
+        held += count
+    if rows:
+        yield slice(first, len(rows))
 
 
 def _untuple(output: Any) -> torch.Tensor:

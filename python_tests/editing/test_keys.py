@@ -24,7 +24,7 @@ LAYER = 2
 
 def keys_of(model: ke.EditableModel, requests, groups=GROUPS, fact_token="subject_last"):
     rows = KeyRows(model, requests, groups, fact_token)
-    _, inputs, outputs = rows.pass_through(rows.packed.start, 0, LAYER + 1, LAYER)
+    _, inputs, outputs = rows.pass_through(rows.start, 0, LAYER + 1, LAYER)
     return rows, inputs, outputs
 
 
@@ -52,10 +52,21 @@ def test_groups_weigh_the_same() -> None:
 
 def test_runs_on_from_a_middle_layer() -> None:
     rows, inputs, outputs = keys_of(tiny_model("llama"), REQUESTS)
-    hidden = rows.packed.run(rows.packed.start, 0, LAYER)
+    hidden = rows.run(rows.start, 0, LAYER)
     again, *found = rows.pass_through(hidden, LAYER, LAYER + 2, LAYER)
     assert torch.equal(found[0], inputs) and torch.equal(found[1], outputs)
-    assert torch.equal(again, rows.packed.run(rows.packed.start, 0, LAYER + 2))
+    [(_, lookups)], [behind] = rows.parts, rows.run(rows.start, 0, LAYER + 2)
+    assert torch.equal(again, behind[lookups])
+
+
+def test_rows_held_at_once_change_nothing_but_rounding() -> None:
+    model = tiny_model("mistral")
+    whole = KeyRows(model, REQUESTS, GROUPS, "subject_last")
+    parts = KeyRows(model, REQUESTS, GROUPS, "subject_last", max_rows=7)
+    assert len(whole.parts) == 1 and len(parts.parts) > 3
+    both = [rows.pass_through(rows.run(rows.start, 0, 1), 1, LAYER + 1, LAYER) for rows in (whole, parts)]
+    for one, other in zip(*both, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-5 * float(one.abs().max()))
 
 
 @pytest.mark.parametrize("prompt, context", [("w3 w7 w5 {} w9", "{}"), ("w5 {} w9", "w3 w7 w3 w7. {}")])
