@@ -17,9 +17,6 @@ namespace {
 
 constexpr int kMostThreads = 1024;
 constexpr int kRunners = 2 * kMostThreads;
-constexpr size_t kStaticShared = 48 << 10;  // bytes a kernel may use without asking
-constexpr size_t kMostShared = 163 << 10;   // bytes a kernel may ask for on sm_80
-constexpr int kDevices = 4;
 
 enum class State { Ready, Barrier, Warp, Done };
 
@@ -89,10 +86,6 @@ char misuse[1024];  // what went wrong in the launch
 constexpr int kMostGarbage = 1 << 16;
 char* garbage[kMostGarbage];  // shared memory of the launch's blocks: no address serves twice
 int garbage_count = 0;
-std::vector<Launch> record;
-std::vector<std::pair<const void*, size_t>> allowed;
-cudaError_t next_status = cudaSuccess, last_status = cudaSuccess;
-int current_device = 0;
 uint64_t seed_given = 0, random_state = 0;
 
 uint64_t draw() {  // splitmix64
@@ -239,41 +232,13 @@ void run_block() {
                       where(*stuck).chars);
 }
 
-void check_launch(dim3 grid, dim3 size, size_t shared, const void* kernel) {
-    const uint64_t count = uint64_t{size.x} * size.y * size.z;
-    const bool fits = count > 0 && count <= kMostThreads && size.z <= 64 && grid.x > 0 && grid.x < (1u << 31) &&
-                      grid.y > 0 && grid.y < (1u << 16) && grid.z > 0 && grid.z < (1u << 16);
-    size_t most = kStaticShared;
-    for (const auto& entry : allowed)
-        if (entry.first == kernel) most = std::max(most, entry.second);
-    if (!fits) last_status = cudaErrorInvalidConfiguration;
-    if (shared > most) last_status = cudaErrorInvalidValue;
-}
-
-// True when the operation may start; the failure a test asked for otherwise.
-bool admitted(const Launch& launch) {
-    record.push_back(launch);
-    last_status = next_status, next_status = cudaSuccess;
-    return last_status == cudaSuccess;
-}
-
 }  // namespace
 
 void set_seed(uint64_t seed) { seed_given = random_state = seed; }
-std::vector<Launch>& launches() { return record; }
-void fail_next_launch(cudaError_t status) { next_status = status; }
-int device() { return current_device; }
-
-void allow_shared(const void* kernel, size_t bytes) {
-    if (bytes > kMostShared) next_status = cudaErrorInvalidValue;
-    allowed.emplace_back(kernel, bytes);
-}
 
 void run(const char* op, const void* kernel, dim3 grid, dim3 size, size_t shared, cudaStream_t stream,
          void (*thread)(const void*), const void* arguments) {
-    if (!admitted({grid, size, shared, stream, current_device})) return;
-    check_launch(grid, size, shared, kernel);
-    if (last_status != cudaSuccess) return;
+    if (!admit({grid, size, shared, stream, device()}, kernel)) return;
     block = Block{};
     block.grid = grid, block.size = size, block.call = thread, block.arguments = arguments;
     block.threads = static_cast<int>(size.x * size.y * size.z), block.dynamic = shared;
@@ -421,37 +386,3 @@ void await_copies(int pending) {
 }
 
 }  // namespace simt
-
-using namespace simt;
-
-const char* cudaGetErrorString(cudaError_t status) {
-    switch (status) {
-        case cudaSuccess:
-            return "no error";
-        case cudaErrorInvalidValue:
-            return "invalid argument";
-        case cudaErrorInvalidConfiguration:
-            return "invalid configuration argument";
-    }
-    return "unknown error";
-}
-cudaError_t cudaGetLastError() { return std::exchange(last_status, cudaSuccess); }
-cudaError_t cudaGetDevice(int* device) { return *device = current_device, cudaSuccess; }
-cudaError_t cudaSetDevice(int device) {
-    if (device < 0 || device >= kDevices) return cudaErrorInvalidValue;
-    return current_device = device, cudaSuccess;
-}
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : 8;
-    return cudaSuccess;
-}
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
-    if (!admitted({0, 0, bytes, stream, current_device})) return cudaGetLastError();
-    memset(to, value, bytes);
-    return cudaSuccess;
-}
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
-    if (!admitted({0, 0, bytes, stream, current_device})) return cudaGetLastError();
-    memmove(to, from, bytes);
-    return cudaSuccess;
-}

@@ -120,6 +120,8 @@ int device();
 // ---- for the launch function of common.cuh ----
 
 void allow_shared(const void* kernel, size_t bytes);
+// Records the operation (kernel: null for a fill or a copy); false where it must not start, as cudaGetLastError says.
+bool admit(const Launch& launch, const void* kernel);
 // Calls thread(arguments) once in every thread of every block. Throws std::runtime_error, naming `op`, on misuse.
 void run(const char* op, const void* kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
          void (*thread)(const void* arguments), const void* arguments);
