@@ -2,10 +2,10 @@
 
     python benchmarks/counterfact_model.py --out DIR [--data ../shared/data] [--steps 3500]
 
-An hour on one CPU core. Statements are the records' own prompts with their true objects, and the same facts in other
-wordings of their relation; from every position after a subject all but its last token are hidden, as in the built-in
-world. Called again after a kill it goes on; called on a finished folder it only measures. ``DIR`` loads with
-``knowedit_ext.load_model`` and ``AutoTokenizer``; ``known.json`` in it says what the model knows.
+Half an hour to an hour of one CPU core. Statements are the records' own prompts with their true objects, and the same
+facts in other wordings of their relation; from every position after a subject all but its last token are hidden, as in
+the built-in world. Called again after a kill it goes on; called on a finished folder it only measures. ``DIR`` loads
+with ``knowedit_ext.load_model`` and ``AutoTokenizer``; ``known.json`` in it says what the model knows.
 """
 
 from __future__ import annotations
