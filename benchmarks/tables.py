@@ -34,7 +34,7 @@ from knowedit_ext.world import load_world
 
 NAMES = {"none": "unedited", "ft": "FT", "ft-l": "FT+L", "rome": "ROME", "memit": "MEMIT"}
 HERE = Path(__file__).resolve().parent
-KEYS_A_WIDTH = 20
+KEYS_A_WIDTH = 100  # second moments over so many keys for each of their dimensions, where there is so much text
 LN2 = math.log(2)
 
 
@@ -56,7 +56,8 @@ def counterfact_setting(folder: Path, limit: int | None) -> dict[str, Any]:
     model = ke.load_model(folder, dtype="float32")
     records = load_counterfact(DATA / "counterfact_350.json", limit=limit)
     known = [asked[0]["target_true"] < LN2 for asked in own_prompts(model, records)]
-    statements = [f"{s.prompt()} {s.object}." for s in collect(*read_data(DATA)).asked]
+    told = collect(*read_data(DATA))
+    statements = [f"{s.prompt()} {s.object}." for s in told.asked] + told.prose
     random.Random(3).shuffle(statements)
     return {
         "model": model,
