@@ -44,8 +44,13 @@ def target_logprob(
     return out
 
 
-def moment_update(native: ModuleType, acc: Tensor, x: Tensor, mask: Tensor | None, sum_rows: int) -> None:
-    """Checked arguments to the kernel; writes the lower triangle of acc. x is not float64."""
+def moment_update(
+    native: ModuleType, acc: Tensor, x: Tensor, mask: Tensor | None, sum_rows: int, wgmma: bool = False
+) -> bool:
+    """Checked arguments to the kernel; writes the lower triangle of acc. x is not float64.
+
+    wgmma: by wgmma and TMA where that can be; returns whether it was.
+    """
     target, x = _packed(acc), _packed(x)
     mask = None if mask is None else mask.contiguous()
     params = native.MomentUpdate(
@@ -61,9 +66,11 @@ def moment_update(native: ModuleType, acc: Tensor, x: Tensor, mask: Tensor | Non
         sum_rows=sum_rows,
     )
     device, stream = _stream(x)
-    native.moment_update_cuda(params, device, stream)
+    by_wgmma = wgmma and native.moment_update_has_wgmma(params, device)
+    (native.moment_update_wgmma_cuda if by_wgmma else native.moment_update_cuda)(params, device, stream)
     if target is not acc:
         acc.copy_(target)
+    return by_wgmma
 
 
 def cholesky(native: ModuleType, a: Tensor) -> tuple[Tensor, Tensor]:

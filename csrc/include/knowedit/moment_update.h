@@ -24,4 +24,9 @@ struct MomentUpdate {
 // Enqueued on `stream` (a cudaStream_t) of `device`; does not wait.
 void moment_update_cuda(const MomentUpdate& params, int device, void* stream);
 
+// The same by wgmma and TMA (sum_rows: rounded up to a multiple of 64), where that can be: on Hopper, with code for
+// sm_90a in this build, for 16-bit rows that lie 16-byte aligned. std::invalid_argument elsewhere.
+void moment_update_wgmma_cuda(const MomentUpdate& params, int device, void* stream);
+bool moment_update_has_wgmma(const MomentUpdate& params, int device);
+
 }  // namespace knowedit
