@@ -102,6 +102,35 @@ def moment_update(bench: Bench) -> Iterator[Row]:
             yield Row(name, error, seconds, n * d * (d + 1), GEMM[dtype], others)
 
 
+def moment_update_wgmma(bench: Bench) -> Iterator[Row]:
+    """By csrc/cuda/moment_update_sm90.cu, which nothing uses unless asked to."""
+    if bench.device != "cuda" or torch.cuda.get_device_capability()[0] != 9:
+        return
+    native = _native.module("cuda")
+    for n, d in [(8192, 3072), (8192, 6400), (32768, 16384)]:
+        x = bench.randn(n, d, dtype=torch.bfloat16)
+        mask = torch.arange(n, device=bench.device) % 8 > 0
+        acc = torch.zeros(d, d, dtype=torch.float64, device=bench.device)
+        for kept in (None, mask):
+
+            def ours() -> None:
+                if not launch_cuda.moment_update(native, acc, x, kept, moment._ROWS, wgmma=True):  # noqa: B023
+                    raise RuntimeError("this build holds no wgmma kernel")
+
+            name = f"moment_update by wgmma {n} x {d}{'' if kept is None else ', masked'}"
+            acc.zero_()
+            ours()
+            error = check(name, deviation(acc[-256:, :256], _corner(x if kept is None else x[kept])), 1e-5)
+            others = {
+                "block-triangular GEMM": bench.seconds(lambda: moment.update_by_gemm(acc, x, kept), 3),  # noqa: B023
+                "our mma kernel": bench.seconds(
+                    lambda: launch_cuda.moment_update(native, acc, x, kept, moment._ROWS),  # noqa: B023
+                    3,
+                ),
+            }
+            yield Row(name, error, bench.seconds(ours, 3), n * d * (d + 1), BF16, others)
+
+
 def _corner(x: Tensor) -> Tensor:
     """The last 256 rows and first 256 columns of x^T x's lower triangle, in float64."""
     a, b = x[:, -256:].double(), x[:, :256].double()
@@ -160,5 +189,13 @@ def low_rank_rows(bench: Bench) -> Iterator[Row]:
 
 CASES = {
     case.__name__: case
-    for case in (tree_attention, restore_rows, target_logprob, moment_update, cholesky, low_rank_rows)
+    for case in (
+        tree_attention,
+        restore_rows,
+        target_logprob,
+        moment_update,
+        moment_update_wgmma,
+        cholesky,
+        low_rank_rows,
+    )
 }

@@ -163,6 +163,69 @@ def test_cuda_factors_by_our_kernel(monkeypatch, d):
     assert int(ops.cholesky_factor(c, 3.0)[1]) == d // 2 + 1
 
 
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def wgmma_takes(x: torch.Tensor) -> bool:
+    """x^T x by wgmma against float64, with the second moments of some rows; False where TMA does not read x."""
+    d = x.shape[1]
+    acc = torch.zeros(d, d, dtype=torch.float64, device="cuda")
+    mask = torch.arange(len(x), device="cuda") % 5 < 3
+    for kept in (None, mask):
+        rows = x if kept is None else x.clone().masked_fill_(~kept[:, None], float("nan"))
+        if kept is not None and x.stride(0) != d:  # keep the stride
+            rows = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda").copy_(rows)
+        acc.fill_(1)
+        if not launch_cuda.moment_update(_native.module("cuda"), acc, rows, kept, 4096, wgmma=True):
+            return False
+        whole = (x if kept is None else x[kept]).double()
+        assert trees.error(acc.tril(), (whole.T @ whole + 1).tril().cpu()) < 1e-5
+        assert torch.equal(acc.triu(1), torch.ones_like(acc).triu(1))
+    return True
+
+
+@pytest.fixture
+def hopper():
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("no Hopper GPU")
+    if "90a-real" not in _native.module("cuda").cuda_archs():
+        pytest.skip("the native module holds no code for sm_90a")
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("n, d", [(1, 8), (70, 136), (64, 256), (300, 520), (9000, 392)])
+def test_sanitized_cuda_moments_by_wgmma(hopper, dtype, n, d):
+    torch.manual_seed(d)
+    assert wgmma_takes(torch.randn(n, d, device="cuda").to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_cuda_moments_by_wgmma_of_strided_rows(hopper, dtype):
+    x = torch.randn(200, 320, device="cuda").to(dtype)
+    assert wgmma_takes(x[:, 8:301])  # an odd width, at 16 bytes
+    assert not wgmma_takes(x[:, 4:300]) and not wgmma_takes(x[:, :299].contiguous())
+
+
+def test_cuda_op_by_wgmma(hopper, monkeypatch):
+    """The op, with what TMA cannot read too: on another stream and in a graph it is that of the other kernels."""
+    monkeypatch.setattr(moment, "HOPPER_BY", "wgmma")
+    for d in (256, 137):
+        x = torch.randn(200, d, device="cuda").bfloat16()
+        acc, again = (torch.zeros(d, d, dtype=torch.float64, device="cuda") for _ in range(2))
+        ops.moment_update(acc, x)
+        assert trees.error(acc, (x.double().T @ x.double()).tril().cpu()) < 1e-5
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):
+            ops.moment_update(again, x)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            ops.moment_update(again, x)
+        again.zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(again, acc)
+
+
 # ---- without a GPU: what the native module is handed, and what it says ----
 
 
@@ -189,6 +252,19 @@ def test_errors_of_a_launch_name_the_op(compiled):
         launch_cuda.moment_update(compiled, torch.zeros(8, 8), hidden, None, 4096)
     with pytest.raises(RuntimeError, match="^cholesky on CUDA: "):
         launch_cuda.cholesky(compiled, torch.eye(4, dtype=torch.float64))
+
+
+def test_wgmma_is_asked_for_only_where_tma_reads_the_rows(compiled):
+    if not hasattr(compiled, "moment_update_has_wgmma"):
+        pytest.skip("the native module is older than its source")
+    acc, memory = torch.zeros(8, 8), torch.zeros(4, 16, dtype=torch.bfloat16)
+    for x in (memory[:, :8], memory[:, 1:8]):  # there the machine is asked first, here what runs anywhere fails in turn
+        with pytest.raises(RuntimeError, match="^moment_update on CUDA: "):
+            launch_cuda.moment_update(compiled, acc[: x.shape[1], : x.shape[1]], x, None, 4096, wgmma=True)
+    params = dict(acc=0, mask=0, acc_dtype=0, rows=4, acc_stride=8, sum_rows=64)
+    for at, dtype, width, stride in [(2, 2, 8, 8), (0, 2, 7, 7), (0, 2, 16, 8), (0, 0, 8, 8)]:
+        refused = compiled.MomentUpdate(x=4096 + at, x_dtype=dtype, width=width, x_stride=stride, **params)
+        assert not compiled.moment_update_has_wgmma(refused, 0)
 
 
 def test_nothing_to_do_needs_no_device(compiled):
