@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -177,6 +178,14 @@ def test_bases_are_joined() -> None:
 
 
 # -- interrupts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def interrupts_arrive() -> Iterator[None]:
+    """As on a terminal: a shell that starts the tests in the background has them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
