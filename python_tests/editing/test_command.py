@@ -33,7 +33,7 @@ def test_made_saved_and_shown(tmp_path, monkeypatch, capsys) -> None:
     edit = ke.Edit.load("edit.safetensors")
     assert made == [*edit.summary().splitlines(), "edit.safetensors"]
     [request] = edit.requests
-    assert request["case_id"] == records[0]["case_id"] and edit.seed == 0 and len(edit.contexts) == 21
+    assert request["case_id"] == records[0]["case_id"] and edit.seed == 0 and len(edit.contexts) == 5
     edit.apply(ke.load_model(load_world().folder, dtype="float32"))
     assert knowedit(monkeypatch, "edit", "--show", "edit.safetensors") == 0
     shown = capsys.readouterr().out.splitlines()
