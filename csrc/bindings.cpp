@@ -208,9 +208,10 @@ PYBIND11_MODULE(_C, m) {
         "params"_a, "device"_a, "stream"_a, Released());
     m.def(
         "cholesky_cuda",
-        [](Pointer a, int64_t width, int64_t stride, Pointer failure, int device, Pointer stream) {
-            cholesky_cuda({at<double>(a), width, stride, at<CholeskyFailure>(failure)}, device, at(stream));
+        [](Pointer a, int dtype, int64_t width, int64_t stride, Pointer failure, int device, Pointer stream) {
+            cholesky_cuda({at(a), static_cast<DType>(dtype), width, stride, at<CholeskyFailure>(failure)}, device,
+                          at(stream));
         },
-        "a"_a, "width"_a, "stride"_a, "failure"_a, "device"_a, "stream"_a, Released());
+        "a"_a, "dtype"_a, "width"_a, "stride"_a, "failure"_a, "device"_a, "stream"_a, Released());
 #endif
 }

@@ -204,4 +204,53 @@ struct Product<double> {
     }
 };
 
+// float as the sum of two TF32 numbers each, on tensor cores; the product of the lower ones, below 2^-22 of the whole,
+// is left out. Eight k are summed on their own, so that the tensor cores' truncation does not add up.
+struct SplitProduct {
+    static constexpr int kWarps = 8;
+    using Sum = float;
+    using Lot = Share<kWarps>;
+
+    struct Parts {
+        uint32_t high, low;
+
+        __device__ explicit Parts(const unsigned char* from) {
+            const float x = *reinterpret_cast<const float*>(from);
+            high = to_tf32(x), low = to_tf32(x - __uint_as_float(high));
+        }
+    };
+
+    static __device__ void multiply(Sum (&sum)[4][Lot::kColumns][4], const unsigned char* a, const unsigned char* b,
+                                    const Lot& lot) {
+        const int row = lot.lane / 4, at = lot.lane % 4 * 4;
+        a += (lot.top + row) * kPitch + at, b += (lot.left + row) * kPitch + at;
+#pragma unroll 1
+        for (int k = 0; k < kStageBytes; k += 32) {  // 8 elements
+#pragma unroll
+            for (int top = 0; top < 4; top += 2) {  // two m at a time, for the sake of registers
+                uint32_t high[2][4], low[2][4];
+#pragma unroll
+                for (int i = 0; i < 8; ++i) {
+                    const Parts x(a + ((top + i / 4) * 16 + i % 2 * 8) * kPitch + k + i / 2 % 2 * 16);
+                    high[i / 4][i % 4] = x.high, low[i / 4][i % 4] = x.low;
+                }
+#pragma unroll
+                for (int n = 0; n < Lot::kColumns; ++n) {
+                    const Parts x(b + n * 8 * kPitch + k), y(b + n * 8 * kPitch + k + 16);
+                    const uint32_t upper[2] = {x.high, y.high}, lower[2] = {x.low, y.low};
+#pragma unroll
+                    for (int m = 0; m < 2; ++m) {
+                        float product[4] = {};
+                        mma_16x8x8_tf32(product, low[m], upper);
+                        mma_16x8x8_tf32(product, high[m], lower);
+                        mma_16x8x8_tf32(product, high[m], upper);
+#pragma unroll
+                        for (int e = 0; e < 4; ++e) sum[top + m][n][e] += product[e];
+                    }
+                }
+            }
+        }
+    }
+};
+
 }  // namespace knowedit

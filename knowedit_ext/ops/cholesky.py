@@ -15,7 +15,7 @@ from . import _native, launch_cuda
 
 Solve = Callable[[Tensor], Tensor]
 
-FACTOR_BY = "vendor"  # or "kernel": float64 matrices on CUDA by our own factorisation; not yet run on a GPU
+FACTOR_BY = "vendor"  # or "kernel": matrices on CUDA by our own factorisation; not yet run on a GPU
 _BLOCK = 1024  # rows of a float32 matrix converted at a time
 WOODBURY = 4  # d >= WOODBURY * n: K K^T is a low-rank change to the factored weight * C
 
@@ -61,7 +61,7 @@ def _factor_in_place(a: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_kernel(a: Tensor) -> bool:
-    return FACTOR_BY == "kernel" and a.device.type == "cuda" and a.dtype == torch.float64
+    return FACTOR_BY == "kernel" and a.device.type == "cuda"
 
 
 def solve(

@@ -74,11 +74,11 @@ def moment_update(
 
 
 def cholesky(native: ModuleType, a: Tensor) -> tuple[Tensor, Tensor]:
-    """Factor a [d, d] (float64, contiguous; its lower triangle is read) in place: the factor and LAPACK's info.
+    """Factor a [d, d] (float64 or float32, contiguous, its lower triangle read) in place: the factor and LAPACK's info.
 
     Above the diagonal a stays as it was.
     """
     failure = torch.empty(2, dtype=torch.int64, device=a.device)  # the order of the minor, and the bits of its pivot
     device, stream = _stream(a)
-    native.cholesky_cuda(a.data_ptr(), len(a), a.stride(0), failure.data_ptr(), device, stream)
+    native.cholesky_cuda(a.data_ptr(), _DTYPES[a.dtype], len(a), a.stride(0), failure.data_ptr(), device, stream)
     return a, failure[0]

@@ -12,8 +12,8 @@ import pytest
 from simt import harness
 
 ARCHITECTURES = ["sm_80", "sm_90a", "sm_100", "sm_120"]
-# The wheel holds code for the first two. Two blocks a multiprocessor are worth the 44 bytes that float32 spills here.
-ACCEPTED = {("target_logprob", "sm_100"): 44}
+# The wheel holds code for the first two. Two blocks a multiprocessor are worth the bytes that float32 spills here.
+ACCEPTED = {("target_logprob", "sm_100"): 44, ("cholesky", "sm_100"): 24}
 FLAGS = ["-std=c++17", "-cubin", "-Xptxas", "-v", "-Xcompiler", "-Wall,-Wextra", "-Werror"]
 
 
@@ -44,8 +44,9 @@ def compiled(kernel: str, architecture: str, folder: Path) -> str:
     done = subprocess.run(
         [*command, str(source), "-o", str(folder / "kernel.cubin")], stdout=-1, stderr=subprocess.STDOUT, text=True
     )
-    assert done.returncode == 0 and "warning" not in done.stdout, done.stdout[-8000:]
-    return done.stdout
+    said = done.stdout
+    assert done.returncode == 0 and "warning" not in said and "Performance Loss" not in said, said[-8000:]
+    return said
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,7 +1,9 @@
-// In place: the lower Cholesky factor of a symmetric positive definite matrix, in blocks.
+// In place: the lower Cholesky factor of a symmetric positive definite matrix, in blocks, to the precision of its type.
 #pragma once
 
 #include <cstdint>
+
+#include "knowedit/dtype.h"
 
 namespace knowedit {
 
@@ -11,7 +13,8 @@ struct CholeskyFailure {
 };
 
 struct Cholesky {
-    double* a;                 // [width, width], innermost stride 1; only the lower triangle is read and written
+    void* a;                   // [width, width], innermost stride 1; only the lower triangle is read and written
+    DType dtype;               // Float64 or Float32
     int64_t width, row;        // row: stride in elements
     CholeskyFailure* failure;  // on the device; after a failure the factor is not one
 };
