@@ -156,10 +156,22 @@ def cholesky(bench: Bench) -> Iterator[Row]:
             check(f"our factor, d {d}", deviation(by_kernel().tril(), factor.tril()), 1e-10)
             others["our factorisation alone"] = bench.seconds(by_kernel, 3)
             others["the vendor's alone"] = bench.seconds(lambda: ops.cholesky_factor(c, weight), 3)  # noqa: B023
+            single = lambda: launch_cuda.cholesky(_native.module("cuda"), (weight * c).float())[0]  # noqa: B023, E731
+            check(f"our float32 factor, d {d}", deviation(single().tril(), factor.tril()), 1e-4)
+            others["our float32 factorisation alone"] = bench.seconds(single, 3)
+            others["the vendor's in float32 alone"] = bench.seconds(
+                lambda: ops.cholesky_factor(c, weight, low_precision=True),  # noqa: B023
+                3,
+            )
         yield Row(
             f"{name}, factor and solve", error, bench.seconds(whole, 3), d**3 / 3 + 4 * d * d * n, FLOAT64, others
         )
-        yield Row(f"{name}, factor kept", error, bench.seconds(cached, 3), 4 * d * d * n, FLOAT64, others)
+        coarse = ops.cholesky_factor(c, weight, low_precision=True)[0]
+        refined = lambda: ops.cholesky_solve_update(c, k, weight, factor=coarse)  # noqa: B023, E731
+        reached, steps, summed = refined()[1].tolist()
+        others["float32 factor kept, refined"] = bench.seconds(refined, 3)
+        facts = {"float32": {"error": reached, "steps": int(steps), "factored the sum": bool(summed)}}
+        yield Row(f"{name}, factor kept", error, bench.seconds(cached, 3), 4 * d * d * n, FLOAT64, others, facts)
 
 
 def low_rank_rows(bench: Bench) -> Iterator[Row]:

@@ -52,6 +52,7 @@ def cases(device: str) -> dict[str, Call]:
         "moment_update": lambda: in_place(ops.moment_update, acc, keys, mask),
         "moment_update bfloat16": lambda: in_place(ops.moment_update, acc, keys.bfloat16(), mask),
         "cholesky_factor": lambda: ops.cholesky_factor(moments, 2.0)[0].tril(),
+        "cholesky_factor float32": lambda: ops.cholesky_factor(moments, 2.0, 0.0, True)[0].tril(),
         "low_rank_rows": lambda: in_place(ops.low_rank_rows, y, hidden, left, right, index),
     }
 
@@ -69,7 +70,7 @@ def body(request, monkeypatch):
 
 def only_ours(name: str) -> None:
     """Whether the vendor's factorisation waits for the device is its own affair."""
-    if name == "cholesky_factor" and cholesky.FACTOR_BY == "vendor":
+    if name.startswith("cholesky_factor") and cholesky.FACTOR_BY == "vendor":
         pytest.skip("the vendor's")
 
 
@@ -148,19 +149,21 @@ def test_cuda_moments_of_many_rows(body, dtype):
 
 
 @needs_cuda
+@pytest.mark.parametrize("low_precision", [False, True])
 @pytest.mark.parametrize("d", [1, 64, 65, 300, 700])
-def test_cuda_factors_by_our_kernel(monkeypatch, d):
+def test_cuda_factors_by_our_kernel(monkeypatch, d, low_precision):
+    """In float64, and in float32, which the solution is refined from."""
     monkeypatch.setattr(cholesky, "FACTOR_BY", "kernel")
     torch.manual_seed(d)
     x = torch.randn(2 * d, d, dtype=torch.float64, device="cuda")
     c = x.T @ x / (2 * d)
-    factor, info = ops.cholesky_factor(c, 3.0, 0.1)
-    lower, want = factor.tril(), 3 * (c + 0.1 * torch.eye(d, device="cuda", dtype=torch.float64))
-    assert int(info) == 0 and trees.error(lower @ lower.T, want.cpu()) < 1e-14
+    factor, info = ops.cholesky_factor(c, 3.0, 0.1, low_precision)
+    lower, want = factor.tril().double(), 3 * (c + 0.1 * torch.eye(d, device="cuda", dtype=torch.float64))
+    assert int(info) == 0 and trees.error(lower @ lower.T, want.cpu()) < (1e-6 if low_precision else 1e-14)
     s, report, _ = ops.cholesky_solve_update(c, x[: max(1, d // 8)].T.contiguous(), 3.0, 0.1, factor)
     assert float(report[0]) <= 1e-14
     c[d // 2, d // 2] = -1
-    assert int(ops.cholesky_factor(c, 3.0)[1]) == d // 2 + 1
+    assert int(ops.cholesky_factor(c, 3.0, 0.0, low_precision)[1]) == d // 2 + 1
 
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -252,6 +255,8 @@ def test_errors_of_a_launch_name_the_op(compiled):
         launch_cuda.moment_update(compiled, torch.zeros(8, 8), hidden, None, 4096)
     with pytest.raises(RuntimeError, match="^cholesky on CUDA: "):
         launch_cuda.cholesky(compiled, torch.eye(4, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="^cholesky on CUDA: "):
+        launch_cuda.cholesky(compiled, torch.eye(4))
 
 
 def test_wgmma_is_asked_for_only_where_tma_reads_the_rows(compiled):
