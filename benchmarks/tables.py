@@ -66,7 +66,7 @@ def counterfact_setting(folder: Path, limit: int | None) -> dict[str, Any]:
         "params": {method: params_of(method, str(HERE / "counterfact_params" / f"{method}.json")) for method in PARAMS},
         "evaluate": {"generation": False},
         "about": [
-            f"Before any edit the model gives the true object more than half of the probability, token by token, in "
+            f"Before any edit the model gives the true object more than half of the probability in "
             f"{sum(known)} of {len(records)} records; it was trained on their statements."
         ],
     }
