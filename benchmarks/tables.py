@@ -126,6 +126,7 @@ def main() -> None:
     setting = (
         world_setting(args.limit or 100) if args.setting == "world" else counterfact_setting(args.model, args.limit)
     )
+    setting["model"].name = args.setting  # and not where it lies on this machine
     with tempfile.TemporaryDirectory() as temporary:
         reports = make(setting, args.work or Path(temporary))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
