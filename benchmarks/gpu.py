@@ -4,8 +4,9 @@
     python benchmarks/gpu.py OUT [--conformance DIR] [--skip-build] [--minutes 8] [--only CASE ...]
     python benchmarks/gpu.py OUT --dry-run      the cases at toy size on the CPU: shows that they work
 
-Writes OUT/gpu.json, OUT/gpu.md and a log of every step. No time is measured unless every step before it passed, and no
-case reports one whose own check failed. Exit status: 0 all passed, 1 something failed, 2 there is no GPU.
+Writes OUT/gpu.json, OUT/gpu.md and a log of every step; the two reports anew after each step and row, so that they are
+there whatever ends the process. No case reports a time whose own check failed; steps that failed are named above the
+times. Exit status: 0 all passed, 1 something failed, 2 there is no GPU.
 
 DIR (default: out/conformance, which git ignores) is a copy of the conformance checks, with check.py in it.
 """
@@ -13,6 +14,7 @@ DIR (default: out/conformance, which git ignores) is a copy of the conformance c
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import shutil
@@ -29,9 +31,11 @@ import torch
 from gpu_measure import Bench, CheckFailed, Row, measure_ceilings
 
 ROOT = Path(__file__).resolve().parent.parent
-Case = Callable[[Bench], Iterator[Row]]
-LEFT_OUT = ("wgmma and TMA kernels for sm_90a: not written, the sm_80 kernels run there",)
+Case = Callable[[Bench], Iterator[Row | Callable[[], Row]]]
+LEFT_OUT = ("wgmma and TMA for anything but moment_update of 16-bit rows: not written, the sm_80 kernels run there",)
+STEPS_SHARE = 0.65  # of the time: build and tests have ended by then, the rest is for measuring
 PASSED, FAILED, NOT_RUN = "passed", "FAILED", "not run"
+WGMMA_TESTS = "tests-wgmma"
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ def all_cases() -> dict[str, Case]:
 
 def run_step(name: str, command: list[str], out: Path, limit: float, **env: str) -> Step:
     """A command with its log in OUT; running out of time is a failure too."""
+    if limit <= 0:
+        return Step(name, NOT_RUN, detail="no time left")
     print(f"-- {name}: {' '.join(command)}", flush=True)
     start, log = time.monotonic(), out / f"{name}.log"
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -59,72 +65,114 @@ def run_step(name: str, command: list[str], out: Path, limit: float, **env: str)
             done = subprocess.run(
                 command,
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": path, "KNOWEDIT_REQUIRE_NATIVE": "1", **env},
+                env={**os.environ, "PYTHONPATH": path, "KNOWEDIT_REQUIRE_NATIVE": "1", "PYTHONUNBUFFERED": "1", **env},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 timeout=limit,
             ).returncode
         except subprocess.TimeoutExpired:
             done = f"no end within {limit:.0f} s"
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:])
     step = Step(name, PASSED if done == 0 else FAILED, time.monotonic() - start, "" if done == 0 else f"{done}: {tail}")
     print(f"   {step.status}, {step.seconds:.0f} s\n{step.detail}", flush=True)
     return step
 
 
-def steps(args: argparse.Namespace, out: Path) -> Iterator[Step]:
-    """Build, tests on CUDA, conformance, sanitizers."""
-    python = sys.executable
-    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+def pytest(*arguments: str) -> list[str]:
+    # By name, so that the log ends with the test that hung.
+    return [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *arguments]
+
+
+def steps(args: argparse.Namespace, out: Path, until: float) -> Iterator[Step]:
+    """Build, then tests on CUDA and conformance; nothing after a build that failed."""
+
+    def limit(seconds: float) -> float:
+        return min(seconds, until - time.monotonic())
+
     if not args.skip_build:
         major, minor = torch.cuda.get_device_capability()
         archs = {"KNOWEDIT_CUDA": "ON", "KNOWEDIT_CUDA_ARCHS": f"{major}{minor}{'a' if major >= 9 else ''}-real"}
-        yield run_step("build", [python, "setup.py", "build_ext", "--inplace"], out, 240, **archs)
-    yield run_step("tests", [*pytest, "python_tests", "-k", "cuda"], out, 180)
+        build = run_step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], out, limit(240), **archs)
+        yield build
+        if build.status != PASSED:
+            return
+    yield run_step("tests", pytest("python_tests", "-k", "cuda and not wgmma"), out, limit(180))
+    # Apart: should a barrier of theirs hang, nothing else is lost.
+    yield run_step(WGMMA_TESTS, pytest("python_tests/ops/test_on_cuda.py", "-k", "wgmma"), out, limit(60))
     if (args.conformance / "check.py").is_file():
-        yield run_step("conformance", [python, str(args.conformance / "check.py"), "--device", "cuda"], out, 180)
+        command = [sys.executable, str(args.conformance / "check.py"), "--device", "cuda"]
+        yield run_step("conformance", command, out, limit(180))
     else:
         yield Step("conformance", NOT_RUN, detail=f"no check.py in {args.conformance}: copy the checks there")
+
+
+def sanitizers(out: Path, until: float) -> Iterator[Step]:
+    """memcheck and racecheck, in what time is left: they are slow."""
     for tool in ("memcheck", "racecheck"):
         sanitizer = shutil.which("compute-sanitizer")
         if sanitizer is None:
             yield Step(tool, NOT_RUN, detail="compute-sanitizer is not installed")
             continue
+        tests = pytest("python_tests/ops/test_on_cuda.py", "-k", "sanitized")
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *tests]
         # Without its pool, torch's neighbours in memory do not hide an access outside.
-        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *pytest, "python_tests/ops/test_on_cuda.py"]
-        command += ["-k", "sanitized"]
-        yield run_step(tool, command, out, 120, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        yield run_step(tool, command, out, min(120, until - time.monotonic()), PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+
+
+def device_answers(bench: Bench) -> bool:
+    """False after an error that CUDA does not recover from in this process; frees the memory of what is done."""
+    try:
+        if bench.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+    except RuntimeError:
+        return False
+    return True
 
 
 def run_cases(
-    bench: Bench, cases: dict[str, Case], deadline: float
+    bench: Bench, cases: dict[str, Case], deadline: float, save: Callable[..., None] = lambda *found: None
 ) -> tuple[list[Row], dict[str, str], dict[str, str]]:
-    """Rows; what failed and what there was no time for, by case."""
+    """Rows; what failed and what there was no time for, by case; `save` is called with all three after each row."""
     rows: list[Row] = []
     failed: dict[str, str] = {}
     not_run: dict[str, str] = {}
+    answers = True
     for name, case in cases.items():
-        if time.monotonic() > deadline:
-            not_run[name] = "no time left"
+        if not answers or time.monotonic() > deadline:
+            not_run[name] = "no time left" if answers else "the device answers no more after what failed before"
             continue
-        try:
-            for row in case(bench):
+        torch.manual_seed(0)
+        pending = case(bench)
+        while answers:
+            said = ""
+            try:
+                row = next(pending, None)  # a case that raised has ended; one that yielded a call goes on behind it
+                row = row() if callable(row) else row
+                if row is None:
+                    break
                 print(f"{row.name}: {row.seconds:.3g} s, error {row.error:.1e}", flush=True)
                 rows.append(row)
-                if time.monotonic() > deadline:
-                    not_run[f"{name}, after '{row.name}'"] = "no time left"
-                    break
-        except CheckFailed as error:
-            failed[name] = str(error)
-        except torch.OutOfMemoryError:
-            not_run[f"{name}, part of it"] = "out of memory"
-        except Exception as error:  # one broken case must not take the others' numbers along
-            failed[name] = f"{type(error).__name__}: {error}"
-        if name in failed:
-            print(f"{name}: FAILED, {failed[name]}", flush=True)
-        if bench.device == "cuda":
-            torch.cuda.empty_cache()
+            except CheckFailed as error:
+                said = str(error)
+            except torch.OutOfMemoryError:
+                not_run[f"{name}, part of it"] = "out of memory"
+            except Exception as error:  # one broken case must not take the others' numbers along
+                said = f"{type(error).__name__}: {error}"
+            if said:
+                failed[name] = "; ".join(filter(None, [failed.get(name), said]))
+                print(f"{name}: FAILED, {said}", flush=True)
+            answers = device_answers(bench)
+            if answers and time.monotonic() > deadline:
+                not_run[f"{name}, after '{rows[-1].name if rows else name}'"] = "no time left"
+                break
+            save(rows, failed, not_run)
+    save(rows, failed, not_run)
     return rows, failed, not_run
+
+
+def failed_steps(report: dict[str, Any]) -> list[str]:
+    return [step["name"] for step in report["steps"] if step["status"] == FAILED]
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -132,9 +180,12 @@ def describe(report: dict[str, Any]) -> str:
     lines = [f"{report['machine']}, torch {report['torch']}, commit {report['commit']}", ""]
     if report["dry_run"]:
         lines += ["A dry run at toy size on the CPU: the times mean nothing.", ""]
+    broken = failed_steps(report)
+    if broken and report["cases"]:
+        lines += [f"**{', '.join(broken)} FAILED.** What is timed below passed its own check, and that alone.", ""]
     lines += ["| step | outcome | s |", "|---|---|--:|"]
     lines += [
-        f"| {s['name']} | {s['status']} {s['detail'].splitlines()[0] if s['detail'] else ''} | {s['seconds']:.0f} |"
+        f"| {s['name']} | {s['status']} {s['detail'].splitlines()[-1] if s['detail'] else ''} | {s['seconds']:.0f} |"
         for s in report["steps"]
     ]
     lines += ["", "| ceiling | T/s |", "|---|--:|"]
@@ -151,6 +202,9 @@ def describe(report: dict[str, Any]) -> str:
     for title in ("failed", "not_run"):
         lines += ["", *(f"{title.replace('_', ' ').upper()}: {name}: {why}" for name, why in report[title].items())]
     lines += ["", *(f"Left out: {what}." for what in report["left_out"])]
+    for s in report["steps"]:
+        if s["status"] == FAILED:
+            lines += ["", f"{s['name']} ended with", "", "```", s["detail"], "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -160,8 +214,19 @@ def write_report(out: Path, report: dict[str, Any]) -> None:
 
 
 def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    """Of the tree, or $GPU_COMMIT where the tree is a copy without its history."""
+    known = os.environ.get("GPU_COMMIT", "unknown")
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    except OSError:  # no git here
+        return known
+    return done.stdout.strip() or known
+
+
+def extend_path() -> None:
+    """CMake and ninja may be this Python's own; nvcc and compute-sanitizer are often beside PATH."""
+    more = [str(Path(sys.prefix) / "bin"), "/usr/local/cuda/bin"]
+    os.environ["PATH"] = os.pathsep.join([*filter(None, [os.environ.get("PATH")]), *more])
 
 
 def arguments(cases: Iterable[str]) -> argparse.Namespace:
@@ -184,6 +249,7 @@ def main() -> int:
         )
         return 2
     warnings.filterwarnings("ignore", "corrupting .* does not lower the score")  # random models know nothing
+    extend_path()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     bench = Bench("cpu" if args.dry_run else "cuda", args.dry_run)
@@ -192,26 +258,51 @@ def main() -> int:
         "torch": torch.__version__,
         "commit": commit(),
         "dry_run": args.dry_run,
-        "steps": [] if args.dry_run else [asdict(step) for step in steps(args, out)],
+        "steps": [],
         "ceilings": {},
         "cases": [],
         "failed": {},
         "not_run": {},
         "left_out": list(LEFT_OUT),
     }
-    broken = [step["name"] for step in report["steps"] if step["status"] == FAILED]
-    if broken:
-        report["not_run"] = dict.fromkeys(args.only, f"{', '.join(broken)} failed, so no times are reported")
+
+    excluded: dict[str, str] = {}
+    whole = 60 * args.minutes
+
+    def save() -> None:
+        report["minutes"] = (time.monotonic() - start) / 60
+        write_report(out, report)
+
+    def save_cases(rows: list[Row], failed: dict[str, str], not_run: dict[str, str]) -> None:
+        measured = [row.as_dict(report["ceilings"]) for row in rows]
+        report.update(cases=measured, failed=failed, not_run=excluded | not_run)
+        save()
+
+    def record(found: Iterable[Step]) -> None:
+        for step in found:
+            report["steps"].append(asdict(step))
+            save()
+
+    if not args.dry_run:
+        os.environ["KNOWEDIT_REQUIRE_NATIVE"] = "1"  # what is timed is never the plain-torch fallback
+        # A kernel that hangs lets nothing end in this process but this.
+        faulthandler.dump_traceback_later(whole + 60, exit=True)
+        record(steps(args, out, start + STEPS_SHARE * whole))
+    status = {step["name"]: step["status"] for step in report["steps"]}
+    if status.get("build", PASSED) != PASSED:
+        report["not_run"] = dict.fromkeys(args.only, "there is no build to measure")
     else:
+        if status.get(WGMMA_TESTS, PASSED) != PASSED and "moment_update_wgmma" in args.only:
+            excluded["moment_update_wgmma"] = f"{WGMMA_TESTS} {status[WGMMA_TESTS]}"
         report["ceilings"] = measure_ceilings(bench)
-        rows, report["failed"], report["not_run"] = run_cases(
-            bench, {name: cases[name] for name in args.only}, start + 60 * args.minutes
-        )
-        report["cases"] = [row.as_dict(report["ceilings"]) for row in rows]
-    report["minutes"] = (time.monotonic() - start) / 60
-    write_report(out, report)
+        chosen = {name: cases[name] for name in args.only if name not in excluded}
+        run_cases(bench, chosen, start + whole, save_cases)
+        if not args.dry_run:
+            record(sanitizers(out, start + whole + 45))
+    save()
+    faulthandler.cancel_dump_traceback_later()
     print((out / "gpu.md").read_text())
-    return int(bool(broken or report["failed"]))
+    return int(bool(failed_steps(report) or report["failed"]))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,9 @@ class Row:
             "ratios": {name: seconds / self.seconds for name, seconds in self.others.items()},
             **self.facts,
         }
+
+
+Rows = Iterator[Callable[[], Row]]  # of a case: each made by itself, so that one that fails leaves the others
 
 
 @dataclass(frozen=True)

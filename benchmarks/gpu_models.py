@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import editing
 import naive
@@ -11,7 +12,7 @@ import naive_editing
 import naive_moments
 import numpy as np
 import torch
-from gpu_measure import BF16, FLOAT32, TF32, Bench, Row, check
+from gpu_measure import BF16, FLOAT32, TF32, Bench, Row, Rows, check
 from moments import long_texts
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM, PreTrainedModel
 
@@ -59,16 +60,19 @@ def prompt_of_12(model: ke.EditableModel) -> ke.Fact:
     raise RuntimeError("no prompt of 12 tokens found")
 
 
-def trace(bench: Bench) -> Iterator[Row]:
+def trace(bench: Bench) -> Rows:
     """The three maps of one prompt (12 tokens, the subject first), 10 samples, in bfloat16, TF32 and exact float32."""
     settings = ((torch.bfloat16, BF16, 0.1), (torch.float32, TF32, 0.05), (torch.float32, FLOAT32, 1e-3))
     for build in (gpt2_xl, gpt_j):
         for dtype, ceiling, allowed in settings:
-            model = random_model(bench, build, dtype, "tf32" if ceiling == TF32 else None)
-            yield from _trace(bench, model, f"trace {build.__name__}, {ceiling.split()[0]}", ceiling, allowed)
+            yield partial(_trace, bench, build, dtype, ceiling, allowed)
 
 
-def _trace(bench: Bench, model: ke.EditableModel, name: str, ceiling: str, allowed: float) -> Iterator[Row]:
+def _trace(
+    bench: Bench, build: Callable[[Bench], PreTrainedModel], dtype: torch.dtype, ceiling: str, allowed: float
+) -> Row:
+    model = random_model(bench, build, dtype, "tf32" if ceiling == TF32 else None)
+    name = f"trace {build.__name__}, {ceiling.split()[0]}, three maps"
     fact, noise = prompt_of_12(model), 0.1
     maps = {kind: ke.trace(model, fact, kind, noise=noise) for kind in KINDS}
     tokenized = tokenize_fact(model, fact)
@@ -89,7 +93,7 @@ def _trace(bench: Bench, model: ke.EditableModel, name: str, ceiling: str, allow
     state = bench.seconds(lambda: ke.trace(model, fact, noise=noise), 3)
     facts = {"state_map_seconds": state, "plain_loop": f"{len(layers)} of {model.num_layers} layers, by proportion"}
     others = {"plain loop": plain_seconds}
-    yield Row(name + ", three maps", error, every, _trace_flops(model, fact, noise), ceiling, others, facts)
+    return Row(name, error, every, _trace_flops(model, fact, noise), ceiling, others, facts)
 
 
 def _sites(model: ke.EditableModel, kind: str, layer: int) -> list[torch.nn.Module]:
@@ -108,45 +112,51 @@ def _trace_flops(model: ke.EditableModel, fact: ke.Fact, noise: float) -> int:
     return total
 
 
-def moments(bench: Bench) -> Iterator[Row]:
+def moments(bench: Bench) -> Rows:
     """Six layers of GPT-J in one pass."""
     for dtype, ceiling in ((torch.bfloat16, BF16), (torch.float32, FLOAT32)):
-        model = random_model(bench, gpt_j, dtype)
-        texts = long_texts(bench.pick(100_000, 600))
-        collect = lambda: ke.collect_moments(model, texts, EDITED_LAYERS, progress=False)  # noqa: B023, E731
-        few, layer = texts[:4], EDITED_LAYERS[-1]
-        ids = token_ids(model, few, model.modules.max_positions)
-        module = model.modules.down_projection(layer)
-        plain, count = naive_moments.layer_moment(model.hf, module, ids, model.modules.max_positions)
-        found = ke.collect_moments(model, few, [layer], progress=False)[layer]
-        name = f"moments of {len(EDITED_LAYERS)} layers of gpt_j, {ceiling.split()[0]}"
-        if found.count != count:
-            check(name, float("inf"), 0)
-        difference = found.matrix().to(bench.device) - plain.float()
-        error = check(name, float(difference.norm() / plain.float().norm()), 2e-2 if dtype != torch.float32 else 1e-4)
-        seconds, keys = bench.seconds(collect, 1), collect()[layer].count
-        facts = {
-            "tokens": keys,
-            "minutes_for_44M_tokens": PUBLISHED_TOKENS / keys * seconds / 60,
-            "published_hours": 36,
-        }
-        yield Row(name, error, seconds, facts=facts)
+        yield partial(_moments, bench, dtype, ceiling)
 
 
-def edits(bench: Bench) -> Iterator[Row]:
-    """z of 256 edits, then their insertion in six layers, at GPT-J's size in float32."""
+def _moments(bench: Bench, dtype: torch.dtype, ceiling: str) -> Row:
+    model = random_model(bench, gpt_j, dtype)
+    texts, few, layer = long_texts(bench.pick(100_000, 600)), long_texts(bench.pick(1000, 100)), EDITED_LAYERS[-1]
+    collected: list[ke.Moments] = []
+    collect = lambda: collected.append(ke.collect_moments(model, texts, EDITED_LAYERS, progress=False))  # noqa: E731
+    ids = token_ids(model, few, model.modules.max_positions)
+    module = model.modules.down_projection(layer)
+    plain, count = naive_moments.layer_moment(model.hf, module, ids, model.modules.max_positions)
+    found = ke.collect_moments(model, few, [layer], progress=False)[layer]
+    name = f"moments of {len(EDITED_LAYERS)} layers of gpt_j, {ceiling.split()[0]}"
+    if found.count != count:
+        check(name, float("inf"), 0)
+    difference = found.matrix().to(bench.device) - plain.float()
+    error = check(name, float(difference.norm() / plain.float().norm()), 2e-2 if dtype != torch.float32 else 1e-4)
+    seconds = bench.seconds_once(collect)  # the check has warmed it; it takes its time
+    keys = collected[0][layer].count
+    facts = {"tokens": keys, "minutes_for_44M_tokens": PUBLISHED_TOKENS / keys * seconds / 60, "published_hours": 36}
+    return Row(name, error, seconds, facts=facts)
+
+
+def edits(bench: Bench) -> Rows:
+    """z of 64 edits, then their insertion in six layers, at GPT-J's size in float32."""
     model = random_model(bench, gpt_j, torch.float32)
-    count, layer = bench.pick(256, 3), EDITED_LAYERS[-1]
+    count = bench.pick(64, 3)
     requests = [EditRequest.of(record) for record in random.Random(0).sample(load_world().records(), count)]
-    flat = [context for group in editing.CONTEXTS for context in group]
     params = ke.MEMITParams(layers=EDITED_LAYERS, v_num_grad_steps=bench.pick(25, 3))
+    yield partial(_values, bench, model, requests, params)
+    yield partial(_insert, bench, model, requests, params)
+
+
+def _values(bench: Bench, model: ke.EditableModel, requests: list[EditRequest], params: ke.MEMITParams) -> Row:
+    count, layer = len(requests), params.layers[-1]
+    flat = [context for group in editing.CONTEXTS for context in group]
     name = f"z of {count} edits at gpt_j's size, float32"
     error = check(name, _value_error(model, requests[0], flat, params), 1e-2)
     optimise = lambda: optimise_values(model, requests, flat, params, "layer", layer)  # noqa: E731
     seconds = bench.seconds_once(optimise)
     facts = {"edits": count, "minutes_for_10k_edits": PUBLISHED_EDITS / count * seconds / 60, "published_hours": 7.4}
-    yield Row(name, error, seconds, facts=facts)
-    yield _insert(bench, model, requests, params)
+    return Row(name, error, seconds, facts=facts)
 
 
 def _value_error(model: ke.EditableModel, request: EditRequest, contexts: list[str], params: ke.MEMITParams) -> float:
