@@ -11,6 +11,7 @@ import torch
 from ..model import EditableModel
 
 GROUP = 1000  # texts sorted by length together
+ENOUGH, NEAR = 1024, 0.85  # matrices run at full speed from so many rows on
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,19 @@ def limited(ids: Sequence[list[int]], left: int | None) -> list[list[int]]:
 def make_batches(ids: Sequence[list[int]], batch_tokens: int, seed: int) -> list[Batch]:
     """Texts of similar length in batches of at most `batch_tokens` tokens, padding included; in an order of their own.
 
-    A text longer than that is a batch by itself; texts without tokens are left out.
+    A batch that has ENOUGH tokens takes no texts shorter than NEAR of its longest: they would be mostly padding. A text
+    longer than `batch_tokens` is a batch by itself; texts without tokens are left out.
     """
     ordered = sorted((text for text in ids if text), key=len, reverse=True)
     batches, first = [], 0
     while first < len(ordered):
         longest = len(ordered[first])
-        members = ordered[first : first + max(1, batch_tokens // longest)]
+        members, held = [], 0
+        for text in ordered[first : first + max(1, batch_tokens // longest)]:
+            if held >= ENOUGH and len(text) < NEAR * longest:
+                break
+            members.append(text)
+            held += len(text)
         padded = torch.zeros(len(members), longest, dtype=torch.int64)
         mask = torch.zeros(padded.shape, dtype=torch.bool)
         for row, text in enumerate(members):
