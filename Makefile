@@ -2,7 +2,7 @@
 #   make test    the tests, against the installed package      make demo   trace facts in the built-in world
 #   make bench   the benchmarks                                make lint   style of Python and C++
 #   make build   the native module in the source tree          make clean  remove what was built
-#   make gpu     on a machine with a GPU: build, test there, benchmark (GPU_OUT, GPU_PYTHON)
+#   make gpu     on a machine with a GPU: build, test there, benchmark (GPU_OUT, GPU_PYTHON, GPU_FLAGS)
 # PYTHON chooses the interpreter for a new .venv; KNOWEDIT_CUDA=AUTO|ON|OFF is explained in CMakeLists.txt.
 PYTHON ?= python3
 VENV := .venv
@@ -32,7 +32,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_OUT ?= out/gpu
 
 gpu:
-	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) benchmarks/gpu.py $(GPU_OUT)
+	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) benchmarks/gpu.py $(GPU_OUT) $(GPU_FLAGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

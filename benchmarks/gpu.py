@@ -1,12 +1,13 @@
 """Everything that needs a GPU, in one command without a network: build, tests, checks, then benchmarks.
 
     make gpu [GPU_OUT=out/gpu] [GPU_PYTHON=python3]
-    python benchmarks/gpu.py OUT [--conformance DIR] [--skip-build] [--minutes 8] [--only CASE ...]
+    python benchmarks/gpu.py OUT [--conformance DIR] [--skip-build] [--keep-going] [--only CASE ...]
     python benchmarks/gpu.py OUT --dry-run      the cases at toy size on the CPU: shows that they work
 
 Writes OUT/gpu.json, OUT/gpu.md and a log of every step; the two reports anew after each step and row, so that they are
-there whatever ends the process. No case reports a time whose own check failed; steps that failed are named above the
-times. Exit status: 0 all passed, 1 something failed, 2 there is no GPU.
+there whatever ends the process. Nothing is timed after a step that failed, unless --keep-going is given: then those
+steps are named above the times. No case ever reports a time whose own check failed. Exit status: 0 all passed, 1
+something failed, 2 there is no GPU.
 
 DIR (default: out/conformance, which git ignores) is a copy of the conformance checks, with check.py in it.
 """
@@ -235,6 +236,7 @@ def arguments(cases: Iterable[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--conformance", type=Path, default=ROOT / "out" / "conformance")
     parser.add_argument("--skip-build", action="store_true", help="the native module in the tree is up to date")
+    parser.add_argument("--keep-going", action="store_true", help="measure although tests or conformance failed")
     parser.add_argument("--minutes", type=float, default=8, help="no case begins after so many")
     parser.add_argument("--only", nargs="+", choices=cases, default=list(cases), metavar="CASE", help=", ".join(cases))
     return parser.parse_args()
@@ -289,8 +291,11 @@ def main() -> int:
         faulthandler.dump_traceback_later(whole + 60, exit=True)
         record(steps(args, out, start + STEPS_SHARE * whole))
     status = {step["name"]: step["status"] for step in report["steps"]}
+    broken = [name for name in failed_steps(report) if name != WGMMA_TESTS]
     if status.get("build", PASSED) != PASSED:
         report["not_run"] = dict.fromkeys(args.only, "there is no build to measure")
+    elif broken and not args.keep_going:
+        report["not_run"] = dict.fromkeys(args.only, f"{', '.join(broken)} failed; --keep-going measures all the same")
     else:
         if status.get(WGMMA_TESTS, PASSED) != PASSED and "moment_update_wgmma" in args.only:
             excluded["moment_update_wgmma"] = f"{WGMMA_TESTS} {status[WGMMA_TESTS]}"
