@@ -25,7 +25,7 @@ from counterfact_statements import Documents, Knowledge, collect, read_data
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from knowedit_ext.files import write_json
+from knowedit_ext.runs.files import write_json
 from knowedit_ext.world.batches import Batches
 from knowedit_ext.world.tokenizer import MAX_POSITIONS, train_bpe
 from knowedit_ext.world.train import fit, new_model, save_folder

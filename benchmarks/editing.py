@@ -13,7 +13,7 @@ from moments import peak_memory
 import knowedit_ext as ke
 from knowedit_ext.editing.request import EditRequest, lookup, tokenize_in_contexts
 from knowedit_ext.editing.values import KL_PROMPT, optimise_values
-from knowedit_ext.facts import Fact, tokenize_fact
+from knowedit_ext.model.facts import Fact, tokenize_fact
 from knowedit_ext.world import load_world
 
 EDITS, LAYERS = 32, (4, 5, 6, 7, 8)

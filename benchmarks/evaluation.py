@@ -14,7 +14,7 @@ from naive_evaluation import SORTS, evaluate_record
 import knowedit_ext as ke
 from knowedit_ext.datasets import load_counterfact
 from knowedit_ext.editing.edit import LowRank
-from knowedit_ext.facts import encode
+from knowedit_ext.model.facts import encode
 from knowedit_ext.world import load_world
 
 RECORDS, LAYER = 50, 8

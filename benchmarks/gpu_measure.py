@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from knowedit_ext.precision import float32_products
+from knowedit_ext.model.precision import float32_products
 
 COPY, BF16, TF32, FLOAT32, FLOAT64 = "copy", "bfloat16 matmul", "tf32 matmul", "float32 matmul", "float64 matmul"
 

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPTJConfig,
 import knowedit_ext as ke
 from knowedit_ext.editing.request import EditRequest, lookup
 from knowedit_ext.editing.values import KL_PROMPT, optimise_values
-from knowedit_ext.facts import tokenize_fact
+from knowedit_ext.model.facts import tokenize_fact
 from knowedit_ext.moments.batches import token_ids
 from knowedit_ext.sweep import sweep
 from knowedit_ext.tracing.causal import TraceSettings, plan_traces, window_layers

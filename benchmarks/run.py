@@ -36,7 +36,7 @@ import numpy as np
 import torch
 
 import knowedit_ext as ke
-from knowedit_ext.facts import tokenize_fact
+from knowedit_ext.model.facts import tokenize_fact
 from knowedit_ext.sweep import sweep
 from knowedit_ext.tracing.causal import TraceSettings, plan_traces, window_layers
 from knowedit_ext.world import load_world

@@ -29,7 +29,7 @@ from knowedit_ext.datasets import load_counterfact, load_snippets
 from knowedit_ext.editing.params import LayerParams
 from knowedit_ext.evaluation.methods import PARAMS, Editing, params_of
 from knowedit_ext.evaluation.report import side_by_side
-from knowedit_ext.files import atomic_write, write_json
+from knowedit_ext.runs.files import atomic_write, write_json
 from knowedit_ext.world import load_world
 
 NAMES = {"none": "unedited", "ft": "FT", "ft-l": "FT+L", "rome": "ROME", "memit": "MEMIT"}

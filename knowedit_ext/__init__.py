@@ -1,16 +1,15 @@
 """Locate and edit facts in language models."""
 
 from .editing.edit import Edit
-from .editing.finetune import finetune
-from .editing.memit import memit
-from .editing.params import FTParams, MEMITParams, ROMEParams
+from .editing.methods.finetune import FTParams, finetune
+from .editing.methods.memit import MEMITParams, memit
+from .editing.methods.rome import ROMEParams, rome, rome_each
 from .editing.request import EditRequest
-from .editing.rome import rome, rome_each
 from .evaluation.evaluate import evaluate
 from .evaluation.report import Report
-from .facts import Fact
-from .model import EditableModel, load_model
-from .modules import UnsupportedModelError
+from .model.facts import Fact
+from .model.families import UnsupportedModelError
+from .model.load import EditableModel, load_model
 from .moments import Moments, collect_moments
 from .tracing.causal import trace
 from .tracing.corruption import noise_level

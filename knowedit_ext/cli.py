@@ -221,7 +221,7 @@ def report(
     """Runs side by side, in the papers' column order."""
     import knowedit_ext as ke
     from knowedit_ext.evaluation.report import side_by_side
-    from knowedit_ext.files import atomic_write
+    from knowedit_ext.runs.files import atomic_write
 
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .datasets import load_known
-from .editing.memit import memit
-from .editing.params import MEMITParams, ROMEParams
+from .editing.methods.memit import MEMITParams, memit
+from .editing.methods.rome import ROMEParams, rome_each
 from .editing.request import EditRequest
-from .editing.rome import rome_each
 from .evaluation.evaluate import evaluate
 from .evaluation.report import Report
-from .model import EditableModel, load_model
+from .model.load import EditableModel, load_model
 from .moments import Moments, collect_moments
 from .tracing.causal import trace
 from .tracing.dataset import trace_dataset

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from knowedit_ext.files import atomic_write, load_npz, read_tensors, save_npz, write_tensors
+from knowedit_ext.runs.files import atomic_write, load_npz, read_tensors, save_npz, write_tensors
 
 
 def stop(*args, **kwargs) -> None:
@@ -34,7 +34,7 @@ def test_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         torch.equal(tensors["x"], x.T) and metadata == {"format": "pt"} and stat.S_IMODE(path.stat().st_mode) == 0o644
     )
-    monkeypatch.setattr("knowedit_ext.files.save_file", stop)
+    monkeypatch.setattr("knowedit_ext.runs.files.save_file", stop)
     with pytest.raises(KeyboardInterrupt):
         write_tensors(path, {"x": -x}, {})
     assert torch.equal(read_tensors(path)[0]["x"], x.T) and list(tmp_path.iterdir()) == [path]

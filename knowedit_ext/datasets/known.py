@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..facts import Fact
+from ..model.facts import Fact
 from .records import read_records
 
 REQUIRED = ("known_id", "prompt", "subject", "attribute")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..model import EditableModel
+from ..model.load import EditableModel
 
 TOP_K = 5  # util/generate.py
 STARTS = ("The", "Therefore", "Because", "I", "You")  # memit_main.py:296

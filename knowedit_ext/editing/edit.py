@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..files import read_tensors, write_tensors
-from ..fingerprint import Checksums, differing_weights, fingerprint
-from ..interrupts import uninterrupted
-from ..model import EditableModel
-from .base import base_checksums, check_base
-from .base import describe_model as describe_model
+from ..model.identity import Checksums, differing_weights, fingerprint
+from ..model.load import EditableModel
+from ..runs.files import read_tensors, write_tensors
+from ..runs.interrupts import uninterrupted
+from .belongs import base_checksums, check_base
+from .belongs import describe_model as describe_model
 
 logger = logging.getLogger(__name__)
 

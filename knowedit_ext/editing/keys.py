@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..model import EditableModel
+from ..model.load import EditableModel
 from ..sweep.capture import clean_runs
 from ..sweep.engine import default_max_rows
 from ..sweep.packed import PackedPrompts, parts_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..files import write_json, write_tensors
+from ..runs.files import write_json, write_tensors
 from .edit import Edit, LowRank
 
 

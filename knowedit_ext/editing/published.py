@@ -6,15 +6,17 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ..files import atomic_write, load_npz, save_npz
-from ..model import EditableModel
-from .params import MEMITParams
+from ..model.load import EditableModel
+from ..runs.files import atomic_write, load_npz, save_npz
 from .request import EditRequest, check_requests
+
+if TYPE_CHECKING:
+    from .methods.memit import MEMITParams
 
 Requests = Iterable[EditRequest | Mapping[str, Any]]
 _NAME = re.compile(r".+_layer_(?P<layer>\d+)_clamp_(?P<clamp>\d+(?:\.\d*)?)_case_(?P<case>.+)\.npz")

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ..facts import Fact, TokenizedFact, tokenize_fact
-from ..model import EditableModel
-from ..modules import on_device
+from ..model.facts import Fact, TokenizedFact, tokenize_fact
+from ..model.families import on_device
+from ..model.load import EditableModel
 from ..sweep.capture import clean_runs
 from ..sweep.engine import default_max_rows
 from ..sweep.packed import PackedPrompts, parts_of

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..model import EditableModel
-from .base import check_base
+from ..model.load import EditableModel
+from .belongs import check_base
 from .edit import Edit, LowRank, originals, weight_is_input_first
 
 Hook = Callable[[nn.Module, tuple, Tensor], Tensor]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..model import EditableModel
+from ..model.load import EditableModel
 from .edit import Edit, LowRank, weight_is_input_first
 
 

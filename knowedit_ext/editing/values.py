@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from ..facts import Fact, tokenize_fact
-from ..model import EditableModel
-from ..modules import on_device
+from ..model.facts import Fact, tokenize_fact
+from ..model.families import on_device
+from ..model.load import EditableModel
 from ..sweep.capture import clean_runs
 from ..sweep.engine import log_probabilities
 from ..sweep.packed import FrozenPrompts, PackedPrompts

@@ -11,10 +11,10 @@ from typing import Any
 from ..datasets import load_snippets, load_tfidf, wanted_snippets
 from ..datasets.records import Records
 from ..editing.edit import Edit
-from ..files import write_json
-from ..model import EditableModel
+from ..model.load import EditableModel
 from ..moments import Moments, collect_moments
-from ..ranks import Ranks
+from ..runs.files import write_json
+from ..runs.ranks import Ranks
 from ..world import load_world
 from .consistency import TfIdf
 from .evaluate import evaluate, load, usable

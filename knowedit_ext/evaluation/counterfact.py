@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..model import EditableModel
+from ..model.load import EditableModel
 from .nll import Question, Score
 
 # The target that counts as correct behind each sort of prompt.

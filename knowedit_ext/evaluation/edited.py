@@ -9,7 +9,7 @@ import torch
 
 from ..editing.edit import Edit
 from ..editing.rows import EditedRows
-from ..model import EditableModel
+from ..model.load import EditableModel
 
 
 class Edited:

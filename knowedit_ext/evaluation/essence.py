@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..model import EditableModel
-from ..modules import on_device
+from ..model.families import on_device
+from ..model.load import EditableModel
 from ..moments.batches import token_ids
 from ..sweep import default_max_rows, log_probabilities
 from ..sweep.capture import clean_runs

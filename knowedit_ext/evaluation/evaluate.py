@@ -20,10 +20,10 @@ from ..datasets.records import BadRecord, Record, Records, describe_bad, read_re
 from ..datasets.zsre import load_zsre
 from ..editing.edit import Edit, LowRank
 from ..editing.request import check_compat
-from ..fingerprint import checksum, fingerprint, weight_checksums
-from ..model import EditableModel
-from ..ranks import Ranks
-from ..settings import settle
+from ..model.identity import checksum, fingerprint, weight_checksums
+from ..model.load import EditableModel
+from ..runs.ranks import Ranks
+from ..runs.settings import settle
 from . import counterfact, zsre
 from .job import Job, Method
 from .nll import tokenize_question

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..model import EditableModel
+from ..model.load import EditableModel
 from ..moments.batches import token_ids
 from ..sweep.engine import free_bytes, row_bytes
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from ..datasets.records import Record
 from ..editing.edit import Edit
-from ..files import write_json
-from ..model import EditableModel
+from ..model.load import EditableModel
+from ..runs.files import write_json
 from .edited import Edited
 from .nll import score
 from .texts import Texts

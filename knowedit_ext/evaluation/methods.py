@@ -9,12 +9,12 @@ from typing import Any
 from ..datasets.records import Record
 from ..editing.contexts import memit_contexts, rome_contexts
 from ..editing.edit import Edit
-from ..editing.finetune import finetune
-from ..editing.memit import memit
-from ..editing.params import FTParams, LayerParams, MEMITParams, ROMEParams
-from ..editing.rome import rome_each
-from ..fingerprint import checksum
-from ..model import EditableModel
+from ..editing.methods.finetune import FTParams, finetune
+from ..editing.methods.memit import MEMITParams, memit
+from ..editing.methods.rome import ROMEParams, rome_each
+from ..editing.params import LayerParams
+from ..model.identity import checksum
+from ..model.load import EditableModel
 from ..moments import Moments
 
 PARAMS: dict[str, type[LayerParams]] = {"rome": ROMEParams, "memit": MEMITParams, "ft": FTParams, "ft-l": FTParams}

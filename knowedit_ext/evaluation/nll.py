@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..facts import encode
-from ..model import EditableModel
-from ..modules import on_device
+from ..model.facts import encode
+from ..model.families import on_device
+from ..model.load import EditableModel
 from ..sweep.capture import clean_runs
 from ..sweep.engine import default_max_rows
 from ..sweep.packed import PackedPrompts, parts_of

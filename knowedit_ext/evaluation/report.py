@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import atomic_write, write_json
+from ..runs.files import atomic_write, write_json
 from .scores import Mean, summarise, values_of
 
 if TYPE_CHECKING:

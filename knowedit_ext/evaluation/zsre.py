@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..facts import encode
-from ..model import EditableModel
+from ..model.facts import encode
+from ..model.load import EditableModel
 from .counterfact import Asked, ask_extras, filled, spaced
 from .nll import Question, Score, TokenizedQuestion
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..model import EditableModel
+from ..model.load import EditableModel
 
 GROUP = 1000  # texts sorted by length together
 ENOUGH, NEAR = 1024, 0.85  # matrices run at full speed from so many rows on

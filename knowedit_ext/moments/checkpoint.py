@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..files import read_tensors, write_tensors
-from ..ranks import Ranks
+from ..runs.files import read_tensors, write_tensors
+from ..runs.ranks import Ranks
 from .triangle import pack
 
 _SHARE = 20  # at most one part in so many of the time goes into checkpoints

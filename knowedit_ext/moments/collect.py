@@ -14,10 +14,10 @@ import torch
 from tqdm import tqdm
 
 from .. import ops
-from ..fingerprint import Checksums, differing_weights, fingerprint, tokenizer_hash
-from ..model import EditableModel
-from ..modules import device_of
-from ..ranks import Ranks
+from ..model.families import device_of
+from ..model.identity import Checksums, differing_weights, fingerprint, tokenizer_hash
+from ..model.load import EditableModel
+from ..runs.ranks import Ranks
 from .batches import GROUP, Batch, limited, make_batches, token_ids
 from .checkpoint import Checkpoint, Cursor, differing
 from .corpora import Corpus, add_text, open_corpus

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import torch
 from torch import nn
 
-from ..fingerprint import Checksums, weight_checksums
-from ..model import EditableModel
+from ..model.identity import Checksums, weight_checksums
+from ..model.load import EditableModel
 
 
 class _Stop(Exception):

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..files import atomic_write, load_npz, save_npz
-from ..model import EditableModel
+from ..model.load import EditableModel
+from ..runs.files import atomic_write, load_npz, save_npz
 from .store import Moment, Moments
 
 _KEYS = ("mom2.constructor", "mom2.count", "mom2.mom2", "sample_size")

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ..files import read_tensors, write_json, write_tensors
-from ..fingerprint import differing_weights, fingerprint
-from ..model import EditableModel
+from ..model.identity import differing_weights, fingerprint
+from ..model.load import EditableModel
+from ..runs.files import read_tensors, write_json, write_tensors
 from .forward import key_weights, key_width
 from .solver import FactorCache, Solution, solve
 from .triangle import pack, symmetric, unpack

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..precision import float32_products
+from ..model.precision import float32_products
 from . import _native, launch_cuda
 from .reference import compute_dtype
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from ..modules import ModuleMap, UnsupportedModelError
+from ..model.families import ModuleMap, UnsupportedModelError
 from ..ops import tree_attention
 
 NAME = "knowedit_tree"

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..model import EditableModel
-from ..modules import device_of
+from ..model.families import device_of
+from ..model.load import EditableModel
 
 # Arguments that a sweep gives its own way: the attention table is mask and cache in one.
 _DROPPED = {

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..model import EditableModel
-from ..modules import on_device
+from ..model.families import on_device
+from ..model.load import EditableModel
 from ..ops import restore_rows, target_logprob
 from ..ops.reference import compute_dtype
 from .attention import attending, tree_attention_in

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..modules import SITES
+from ..model.families import SITES
 
 MODES = ("overwrite", "add")
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..model import EditableModel
-from ..modules import on_device
+from ..model.families import on_device
+from ..model.load import EditableModel
 from .attention import attending, tree_attention_in
 from .capture import CleanRun, RowArguments
 from .interventions import Interventions, Patch

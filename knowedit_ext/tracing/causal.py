@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
-from ..facts import Fact, TokenizedFact, encode, tokenize_fact
-from ..model import EditableModel
+from ..model.facts import Fact, TokenizedFact, encode, tokenize_fact
+from ..model.load import EditableModel
 from ..sweep import Interventions, Patch, clean_run, layer_zero_input, log_probabilities, sweep
 from ..sweep.capture import CleanRun
 from .corruption import Noise, Sampler, noise_of

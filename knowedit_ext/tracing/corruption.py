@@ -10,7 +10,7 @@ from numbers import Real
 import numpy as np
 import torch
 
-from ..model import EditableModel
+from ..model.load import EditableModel
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
 

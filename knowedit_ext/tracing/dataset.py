@@ -15,11 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 from ..datasets import KnownFact, load_known
-from ..facts import Fact, tokenize_fact
-from ..files import atomic_write, save_npz
-from ..model import EditableModel
-from ..ranks import Ranks
-from ..settings import settle
+from ..model.facts import Fact, tokenize_fact
+from ..model.load import EditableModel
+from ..runs.files import atomic_write, save_npz
+from ..runs.ranks import Ranks
+from ..runs.settings import settle
 from ..sweep import default_max_rows
 from .causal import TraceSettings, model_answer, trace_facts
 from .corruption import Noise, Sampler, noise_of

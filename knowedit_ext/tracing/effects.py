@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import write_json
+from ..runs.files import write_json
 from .trace import Trace, read_npz
 
 ROLES = (

@@ -12,7 +12,7 @@ from zlib import error as zlib_error
 
 import numpy as np
 
-from ..files import atomic_write, save_npz
+from ..runs.files import atomic_write, save_npz
 
 KINDS = ("state", "mlp", "attn")
 

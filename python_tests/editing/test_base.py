@@ -14,10 +14,9 @@ from safetensors.torch import save_file
 
 import knowedit_ext as ke
 from knowedit_ext.editing import edit as edit_module
-from knowedit_ext.editing.memit import memit
-from knowedit_ext.editing.params import MEMITParams, ROMEParams
-from knowedit_ext.editing.rome import rome
-from knowedit_ext.interrupts import uninterrupted
+from knowedit_ext.editing.methods.memit import MEMITParams, memit
+from knowedit_ext.editing.methods.rome import ROMEParams, rome
+from knowedit_ext.runs.interrupts import uninterrupted
 
 from ..support.families import tiny_hf
 from ..support.tokenizers import word_level

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from knowedit_ext.editing.contexts import STARTS, memit_contexts, rome_contexts
-from knowedit_ext.editing.params import ROMEParams
+from knowedit_ext.editing.methods.rome import ROMEParams, rome
 from knowedit_ext.editing.request import EditRequest
-from knowedit_ext.editing.rome import rome
 
 from ..support.unchanged import assert_unchanged, snapshot
 from .models import editable

@@ -12,10 +12,9 @@ from safetensors.torch import save_file
 
 import knowedit_ext as ke
 from knowedit_ext.editing.edit import Edit, LowRank, weight_is_input_first
-from knowedit_ext.editing.memit import memit
-from knowedit_ext.editing.params import MEMITParams, ROMEParams
+from knowedit_ext.editing.methods.memit import MEMITParams, memit
+from knowedit_ext.editing.methods.rome import ROMEParams, rome
 from knowedit_ext.editing.request import EditRequest
-from knowedit_ext.editing.rome import rome
 
 from ..support.families import WIDTH, tiny_hf
 from ..support.tokenizers import word_level

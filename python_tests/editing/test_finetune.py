@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 import knowedit_ext as ke
-from knowedit_ext.editing.finetune import finetune, trained_weights
-from knowedit_ext.editing.params import FTParams
+from knowedit_ext.editing.methods.finetune import FTParams, finetune, trained_weights
 from knowedit_ext.editing.request import EditRequest
 from knowedit_ext.world import load_world
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from knowedit_ext.editing.params import FTParams
+from knowedit_ext.editing.methods.finetune import FTParams
 
 # hparams/FT/*.json of rome and memit.
 GPT2 = {

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from knowedit_ext.editing.memit import memit
-from knowedit_ext.editing.params import MEMITParams
+from knowedit_ext.editing.methods.memit import MEMITParams, memit
 from knowedit_ext.editing.request import EditRequest
 from knowedit_ext.editing.values import optimise_values
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from knowedit_ext.editing.params import MEMITParams, ROMEParams
+from knowedit_ext.editing.methods.memit import MEMITParams
+from knowedit_ext.editing.methods.rome import ROMEParams
 
 # The keys of the published files (hparams/ROME/gpt2-xl.json and hparams/MEMIT/gpt2-xl.json).
 SHARED = {

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from knowedit_ext.editing.memit import memit, memit_values
-from knowedit_ext.editing.params import MEMITParams
+from knowedit_ext.editing.methods.memit import MEMITParams, memit, memit_values
 from knowedit_ext.editing.published import export_values, import_values, value_path
 from knowedit_ext.editing.request import EditRequest
 

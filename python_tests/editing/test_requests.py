@@ -9,10 +9,9 @@ import torch
 from tokenizers import normalizers
 
 import knowedit_ext as ke
-from knowedit_ext.editing.memit import memit
-from knowedit_ext.editing.params import MEMITParams, ROMEParams
+from knowedit_ext.editing.methods.memit import MEMITParams, memit
+from knowedit_ext.editing.methods.rome import ROMEParams, rome
 from knowedit_ext.editing.request import EditRequest, check_requests
-from knowedit_ext.editing.rome import rome
 from knowedit_ext.moments import Moments
 
 from ..support.tokenizers import word_level

@@ -9,9 +9,8 @@ import torch
 
 import knowedit_ext as ke
 from knowedit_ext.editing.edit import Edit
-from knowedit_ext.editing.params import ROMEParams
+from knowedit_ext.editing.methods.rome import ROMEParams, rome
 from knowedit_ext.editing.request import EditRequest
-from knowedit_ext.editing.rome import rome
 from knowedit_ext.editing.values import optimise_values
 
 from ..support.families import FAMILIES, WIDTH

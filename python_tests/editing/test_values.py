@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import knowedit_ext as ke
-from knowedit_ext.editing.params import MEMITParams, ROMEParams
+from knowedit_ext.editing.methods.memit import MEMITParams
+from knowedit_ext.editing.methods.rome import ROMEParams
 from knowedit_ext.editing.request import EditRequest
 from knowedit_ext.editing.values import STOP_LOSS, Values, optimise_values
 

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 import knowedit_ext as ke
-from knowedit_ext.editing.memit import memit
-from knowedit_ext.editing.params import MEMITParams, ROMEParams
-from knowedit_ext.editing.rome import rome
+from knowedit_ext.editing.methods.memit import MEMITParams, memit
+from knowedit_ext.editing.methods.rome import ROMEParams, rome
 from knowedit_ext.moments import Moments, collect_moments
 from knowedit_ext.world import World, load_world
 

@@ -12,7 +12,7 @@ import knowedit_ext as ke
 from knowedit_ext.datasets import load_counterfact, load_snippets
 from knowedit_ext.editing.edit import LowRank
 from knowedit_ext.evaluation.nll import Question, score
-from knowedit_ext.facts import encode
+from knowedit_ext.model.facts import encode
 from knowedit_ext.world import load_world
 
 from ..support.processes import TWO_RANKS, finish, hashes, kill_at, start

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import GPT2TokenizerFast
 
 import knowedit_ext as ke
-from knowedit_ext.facts import encode, find_occurrence, tokenize_fact
+from knowedit_ext.model.facts import encode, find_occurrence, tokenize_fact
 
 from ..support.families import tiny_hf
 from ..support.tokenizers import TOKENIZERS, tokenizer, word_level

@@ -7,7 +7,7 @@ import torch
 from support import families, tokenizers
 
 import knowedit_ext as ke
-from knowedit_ext.precision import float32_products
+from knowedit_ext.model.precision import float32_products
 
 MATMUL = torch.backends.cuda.matmul
 

@@ -14,7 +14,7 @@ from support.families import tiny_hf, tiny_model
 from support.tokenizers import word_level
 
 import knowedit_ext as ke
-from knowedit_ext.fingerprint import checksum
+from knowedit_ext.model.identity import checksum
 from knowedit_ext.moments import NotPositiveDefiniteError, export_npz, import_npz
 from knowedit_ext.moments.triangle import pack, symmetric, unpack
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from knowedit_ext.model import EditableModel
+from knowedit_ext.model.load import EditableModel
 from knowedit_ext.sweep import CleanRun, Interventions, Patch, SweepResult, clean_run, layer_zero_input, sweep
 from knowedit_ext.sweep.engine import split_runs
 from knowedit_ext.sweep.layout import lay_out

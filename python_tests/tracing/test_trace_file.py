@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import knowedit_ext as ke
-from knowedit_ext.files import save_npz
+from knowedit_ext.runs.files import save_npz
 
 from ..support.families import tiny_model
 

@@ -4,20 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
-from ..model import EditableModel
-from ..moments import Moments
-from .contexts import rome_contexts
-from .edit import Edit
-from .keys import KeyRows
+from ...model.load import EditableModel
+from ...moments import Moments
+from ..contexts import rome_contexts
+from ..edit import Edit
+from ..keys import KeyRows
+from ..params import EditParams
+from ..request import EditRequest, check_compat, check_requests, warn_of_known
+from ..stacked import stacked
+from ..values import optimise_values
 from .memit import check_model
-from .params import ROMEParams
-from .request import EditRequest, check_compat, check_requests, warn_of_known
-from .stacked import stacked
-from .values import optimise_values
+
+# Starting points for newer families, not published by the method's authors: EasyEdit, hparams/.
+_STARTS = dict(layers=(5,), v_num_grad_steps=25, v_weight_decay=1e-3)
+
+
+@dataclass(frozen=True)
+class ROMEParams(EditParams):
+    """context_template_length_params: [length, how many] of the generated contexts, beside the bare prompt."""
+
+    context_template_length_params: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lengths = tuple((int(length), int(count)) for length, count in self.context_template_length_params)
+        object.__setattr__(self, "context_template_length_params", lengths)
+
+    # rome, hparams/ROME/*.json
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "gpt2-medium": dict(layers=(8,), clamp_norm_factor=3.0),
+        "gpt2-large": dict(layers=(12,)),
+        "gpt2-xl": dict(layers=(17,)),
+        "gpt-j": dict(layers=(5,)),
+        "gpt-neox": dict(layers=(15,)),
+        "llama-2-7b": _STARTS,
+        "llama-3-8b": _STARTS,
+        "mistral-7b": _STARTS,
+        "qwen2.5-7b": _STARTS,
+        # The built-in world: its early site ends at layer 3, where the MLP adds little to the stream (|v| is small).
+        # Subjects often begin a text there, where keys differ most: with few contexts the bare prompt weighs more.
+        "world": dict(
+            layers=(3,), clamp_norm_factor=16.0, v_weight_decay=0.05, context_template_length_params=((5, 2), (10, 2))
+        ),
+    }
+
+    @classmethod
+    def _ignored(cls) -> tuple[str, ...]:
+        return ("layer_selection", "mom2_update_weight")
 
 
 def rome(

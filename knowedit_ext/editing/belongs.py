@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..fingerprint import Checksums, differing_weights, weight_checksum
-from ..model import EditableModel
+from ..model.identity import Checksums, differing_weights, weight_checksum
+from ..model.load import EditableModel
 
 logger = logging.getLogger(__name__)
 

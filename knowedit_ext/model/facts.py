@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .model import EditableModel
+from .load import EditableModel
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .modules import ModuleMap, device_of, refuse_unsupported
+from .families import ModuleMap, device_of, refuse_unsupported
 from .precision import TF32Within
 
 

@@ -79,8 +79,8 @@ class ModuleMap:
         except AttributeError as error:
             place = f"{where}.{path}" if where else path
             raise UnsupportedModelError(
-                f"{type(self._hf).__name__} (model_type '{self.model_type}') has no module '{place}', which this "
-                "architecture's entry in knowedit_ext.modules.FAMILIES names (a mixture-of-experts or custom block?)"
+                f"{type(self._hf).__name__} (model_type '{self.model_type}') has no module '{place}', which its entry in "
+                "knowedit_ext.model.families.FAMILIES names (a mixture-of-experts or custom block?)"
             ) from error
 
     def attn(self, layer: int) -> nn.Module:
@@ -134,7 +134,7 @@ def refuse_unsupported(config) -> None:
             "projection to trace or edit"
         )
     raise UnsupportedModelError(
-        f"'{name}' is not supported: knowedit_ext.modules.FAMILIES has no entry that says where it keeps "
+        f"'{name}' is not supported: knowedit_ext.model.families.FAMILIES has no entry that says where it keeps "
         f"embedding, layers, attention, MLP, down projection and final norm. Supported: {', '.join(sorted(FAMILIES))}"
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .model import EditableModel
+from .load import EditableModel
 
 _ROW = 1024
 _SAMPLE = 1 << 16  # entries of a weight that are compared with one in another dtype

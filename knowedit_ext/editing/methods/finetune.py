@@ -13,23 +13,86 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.func import functional_call
 from tqdm import tqdm
 
-from ..facts import tokenize_fact
-from ..interrupts import uninterrupted
-from ..model import EditableModel
-from ..modules import on_device
-from ..sweep.capture import CleanRun, clean_runs
-from ..sweep.engine import log_probabilities
-from ..sweep.packed import PackedPrompts
-from .edit import Edit
-from .params import FTParams
-from .request import EditRequest, check_compat, check_requests, warn_of_known
+from ...model.facts import tokenize_fact
+from ...model.families import on_device
+from ...model.load import EditableModel
+from ...runs.interrupts import uninterrupted
+from ...sweep.capture import CleanRun, clean_runs
+from ...sweep.engine import log_probabilities
+from ...sweep.packed import PackedPrompts
+from ..edit import Edit
+from ..params import LayerParams
+from ..request import EditRequest, check_compat, check_requests, warn_of_known
+
+
+@dataclass(frozen=True)
+class FTParams(LayerParams):
+    """Fine-tuning: FT, FT+L (with `norm_constraint`) and FT-W (with `wd_power_law`).
+
+    num_steps: epochs, of batches of `batch_size` requests. lr, weight_decay: of Adam. norm_constraint: no entry of a
+    weight moves farther than this; None (or false): no bound. wd_power_law: (a, b), the weight decay for n requests is
+    then n^a e^b. kl_factor: read by no release; 0. rewrite_module_tmp: name of the trained module with `{}` for the
+    layer; None: the down projection. bias: train biases too, as the published code always does.
+    """
+
+    num_steps: int = 25
+    lr: float = 5e-4
+    weight_decay: float = 0.0
+    norm_constraint: float | None = None
+    batch_size: int = 64
+    wd_power_law: tuple[float, float] | None = None
+    kl_factor: float = 0.0
+    rewrite_module_tmp: str | None = None
+    bias: bool = False
+
+    # hparams/FT/*.json of rome and memit: FT under the model's name, its variants behind a slash.
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "gpt2-medium/ft-l": dict(layers=(0,), norm_constraint=2e-3),
+        "gpt2-large/ft-l": dict(layers=(0,), norm_constraint=1e-3),
+        "gpt2-xl": dict(layers=(1,)),
+        "gpt2-xl/ft-l": dict(layers=(0,), norm_constraint=5e-4),
+        "gpt2-xl/attn": dict(
+            layers=(33,), lr=1e-3, norm_constraint=1e-3, rewrite_module_tmp="transformer.h.{}.attn.c_attn"
+        ),
+        "gpt-j": dict(layers=(21,)),
+        "gpt-j/ft-l": dict(layers=(0,), norm_constraint=5e-5),
+        "gpt-j/ft-w": dict(layers=(21,), wd_power_law=(-0.87028798, 0.15589562), rewrite_module_tmp="transformer.h.{}"),
+        # The built-in world: a narrow model, whose weights are larger and must move farther.
+        "world": dict(layers=(1,), lr=3e-3, num_steps=50),
+        "world/ft-l": dict(layers=(0,), lr=2e-3, norm_constraint=6e-3),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(at_least_1=("num_steps", "batch_size"), above_0=("lr",))
+        if self.norm_constraint is False:  # the files' way to say that there is none
+            object.__setattr__(self, "norm_constraint", None)
+        if self.norm_constraint is not None:
+            self._check(at_least_1=(), above_0=("norm_constraint",))
+        object.__setattr__(self, "weight_decay", float(self.weight_decay))  # false in some files
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}: expected 0 or more")
+        if self.wd_power_law is not None:
+            law = tuple(float(number) for number in self.wd_power_law)
+            if len(law) != 2 or not all(map(math.isfinite, law)):
+                raise ValueError(f"wd_power_law is {list(law)}: expected [a, b] for a weight decay of n^a e^b")
+            object.__setattr__(self, "wd_power_law", law)
+        if self.rewrite_module_tmp is not None and self.rewrite_module_tmp.count("{}") != 1:
+            raise ValueError(
+                f"rewrite_module_tmp '{self.rewrite_module_tmp}': exactly one '{{}}' must say where the layer goes"
+            )
+
+    @classmethod
+    def _ignored(cls) -> tuple[str, ...]:
+        return ("max_length",)
+
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Work that takes long: whole files, settings of a folder, ranks, interrupts."""
