@@ -1,11 +1,13 @@
 """Runs a Hugging Face attention module on packed rows: only the attention function is swapped.
 
-Families that look their function up in transformers' `AttentionInterface` get ours by name; GPT-J, which does not, has
-`_attn` wrapped. Both read what the layer in progress attends by from a context variable.
+Classes that look their function up in transformers' `AttentionInterface` get ours by name; those whose forward calls
+their own `_attn` (GPT-J before transformers 5.24) have it wrapped. Which of the two a class does is read from its
+forward. Both read what the layer in progress attends by from a context variable.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,7 +18,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from ..model.families import ModuleMap, UnsupportedModelError
+from ..model.families import ModuleMap
 from ..ops import tree_attention
 
 NAME = "knowedit_tree"
@@ -61,8 +63,13 @@ def _attend(
 AttentionInterface.register(NAME, _attend)
 
 
+def _calls_attn(attention: nn.Module) -> bool:
+    """Whether the class's own forward calls `self._attn`."""
+    return "_attn" in inspect.unwrap(type(attention).forward).__code__.co_names
+
+
 def _attn_without_interface(module: nn.Module):
-    """GPT-J's `_attn(query, key, value, mask)`: heads first, scale 1 / scale_attn, result [1, heads, rows, d]."""
+    """As GPT-J's `_attn(query, key, value, mask)`: heads first, scale 1 / scale_attn, result [1, heads, rows, d]."""
 
     def attend(query, key, value, attention_mask=None):
         out, weights = _attend(module, query, key, value, None, scaling=1.0 / float(module.scale_attn))
@@ -79,9 +86,7 @@ def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
     configs: dict[int, tuple[Any, str]] = {}
     try:
         for attention in attentions:
-            if modules.model_type == "gptj":
-                if "Flash" in type(attention).__name__:
-                    raise UnsupportedModelError('GPT-J with flash attention: load it with attn_implementation="eager"')
+            if _calls_attn(attention):
                 attention._attn = _attn_without_interface(attention)
                 wrapped.append(attention)
             elif id(attention.config) not in configs:
