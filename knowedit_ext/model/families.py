@@ -79,8 +79,8 @@ class ModuleMap:
         except AttributeError as error:
             place = f"{where}.{path}" if where else path
             raise UnsupportedModelError(
-                f"{type(self._hf).__name__} (model_type '{self.model_type}') has no module '{place}', which its entry in "
-                "knowedit_ext.model.families.FAMILIES names (a mixture-of-experts or custom block?)"
+                f"{type(self._hf).__name__} (model_type '{self.model_type}') has no module '{place}', which its entry "
+                "in knowedit_ext.model.families.FAMILIES names (a mixture-of-experts or custom block?)"
             ) from error
 
     def attn(self, layer: int) -> nn.Module:
