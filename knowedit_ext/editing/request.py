@@ -10,13 +10,11 @@ from typing import Any
 import torch
 
 from ..model.facts import Fact, TokenizedFact, tokenize_fact
-from ..model.families import on_device
+from ..model.head import final_states, likeliest
 from ..model.load import EditableModel
 from ..sweep.capture import clean_runs
 from ..sweep.engine import default_max_rows
 from ..sweep.packed import PackedPrompts, parts_of
-
-HEAD_ROWS = 1024  # rows of logits held at once
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,7 @@ def _said(model: EditableModel, facts: Sequence[TokenizedFact], texts: Sequence[
     packed = PackedPrompts(model, clean_runs(model, texts))
     rows = [packed.row(n, len(f.ids) - 1 + k) for n, f in enumerate(facts) for k in range(len(f.target_ids))]
     states = packed.run(packed.start, 0, model.num_layers)
-    final, head = model.modules.final_norm, model.modules.head
-    states = final(on_device(states[torch.tensor(rows, device=states.device)], final))
-    said = torch.cat([head(on_device(part, head)).argmax(-1).cpu() for part in states.split(HEAD_ROWS)])
+    said = likeliest(model, final_states(model, states[torch.tensor(rows, device=states.device)]))
     right = said == torch.tensor([token for fact in facts for token in fact.target_ids])
     return [bool(each.all()) for each in right.split([len(fact.target_ids) for fact in facts])]
 

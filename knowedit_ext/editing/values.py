@@ -16,10 +16,9 @@ import torch
 from tqdm import tqdm
 
 from ..model.facts import Fact, tokenize_fact
-from ..model.families import on_device
+from ..model.head import distribution, log_probabilities
 from ..model.load import EditableModel
 from ..sweep.capture import clean_runs
-from ..sweep.engine import log_probabilities
 from ..sweep.packed import FrozenPrompts, PackedPrompts
 from .params import EditParams
 from .request import EditRequest, lookup, tokenize_in_contexts
@@ -195,7 +194,7 @@ class _Batch:
         logp = log_probabilities(self.model, states[scored.to(states.device)], self.row_target[scored]).to(device)
         owner = self.row_owner[scored].to(device)
         nll = torch.zeros_like(delta[:, 0]).index_add(0, owner, -logp * self.row_weight[scored].to(device))
-        current = self._distribution(states[(~scored).to(states.device)]).to(device)  # [planned, vocab]
+        current = distribution(self.model, states[(~scored).to(states.device)]).to(device)  # [planned, vocab]
         for place, edit in enumerate(planned):
             self.kl_initial.setdefault(edit, current[place].detach())
         first = torch.stack([self.kl_initial[edit] for edit in planned])
@@ -204,10 +203,3 @@ class _Batch:
         norm = torch.linalg.vector_norm(delta, dim=1)  # its gradient at 0 is 0
         decay = params.v_weight_decay * norm / initial.norm(dim=1) ** 2
         return nll + params.kl_factor * kl + decay
-
-    def _distribution(self, states: torch.Tensor) -> torch.Tensor:
-        head, softcap = self.model.modules.head, self.model.modules.logit_softcap
-        logits = head(on_device(states, head)).float()
-        if softcap:
-            logits = softcap * torch.tanh(logits / softcap)
-        return logits.log_softmax(-1)

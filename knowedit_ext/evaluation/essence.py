@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..model.families import on_device
+from ..model.head import final_states, log_probabilities
 from ..model.load import EditableModel
 from ..moments.batches import token_ids
-from ..sweep import default_max_rows, log_probabilities
+from ..sweep import default_max_rows
 from ..sweep.capture import clean_runs
 from ..sweep.packed import PackedPrompts
 
@@ -87,11 +87,10 @@ def _log_likelihood(
     """Sum of each text's token log-probabilities but the first; no row is run for the last token."""
     starts = [tokens[:-1] for tokens in ids]
     packed = PackedPrompts(model, clean_runs(model, starts))
-    norm = model.modules.final_norm
     with nullcontext() if edits is None else edits.rows(index[packed.prompt_of_row]):
         if getattr(edits, "changes_embedding", False):
             packed = PackedPrompts(model, clean_runs(model, starts))
         hidden = packed.run(packed.start, 0, model.num_layers)  # [rows, hidden]
         targets = torch.tensor([token for tokens in ids for token in tokens[1:]])
-        logp = log_probabilities(model, norm(on_device(hidden, norm)), targets)
+        logp = log_probabilities(model, final_states(model, hidden), targets)
     return [float(part.double().sum()) for part in logp.split([len(tokens) for tokens in starts])]

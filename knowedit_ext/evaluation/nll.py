@@ -13,14 +13,12 @@ from dataclasses import dataclass
 import torch
 
 from ..model.facts import encode
-from ..model.families import on_device
+from ..model.head import final_states, read_targets
 from ..model.load import EditableModel
 from ..sweep.capture import clean_runs
 from ..sweep.engine import default_max_rows
 from ..sweep.packed import PackedPrompts, parts_of
 from .edited import Edited
-
-HEAD_ROWS = 512  # rows of logits held at once
 
 
 @dataclass(frozen=True)
@@ -147,22 +145,9 @@ class _Sheet:
 
     def read(self, hidden: torch.Tensor) -> list[list[Score]]:
         """From the rows behind the last layer [rows, hidden]."""
-        modules = self.model.modules
         rows, places = torch.unique(self._rows, return_inverse=True)  # targets share their prompt's last row
-        states = modules.final_norm(on_device(hidden[rows.to(hidden.device)], modules.final_norm))
-        order = torch.argsort(places, stable=True)
-        targets = torch.tensor(self._targets)
-        logp, right = torch.empty(len(targets)), torch.empty(len(targets), dtype=torch.bool)
-        for first in range(0, len(rows), HEAD_ROWS):
-            logits = modules.head(on_device(states[first : first + HEAD_ROWS], modules.head)).float()
-            if softcap := modules.logit_softcap:
-                logits = softcap * torch.tanh(logits / softcap)
-            here = order[(places[order] >= first) & (places[order] < first + HEAD_ROWS)]
-            at, wanted = (places[here] - first).to(logits.device), targets[here].to(logits.device)
-            most, likeliest = logits.max(-1, keepdim=True)
-            wanted_logits = (logits[at, wanted] - most[at, 0]).cpu()
-            logp[here] = wanted_logits - logits.sub_(most).exp_().sum(-1).log()[at].cpu()  # log-softmax in place
-            right[here] = (likeliest[at, 0] == wanted).cpu()
+        states = final_states(self.model, hidden[rows.to(hidden.device)])
+        logp, right = read_targets(self.model, states, places, torch.tensor(self._targets))
         broken = torch.isnan(logp)
         if broken.any():
             owners = [

@@ -109,11 +109,6 @@ class ModuleMap:
                 return int(getattr(self.config, name))
         return None
 
-    @property
-    def logit_softcap(self) -> float:
-        """`c` of c * tanh(logits / c) behind the head (Gemma2); 0 where there is none."""
-        return float(getattr(self.config, "final_logit_softcapping", None) or 0.0)
-
 
 def refuse_unsupported(config) -> None:
     """Raise `UnsupportedModelError` for a config that is no dense decoder of a known family."""

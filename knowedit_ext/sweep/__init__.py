@@ -1,7 +1,8 @@
 """The one-pass layer sweep over a tree of segments, under causal tracing, editing and evaluation."""
 
+from ..model.head import log_probabilities
 from .capture import CleanRun, clean_run, layer_zero_input
-from .engine import SweepResult, default_max_rows, log_probabilities, sweep
+from .engine import SweepResult, default_max_rows, sweep
 from .interventions import Interventions, Patch
 
 __all__ = [

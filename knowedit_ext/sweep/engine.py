@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from ..model.families import on_device
+from ..model.head import final_states
 from ..model.load import EditableModel
-from ..ops import restore_rows, target_logprob
-from ..ops.reference import compute_dtype
+from ..ops import restore_rows
 from .attention import attending, tree_attention_in
 from .capture import CleanRun, RowArguments
 from .interventions import Interventions, Root, Run
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 # activations of more rows than this fall out of its caches.
 BEST_ROWS = {"cpu": 4096}
 WIDE_ROWS = 1 << 16
-FEW_LOGITS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,7 @@ def sweep(
         hidden = _sweep_layers(model, prompts, roots, layout)
         flat = torch.cat([torch.from_numpy(rows).reshape(-1) for rows in layout.readout])
         rows, inverse = torch.unique(flat, return_inverse=True)  # many runs end in their root's very row
-        final = model.modules.final_norm
-        states.append(final(on_device(hidden[rows.to(hidden.device)], final)))
+        states.append(final_states(model, hidden[rows.to(hidden.device)]))
         for readout in layout.readout:
             taken, inverse = inverse[: readout.size], inverse[readout.size :]
             index.append(taken.view(readout.shape) + done)
@@ -86,25 +84,6 @@ def sweep(
         flops += sum(2 * size * rows for size, rows in zip(weights, layout.rows[:-1], strict=True))
     logger.debug("%d runs in %d sweeps of at most %d rows, %d row-layers", len(index), len(chunks), most, row_layers)
     return SweepResult(torch.cat(states), index, most, row_layers, len(chunks), flops)
-
-
-def log_probabilities(model: EditableModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """float32 log p(target) behind the model's head: hidden [rows, d]; targets, result [rows] or [rows, k]."""
-    head, softcap = model.modules.head, model.modules.logit_softcap
-    hidden = on_device(hidden, head)
-    targets = targets.to(hidden.device)
-    ask = getattr(head, "_hf_hook", None) is not None or not isinstance(head, nn.Linear)  # offloaded, quantised
-    if ask or _few_to_learn_from(hidden, head):
-        logits = head(hidden).to(compute_dtype(hidden.dtype))
-        logits = torch.tanh(logits / softcap) * softcap if softcap else logits
-        return logits.log_softmax(-1).gather(-1, targets.view(len(targets), -1)).view(targets.shape)
-    return target_logprob(hidden, head.weight, head.bias, targets, softcap)
-
-
-def _few_to_learn_from(hidden: torch.Tensor, head: nn.Linear) -> bool:
-    """Logits that autograd can as well keep: the op would compute them anew, twice, for the backward pass."""
-    exact = hidden.dtype == compute_dtype(hidden.dtype)
-    return exact and hidden.requires_grad and len(hidden) * head.out_features <= FEW_LOGITS
 
 
 def default_max_rows(model: EditableModel) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..model.families import on_device
+from ..model.head import final_states
 from ..model.load import EditableModel
 from .attention import attending, tree_attention_in
 from .capture import CleanRun, RowArguments
@@ -179,7 +180,7 @@ class FrozenPrompts:
                 with attending(self._segments[number], self._keys_values[number]):
                     hidden = _untuple(layer(hidden[None], **arguments))[0]
         rows = torch.cat([self._final.to(hidden.device), hidden])[self._readout.to(hidden.device)]
-        return modules.final_norm(on_device(rows, modules.final_norm))
+        return final_states(self.model, rows)
 
 
 def parts_of(rows: Sequence[int], most: int) -> Iterator[slice]:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from ..model.facts import Fact, TokenizedFact, encode, tokenize_fact
+from ..model.head import log_probabilities
 from ..model.load import EditableModel
-from ..sweep import Interventions, Patch, clean_run, layer_zero_input, log_probabilities, sweep
+from ..sweep import Interventions, Patch, clean_run, layer_zero_input, sweep
 from ..sweep.capture import CleanRun
 from .corruption import Noise, Sampler, noise_of
 from .trace import KINDS, Trace

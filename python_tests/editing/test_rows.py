@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import knowedit_ext as ke
 from knowedit_ext.editing.edit import LowRank, describe_model, weight_is_input_first
 from knowedit_ext.editing.rows import EditedRows
+from knowedit_ext.model import head
 from knowedit_ext.sweep.capture import clean_run
 from knowedit_ext.sweep.packed import PackedPrompts
 
@@ -72,9 +73,7 @@ def packed_logits(model: ke.EditableModel, rows: EditedRows, own: list[int]) -> 
     below = packed.run(packed.start, 0, rows.first_layer)  # shared with the unedited model
     with rows.rows(index):
         hidden = packed.run(below, rows.first_layer, model.num_layers)
-    found = model.modules.head(model.modules.final_norm(hidden))
-    if model.modules.logit_softcap:
-        found = model.modules.logit_softcap * torch.tanh(found / model.modules.logit_softcap)
+    found = head.logits(model, head.final_states(model, hidden))
     return list(found.split([len(ids) for ids in PROMPTS]))
 
 

@@ -21,11 +21,10 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from ...model.facts import tokenize_fact
-from ...model.families import on_device
+from ...model.head import final_states, log_probabilities
 from ...model.load import EditableModel
 from ...runs.interrupts import uninterrupted
 from ...sweep.capture import CleanRun, clean_runs
-from ...sweep.engine import log_probabilities
 from ...sweep.packed import PackedPrompts
 from ..edit import Edit
 from ..params import LayerParams
@@ -269,8 +268,7 @@ class _Loss(nn.Module):
 
     def forward(self, batch: _Batch) -> torch.Tensor:
         hidden = batch.packed.run(batch.hidden, self.first, self.model.num_layers)
-        final = self.model.modules.final_norm
-        states = final(on_device(hidden[batch.rows.to(hidden.device)], final))
+        states = final_states(self.model, hidden[batch.rows.to(hidden.device)])
         logp = log_probabilities(self.model, states, batch.targets)  # [rows, k]
         return -(logp * batch.weights.to(logp)).sum()
 
