@@ -1,0 +1,1 @@
+"""The commands of `knowedit`, one a file."""

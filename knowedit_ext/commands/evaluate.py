@@ -1,0 +1,44 @@
+"""`knowedit evaluate`: the table of one method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..evaluation.command import run
+from .options import Device, Dtype, load
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help='Hub name or folder; "world": the built-in one.')],
+    out: Annotated[Path, typer.Option(help="Folder for cases and report; a run that was killed goes on there.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="JSON of CounterFact (also the flat schema) or zsRE; default: the world's facts."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="none, rome, memit, ft or ft-l.")] = "none",
+    params: Annotated[str, typer.Option(help='A preset, e.g. "gpt2-xl", or a JSON file with the published keys.')] = "",
+    moments: Annotated[Path | None, typer.Option(help="Folder made by `knowedit moments` (rome, memit).")] = None,
+    num_edits: Annotated[int | None, typer.Option(help="Facts edited at once; default: memit all, others 1.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N records.")] = None,
+    snippets: Annotated[Path | None, typer.Option(help="attribute_snippets.json, for consistency.")] = None,
+    tfidf: Annotated[tuple[Path, Path] | None, typer.Option(help="idf.npy and tfidf_vocab.json.")] = None,
+    zsre_target: Annotated[
+        str, typer.Option(help='zsRE: edit to the "answer", as published, or to the false "alt", for portability.')
+    ] = "answer",
+    generation: Annotated[bool, typer.Option(help="Fluency and consistency of generated text.")] = True,
+    baseline: Annotated[bool, typer.Option(help="Also measure the unedited model.")] = True,
+    skip_bad: Annotated[bool, typer.Option(help="Leave bad records out, and count them.")] = False,
+    compat: Annotated[str | None, typer.Option(help='"reference": the published code\'s quirks too.')] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the generated contexts.")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Edit facts and measure the edits: the papers' table for one method; runs under torchrun too."""
+    choices = dict(method=method, params=params, moments=moments, num_edits=num_edits, seed=seed)
+    texts = dict(generation=generation, snippets=snippets, tfidf=tfidf)
+    chosen = dict(limit=limit, zsre_target=zsre_target, skip_bad=skip_bad)
+    asked = dict(baseline=baseline, compat=compat)
+    run(lambda: load(model, device, dtype), model == "world", data, out, choices, texts, chosen, asked, typer.echo)

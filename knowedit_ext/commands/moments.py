@@ -1,0 +1,58 @@
+"""`knowedit moments`: second moments of the keys."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import knowedit_ext as ke
+
+from ..moments import export_npz
+from .options import Device, Dtype, load
+
+
+def moments(
+    model: Annotated[
+        str, typer.Argument(help='Hub name or folder of a Hugging Face decoder; "world": the built-in one.')
+    ],
+    text: Annotated[str, typer.Argument(help="File, folder of files, or name of a data set (wikipedia, wikitext).")],
+    layers: Annotated[str, typer.Option(help="e.g. 13-17, or 3,5,8-10.")],
+    out: Annotated[Path, typer.Option(help="Folder for the moments; a run that was killed goes on there.")],
+    max_tokens: Annotated[int | None, typer.Option(help="No more keys than that.")] = None,
+    max_texts: Annotated[int | None, typer.Option(help="Only the first N texts.")] = None,
+    shuffle: Annotated[int | None, typer.Option(help="Seed to shuffle the texts; 1: the published sample.")] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens a forward pass.")] = 8192,
+    stop: Annotated[str | None, typer.Option(help='"tolerance": stop when solutions have settled.')] = None,
+    tolerance: Annotated[float, typer.Option(help="Relative error of solutions to stop at.")] = 0.1,
+    npz: Annotated[Path | None, typer.Option(help="Also write the published .npz files below this folder.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Second moments of the keys that the down projections of LAYERS read; runs under torchrun too."""
+    wanted, loaded = layers_of(layers), load(model, device, dtype)
+    common = dict(max_tokens=max_tokens, max_texts=max_texts, shuffle=shuffle, batch_tokens=batch_tokens)
+    found = ke.collect_moments(loaded, text, wanted, out=out, stop=stop, tolerance=tolerance, **common)
+    if int(os.environ.get("RANK", 0)):
+        return
+    for layer in found.layers:
+        left = "" if found[layer].missing is None else f", estimated error of solutions {found[layer].missing:.2g}"
+        typer.echo(f"layer {layer}: {found[layer].width} x {found[layer].width} over {found[layer].count} keys{left}")
+    typer.echo(str(out))
+    if npz is not None:
+        dataset = Path(text).stem.partition(":")[0]
+        for path in export_npz(found, npz, loaded, dataset=dataset, sample_size=max_texts):
+            typer.echo(str(path))
+
+
+def layers_of(ranges: str) -> list[int]:
+    """Layers of "3,5,8-10": [3, 5, 8, 9, 10]."""
+    found: list[int] = []
+    for part in ranges.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()) or int(last or first) < int(first):
+            raise ValueError(f"'{ranges}' is no list of layers: expected e.g. 13-17, or 3,5,8-10")
+        found += range(int(first), int(last or first) + 1)
+    return found

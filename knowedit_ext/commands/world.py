@@ -1,0 +1,19 @@
+"""`knowedit world`: the built-in world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..world.train import train as train_world
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+    steps: Annotated[int | None, typer.Option(help="Training steps; default: the shipped recipe.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of world and training.")] = 0,
+) -> None:
+    """Generate the world and train its model on the CPU (the recipe of the shipped checkpoint)."""
+    typer.echo(str(train_world(out, seed=seed, **({} if steps is None else {"steps": steps}))))
