@@ -1,74 +1,95 @@
-"""Hyper-parameters under their published names; they read the published JSON files."""
+"""Hyper-parameters under their published names; they read the published files, JSON and YAML."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from reprlib import repr as brief
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
+
+from ..checks import Count, NotNegative, Positive, as_type, one_of
+from ..documents import read_json, read_yaml
 
 Params = TypeVar("Params", bound="LayerParams")
+FactToken = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
+FACT_TOKENS = get_args(FactToken)
 
-FACT_TOKENS = ("subject_last", "subject_first", "subject_first_after_last", "last")
-# Keys of the published files that we read from the model itself, or that say where its moments came from.
-_PUBLISHED_ONLY = (
-    "rewrite_module_tmp",
-    "layer_module_tmp",
-    "mlp_module_tmp",
-    "attn_module_tmp",
-    "ln_f_module",
-    "lm_head_module",
-    "mom2_dataset",
-    "mom2_n_samples",
-    "mom2_dtype",
-    "model_parallel",
+# Keys of published files (rome, memit, AlphaEdit, EasyEdit) that say nothing about the edit: what we read from the
+# model itself, where its moments came from, how and where the model is loaded.
+_PUBLISHED_ONLY = frozenset(
+    """rewrite_module_tmp layer_module_tmp mlp_module_tmp attn_module_tmp ln_f_module lm_head_module
+    mom2_dataset mom2_n_samples mom2_dtype stats_dir
+    model_name device model_parallel fp16 batch_size max_length""".split()
 )
 
 
 @dataclass(frozen=True)
 class LayerParams:
-    """What the parameters of every method share. layers: edited layers, ascending."""
+    """What the parameters of every method share. layers: edited layers, ascending.
+
+    Every value is read by its annotation (see `checks.as_type`): "5e-1" is .5, `layers=3` is (3,).
+    """
 
     layers: tuple[int, ...]
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    algorithms: ClassVar[tuple[str, ...]] = ()  # what `alg_name` may be in a published file of these parameters
+    other: ClassVar[frozenset[str]] = frozenset()  # keys of its published files that it has no use for
+    fixed: ClassVar[dict[str, Any]] = {}  # keys of its published files that must have this value
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
+        hints = get_type_hints(type(self), include_extras=True)
+        for field in fields(self):
+            object.__setattr__(self, field.name, as_type(field.name, getattr(self, field.name), hints[field.name]))
         if not self.layers:
             raise ValueError("layers is empty: say which layers to edit")
         if list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers {list(self.layers)}: expected different layers in ascending order")
 
-    def _check(self, at_least_1: tuple[str, ...], above_0: tuple[str, ...]) -> None:
-        for name in at_least_1:
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
-        for name in above_0:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected a number above 0")
-
     @classmethod
-    def from_dict(cls: type[Params], values: dict[str, Any]) -> Params:
+    def from_dict(cls: type[Params], values: Mapping[str, Any]) -> Params:
         """From the keys of a published file. Raises ValueError that names unknown and missing keys."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{cls.__name__}: {brief(values)} is no object of names and values")
         own = {f.name for f in fields(cls)}
-        unknown = [key for key in values if key not in own and key not in (*_PUBLISHED_ONLY, *cls._ignored())]
-        if unknown:
+        known = own | _PUBLISHED_ONLY | cls.other | cls.fixed.keys() | {"alg_name"}
+        if unknown := [str(key) for key in values if key not in known]:
             raise ValueError(f"{cls.__name__}: unknown keys {', '.join(unknown)}; known: {', '.join(sorted(own))}")
-        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
-        if missing:
+        if missing := [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]:
             raise ValueError(f"{cls.__name__}: missing keys {', '.join(missing)}")
+        if "alg_name" in values and cls.algorithms:
+            one_of("alg_name", values["alg_name"], cls.algorithms)
+        for key, only in cls.fixed.items():
+            if as_type(key, values.get(key, only), type(only)) != only:
+                raise ValueError(f"{key} is {brief(values[key])}: only {only} is supported")
         return cls(**{key: value for key, value in values.items() if key in own})
 
     @classmethod
+    def from_file(cls: type[Params], path: str | Path) -> Params:
+        """From a published file, .json, .yaml or .yml. Raises ValueError that names it and what is wrong in it."""
+        path = Path(path)
+        read = {".json": cls.from_json, ".yaml": cls.from_yaml, ".yml": cls.from_yaml}.get(path.suffix.lower())
+        if read is None:
+            raise ValueError(f"'{path}' is no file of parameters: expected .json, .yaml or .yml")
+        return read(path)
+
+    @classmethod
     def from_json(cls: type[Params], path: str | Path) -> Params:
-        try:
-            values = json.loads(Path(path).read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"'{path}' is not JSON: {error}") from error
-        if not isinstance(values, dict):
+        return cls._from_content(path, read_json(path))
+
+    @classmethod
+    def from_yaml(cls: type[Params], path: str | Path) -> Params:
+        return cls._from_content(path, read_yaml(path))
+
+    @classmethod
+    def _from_content(cls: type[Params], path: str | Path, content: Any) -> Params:
+        if not isinstance(content, dict):
             raise ValueError(f"'{path}' holds no object of names and values")
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(content)
+        except ValueError as error:
+            raise ValueError(f"'{path}': {error}") from error
 
     @classmethod
     def preset(cls: type[Params], name: str) -> Params:
@@ -77,10 +98,6 @@ class LayerParams:
         if name not in cls.presets:
             raise ValueError(f"no {cls.__name__} preset '{name}': there are {', '.join(cls.presets)}")
         return cls(**cls.presets[name])
-
-    @classmethod
-    def _ignored(cls) -> tuple[str, ...]:
-        return ()
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "layers": list(self.layers)}
@@ -95,17 +112,11 @@ class EditParams(LayerParams):
     clamp_norm_factor: the change of a value stays within this factor of the value's norm.
     """
 
-    fact_token: str = "subject_last"
-    v_num_grad_steps: int = 20
-    v_lr: float = 0.5
+    fact_token: FactToken = "subject_last"
+    v_num_grad_steps: Count = 20
+    v_lr: Positive = 0.5
     v_loss_layer: int | None = None
-    v_weight_decay: float = 0.5
-    clamp_norm_factor: float = 4.0
-    kl_factor: float = 0.0625
+    v_weight_decay: NotNegative = 0.5
+    clamp_norm_factor: Positive = 4.0
+    kl_factor: NotNegative = 0.0625
     mom2_adjustment: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.fact_token not in FACT_TOKENS:
-            raise ValueError(f"unknown fact_token '{self.fact_token}': expected one of {', '.join(FACT_TOKENS)}")
-        self._check(at_least_1=("v_num_grad_steps",), above_0=("v_lr", "clamp_norm_factor"))

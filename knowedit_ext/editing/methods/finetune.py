@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.func import functional_call
 from tqdm import tqdm
 
+from ...checks import Count, NotNegative, Positive
 from ...model.facts import tokenize_fact
 from ...model.head import final_states, log_probabilities
 from ...model.load import EditableModel
@@ -38,16 +39,18 @@ class FTParams(LayerParams):
     num_steps: epochs, of batches of `batch_size` requests. lr, weight_decay: of Adam. norm_constraint: no entry of a
     weight moves farther than this; None (or false): no bound. wd_power_law: (a, b), the weight decay for n requests is
     then n^a e^b. kl_factor: read by no release; 0. rewrite_module_tmp: name of the trained module with `{}` for the
-    layer; None: the down projection. bias: train biases too, as the published code always does.
+    layer; None: the down projection. bias: train biases too, as the published code always does. objective_optimization:
+    EasyEdit's name for the loss, see `finetune`; None: as `compat` says.
     """
 
-    num_steps: int = 25
-    lr: float = 5e-4
-    weight_decay: float = 0.0
-    norm_constraint: float | None = None
-    batch_size: int = 64
+    num_steps: Count = 25
+    lr: Positive = 5e-4
+    weight_decay: NotNegative = 0.0
+    norm_constraint: Positive | None = None
+    batch_size: Count = 64
     wd_power_law: tuple[float, float] | None = None
-    kl_factor: float = 0.0
+    kl_factor: NotNegative = 0.0
+    objective_optimization: Literal["target_new", "prompt_last"] | None = None
     rewrite_module_tmp: str | None = None
     bias: bool = False
 
@@ -68,29 +71,17 @@ class FTParams(LayerParams):
         "world/ft-l": dict(layers=(0,), lr=2e-3, norm_constraint=6e-3),
     }
 
+    algorithms = ("FT",)
+
     def __post_init__(self) -> None:
+        for name, nothing in (("norm_constraint", None), ("weight_decay", 0.0)):
+            if getattr(self, name) is False:  # the files' way to say that there is none
+                object.__setattr__(self, name, nothing)
         super().__post_init__()
-        self._check(at_least_1=("num_steps", "batch_size"), above_0=("lr",))
-        if self.norm_constraint is False:  # the files' way to say that there is none
-            object.__setattr__(self, "norm_constraint", None)
-        if self.norm_constraint is not None:
-            self._check(at_least_1=(), above_0=("norm_constraint",))
-        object.__setattr__(self, "weight_decay", float(self.weight_decay))  # false in some files
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}: expected 0 or more")
-        if self.wd_power_law is not None:
-            law = tuple(float(number) for number in self.wd_power_law)
-            if len(law) != 2 or not all(map(math.isfinite, law)):
-                raise ValueError(f"wd_power_law is {list(law)}: expected [a, b] for a weight decay of n^a e^b")
-            object.__setattr__(self, "wd_power_law", law)
         if self.rewrite_module_tmp is not None and self.rewrite_module_tmp.count("{}") != 1:
             raise ValueError(
                 f"rewrite_module_tmp '{self.rewrite_module_tmp}': exactly one '{{}}' must say where the layer goes"
             )
-
-    @classmethod
-    def _ignored(cls) -> tuple[str, ...]:
-        return ("max_length",)
 
 
 logger = logging.getLogger(__name__)
@@ -111,9 +102,10 @@ def finetune(
 
     A batch with a loss below 0.01 is not learnt from; an epoch with a mean loss below 0.01 is the last.
 
-    compat: None: the loss is the mean negative log-probability of the target's tokens, each behind those before it.
-        "reference": as published, every token of the target is scored at the prompt's last token; biases are trained
-        too, modules are found by substring of their names, and `wd_power_law` is ignored.
+    compat: None: the loss is the mean negative log-probability of the target's tokens, each behind those before it
+        (objective "target_new"). "reference": as published, every token of the target is scored at the prompt's last
+        token ("prompt_last"); biases are trained too, modules are found by substring of their names, and
+        `wd_power_law` is ignored.
 
     The model is left as it was. Raises ValueError for bad requests, layers or weights before anything is computed
     (quantised and offloaded weights cannot be trained), FloatingPointError when the loss is no finite number.
@@ -125,7 +117,8 @@ def finetune(
         raise ValueError(f"kl_factor is {params.kl_factor}: fine-tuning has no such term; set it to 0")
     size = params.batch_size
     batches = [found[at : at + size] for at in range(0, len(found), size)]
-    score = _examples if compat is None else _published_examples
+    objective = params.objective_optimization or ("target_new" if compat is None else "prompt_last")
+    score = {"target_new": _examples, "prompt_last": _published_examples}[objective]
     examples = [score(model, batch) for batch in batches]
     with _at_rest(model.hf), torch.enable_grad():
         if compat is None:

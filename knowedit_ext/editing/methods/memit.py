@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
+from ...checks import Positive
 from ...model.load import EditableModel
 from ...moments import Moments
 from ..contexts import memit_contexts
@@ -29,9 +30,12 @@ _EASYEDIT_VALUES = dict(v_weight_decay=1e-3, clamp_norm_factor=4.0)
 class MEMITParams(EditParams):
     """mom2_update_weight: lambda, how much the keys the model knows weigh against the new ones."""
 
-    clamp_norm_factor: float = 0.75
-    mom2_update_weight: float = 15000.0
-    layer_selection: str = field(default="all", repr=False)
+    clamp_norm_factor: Positive = 0.75
+    mom2_update_weight: Positive = 15000.0
+    layer_selection: Literal["all"] = field(default="all", repr=False)
+
+    algorithms = ("MEMIT", "AlphaEdit")
+    other = frozenset({"context_template_length_params", "nullspace_threshold", "L2", "P_loc"})
 
     # memit, hparams/MEMIT/*.json; NeoX: MEMIT, appendix
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -45,16 +49,6 @@ class MEMITParams(EditParams):
         # The built-in world: small steps end nearer to where they began, which spares the neighbourhood.
         "world": dict(layers=(1, 2, 3), clamp_norm_factor=2.0, v_lr=0.2, v_num_grad_steps=40, mom2_update_weight=400.0),
     }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.layer_selection != "all":
-            raise ValueError(f"layer_selection '{self.layer_selection}': only 'all' is supported")
-        self._check(at_least_1=(), above_0=("mom2_update_weight",))
-
-    @classmethod
-    def _ignored(cls) -> tuple[str, ...]:
-        return ("context_template_length_params",)
 
 
 def memit(

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ...checks import Count
 from ...model.load import EditableModel
 from ...moments import Moments
 from ..contexts import rome_contexts
@@ -28,12 +29,12 @@ _STARTS = dict(layers=(5,), v_num_grad_steps=25, v_weight_decay=1e-3)
 class ROMEParams(EditParams):
     """context_template_length_params: [length, how many] of the generated contexts, beside the bare prompt."""
 
-    context_template_length_params: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
+    context_template_length_params: tuple[tuple[Count, Count], ...] = ((5, 10), (10, 10))
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        lengths = tuple((int(length), int(count)) for length, count in self.context_template_length_params)
-        object.__setattr__(self, "context_template_length_params", lengths)
+    algorithms = ("ROME", "R-ROME")
+    other = frozenset({"layer_selection", "mom2_update_weight"})
+    # EasyEdit's R-ROME: one key for both sides, the mean over contexts, is what `compat=None` does
+    fixed = {"original_implementation": False, "enable_prompt_keys": False, "enable_random_prefix_keys": True}
 
     # rome, hparams/ROME/*.json
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -52,10 +53,6 @@ class ROMEParams(EditParams):
             layers=(3,), clamp_norm_factor=16.0, v_weight_decay=0.05, context_template_length_params=((5, 2), (10, 2))
         ),
     }
-
-    @classmethod
-    def _ignored(cls) -> tuple[str, ...]:
-        return ("layer_selection", "mom2_update_weight")
 
 
 def rome(
