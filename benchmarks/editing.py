@@ -11,8 +11,9 @@ import torch
 from moments import peak_memory
 
 import knowedit_ext as ke
-from knowedit_ext.editing.request import EditRequest, lookup, tokenize_in_contexts
-from knowedit_ext.editing.values import KL_PROMPT, optimise_values
+from knowedit_ext.editing.request import EditRequest, lookup
+from knowedit_ext.editing.tokenized import tokenize_requests
+from knowedit_ext.editing.values import KL_PROMPT, Values, optimise_values
 from knowedit_ext.model.facts import Fact, tokenize_fact
 from knowedit_ext.world import load_world
 
@@ -31,7 +32,7 @@ def texts(
     model: ke.EditableModel, request: EditRequest, contexts: list[str], with_target: bool
 ) -> list[naive_editing.Text]:
     found = []
-    for t in tokenize_in_contexts(model, request, contexts, with_target):
+    for t in (tokenize_fact(model, request.fact(context, with_target)) for context in contexts):
         at = lookup(t, "subject_last")
         found.append(naive_editing.Text(t.ids + t.target_ids[:-1], at, t.target_ids))
     return found
@@ -42,7 +43,11 @@ def values_case(model: ke.EditableModel, timed: Callable, repeat: int) -> dict[s
     params = ke.MEMITParams(layers=(LAYERS[-1],), v_num_grad_steps=20)
     requests = requests_of_world()
     flat = [context for group in CONTEXTS for context in group]
-    optimise = lambda: optimise_values(model, requests, flat, params, "layer", LAYERS[-1])  # noqa: E731
+
+    def optimise() -> Values:
+        tokenized = tokenize_requests(model, requests, flat, params.fact_token)
+        return optimise_values(model, tokenized, params, "layer", LAYERS[-1])
+
     (ours, seconds), memory = peak_memory(lambda: timed(optimise, repeat))
 
     def loop() -> torch.Tensor:
@@ -83,7 +88,7 @@ def insert_case(model: ke.EditableModel, timed: Callable, repeat: int) -> dict[s
 
     def insert() -> ke.Edit:  # with fresh moments, whose factors are not cached yet
         moments = ke.Moments.from_arrays({layer: (m, 10 * width) for layer, m in zip(LAYERS, matrices, strict=True)})
-        return ke.memit(model, requests, params, moments, CONTEXTS, values)
+        return ke.memit(model, requests, params, moments, contexts=CONTEXTS, values=values)
 
     (ours, seconds), memory = peak_memory(lambda: timed(insert, repeat))
     groups = [[texts(model, r, group, False) for group in CONTEXTS] for r in requests]

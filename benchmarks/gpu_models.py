@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPTJConfig,
 
 import knowedit_ext as ke
 from knowedit_ext.editing.request import EditRequest, lookup
+from knowedit_ext.editing.tokenized import tokenize_requests
 from knowedit_ext.editing.values import KL_PROMPT, optimise_values
 from knowedit_ext.model.facts import tokenize_fact
 from knowedit_ext.moments.batches import token_ids
@@ -162,7 +163,8 @@ def _values(bench: Bench, model: ke.EditableModel, requests: list[EditRequest], 
     flat = [context for group in editing.CONTEXTS for context in group]
     name = f"z of {count} edits at gpt_j's size, float32"
     error = check(name, _value_error(model, requests[0], flat, params), 1e-2)
-    optimise = lambda: optimise_values(model, requests, flat, params, "layer", layer)  # noqa: E731
+    tokenized = lambda: tokenize_requests(model, requests, flat, params.fact_token)  # noqa: E731
+    optimise = lambda: optimise_values(model, tokenized(), params, "layer", layer)  # noqa: E731
     seconds = bench.seconds_once(optimise)
     facts = {"edits": count, "minutes_for_10k_edits": PUBLISHED_EDITS / count * seconds / 60, "published_hours": 7.4}
     return Row(name, error, seconds, facts=facts)
@@ -176,7 +178,8 @@ def _value_error(model: ke.EditableModel, request: EditRequest, contexts: list[s
     settings = (params.v_num_grad_steps, params.v_lr, params.v_weight_decay, params.clamp_norm_factor, params.kl_factor)
     last = naive_editing.Text(kl.ids, lookup(kl, "subject_last"))
     plain = naive_editing.compute_z(model.hf, model.modules.layers[layer], texts, last, *settings)
-    ours = optimise_values(model, [request], contexts, params, "layer", layer).values[0]
+    tokenized = tokenize_requests(model, [request], contexts, params.fact_token)
+    ours = optimise_values(model, tokenized, params, "layer", layer).values[0]
     return float((ours.to(plain) - plain).norm() / plain.norm())
 
 
@@ -189,7 +192,7 @@ def _insert(bench: Bench, model: ke.EditableModel, requests: list[EditRequest], 
 
     def insert(requests: list[EditRequest]) -> ke.Edit:  # fresh moments, whose factors are not kept yet
         moments = ke.Moments.from_arrays({layer: (matrix, 10 * width) for layer in params.layers})
-        return ke.memit(model, requests, params, moments, editing.CONTEXTS, values[: len(requests)])
+        return ke.memit(model, requests, params, moments, contexts=editing.CONTEXTS, values=values[: len(requests)])
 
     some = requests[:2]
     groups = [[editing.texts(model, r, group, False) for group in editing.CONTEXTS] for r in some]

@@ -26,13 +26,15 @@ from evaluation import DATA
 
 import knowedit_ext as ke
 from knowedit_ext.datasets import load_counterfact, load_snippets
+from knowedit_ext.editing.methods import METHODS
 from knowedit_ext.editing.params import LayerParams
-from knowedit_ext.evaluation.methods import PARAMS, Editing, params_of
+from knowedit_ext.evaluation.methods import Editing
 from knowedit_ext.evaluation.report import side_by_side
 from knowedit_ext.runs.files import atomic_write, write_json
 from knowedit_ext.world import load_world
 
 NAMES = {"none": "unedited", "ft": "FT", "ft-l": "FT+L", "rome": "ROME", "memit": "MEMIT"}
+TABLE = tuple(name for name in NAMES if name != "none")
 HERE = Path(__file__).resolve().parent
 KEYS_A_WIDTH = 100  # second moments over so many keys for each of their dimensions, where there is so much text
 LN2 = math.log(2)
@@ -44,7 +46,7 @@ def world_setting(limit: int) -> dict[str, Any]:
         "model": ke.load_model(world.folder, dtype="float32"),
         "records": world.records()[:limit],
         "texts": world.statements(),
-        "params": {method: params_of(method, "world") for method in PARAMS},
+        "params": {name: METHODS[name].params_of("world") for name in TABLE},
         "evaluate": {"snippets": load_snippets(world.snippets())},
         "about": [],
     }
@@ -63,7 +65,7 @@ def counterfact_setting(folder: Path, limit: int | None) -> dict[str, Any]:
         "model": model,
         "records": records,
         "texts": statements,
-        "params": {method: params_of(method, str(HERE / "counterfact_params" / f"{method}.json")) for method in PARAMS},
+        "params": {name: METHODS[name].params_of(HERE / "counterfact_params" / f"{name}.json") for name in TABLE},
         "evaluate": {"generation": False},
         "about": [
             f"Before any edit the model gives the true object more than half of the probability in "

@@ -1,8 +1,10 @@
 """Locate and edit facts in language models."""
 
 from .editing.edit import Edit
+from .editing.methods import METHODS, edit
 from .editing.methods.finetune import FTParams, finetune
 from .editing.methods.memit import MEMITParams, memit
+from .editing.methods.r_rome import RROMEParams, r_rome
 from .editing.methods.rome import ROMEParams, rome, rome_each
 from .editing.request import EditRequest
 from .evaluation.evaluate import evaluate
@@ -18,6 +20,7 @@ from .tracing.effects import Effects
 from .tracing.trace import Trace
 
 __all__ = [
+    "METHODS",
     "Edit",
     "EditRequest",
     "EditableModel",
@@ -27,15 +30,18 @@ __all__ = [
     "MEMITParams",
     "Moments",
     "ROMEParams",
+    "RROMEParams",
     "Report",
     "Trace",
     "UnsupportedModelError",
     "collect_moments",
+    "edit",
     "evaluate",
     "finetune",
     "load_model",
     "memit",
     "noise_level",
+    "r_rome",
     "rome",
     "rome_each",
     "trace",

@@ -10,16 +10,18 @@ import typer
 import knowedit_ext as ke
 
 from ..datasets.records import read_records
-from ..evaluation.methods import PARAMS, params_of
+from ..editing.methods import METHODS, method_of
 from .options import Device, Dtype, load
 
 
 def edit(
     model: Annotated[str | None, typer.Argument(help='Hub name or folder; "world": the built-in one.')] = None,
-    method: Annotated[str, typer.Option(help="rome (one request), memit, ft or ft-l.")] = "memit",
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "memit",
     requests: Annotated[Path | None, typer.Option(help="JSON list of requests or CounterFact records.")] = None,
     moments: Annotated[Path | None, typer.Option(help="Folder made by `knowedit moments`.")] = None,
-    params: Annotated[str, typer.Option(help='A preset, e.g. "gpt2-xl", or a JSON file with the published keys.')] = "",
+    params: Annotated[
+        str, typer.Option(help='A preset, e.g. "gpt2-xl", or a file (JSON, YAML) of published keys.')
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="Where the edit goes (.safetensors).")] = None,
     show: Annotated[Path | None, typer.Option(help="Print what a saved edit holds, and do nothing else.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N requests.")] = None,
@@ -35,20 +37,14 @@ def edit(
     missing = [name for name, value in given.items() if value is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing (or give --show FILE)")
-    if method not in PARAMS:
-        raise ValueError(f"unknown method '{method}': expected one of {', '.join(PARAMS)}")
+    chosen = method_of(method)
     found = [ke.EditRequest.of(record) for record in read_records(requests)[:limit]]
-    chosen = params_of(method, params)
-    stored = None if moments is None else ke.Moments.load(moments)
-    loaded = load(model, device, dtype)
-    if method == "rome":
-        if len(found) != 1:
-            raise ValueError(f"rome edits one fact at a time, '{requests}' has {len(found)}: use --limit 1 or memit")
-        made = ke.rome(loaded, found[0], chosen, stored, seed=seed)
-    elif method == "memit":
-        made = ke.memit(loaded, found, chosen, stored, seed=seed, progress=True)
-    else:
-        made = ke.finetune(loaded, found, chosen, progress=True)
+    if chosen.single and len(found) != 1:
+        raise ValueError(f"{method} edits one fact at a time, '{requests}' has {len(found)}: use --limit 1 or memit")
+    settings = chosen.params_of(params)
+    options = dict(seed=seed, progress=True, moments=None if moments is None else ke.Moments.load(moments))
+    taken = {option: value for option, value in options.items() if chosen.takes(option)}
+    made = ke.edit(load(model, device, dtype), found, method, params=settings, **taken)
     made.save(out)
     typer.echo(made.summary())
     typer.echo(str(out))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..editing.methods import METHODS
 from ..evaluation.command import run
 from .options import Device, Dtype, load
 
@@ -18,8 +19,10 @@ def evaluate(
         Path | None,
         typer.Option(help="JSON of CounterFact (also the flat schema) or zsRE; default: the world's facts."),
     ] = None,
-    method: Annotated[str, typer.Option(help="none, rome, memit, ft or ft-l.")] = "none",
-    params: Annotated[str, typer.Option(help='A preset, e.g. "gpt2-xl", or a JSON file with the published keys.')] = "",
+    method: Annotated[str, typer.Option(help=f"none, {', '.join(METHODS)}.")] = "none",
+    params: Annotated[
+        str, typer.Option(help='A preset, e.g. "gpt2-xl", or a file (JSON, YAML) of published keys.')
+    ] = "",
     moments: Annotated[Path | None, typer.Option(help="Folder made by `knowedit moments` (rome, memit).")] = None,
     num_edits: Annotated[int | None, typer.Option(help="Facts edited at once; default: memit all, others 1.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N records.")] = None,

@@ -13,32 +13,27 @@ from ..model.load import EditableModel
 from ..sweep.capture import clean_runs
 from ..sweep.engine import default_max_rows
 from ..sweep.packed import PackedPrompts, parts_of
-from .request import EditRequest, lookup, tokenize_in_contexts
+from .tokenized import TokenizedRequest
 
 
 class KeyRows:
     """The prompts of many requests in their contexts, cut behind the token whose key is edited, as packed rows.
 
-    groups: context templates by group; a key is the mean of the means of its groups (compute_ks.py:39-50).
+    weights: of a request's contexts, whose mean a key is, see `context_weights`.
     max_rows: rows that one pass holds; None: from free memory. `start` is what enters layer 0, a tensor a pass.
     """
 
     def __init__(
         self,
         model: EditableModel,
-        requests: Sequence[EditRequest],
-        groups: Sequence[Sequence[str]],
-        fact_token: str,
+        requests: Sequence[TokenizedRequest],
+        weights: Sequence[float],
         max_rows: int | None = None,
     ) -> None:
         self.model = model
-        contexts = [context for group in groups for context in group]
-        self.per_request = len(contexts)
-        self.weights = torch.tensor([1.0 / (len(groups) * len(group)) for group in groups for _ in group])
-        ids = []
-        for request in requests:
-            for tokenized in tokenize_in_contexts(model, request, contexts, target=False):
-                ids.append(tokenized.ids[: lookup(tokenized, fact_token) + 1])
+        self.per_request = len(weights)
+        self.weights = torch.tensor(weights)
+        ids = [f.ids[: at + 1] for r in requests for f, at in zip(r.facts, r.lookups, strict=True)]
         self.parts: list[tuple[PackedPrompts, torch.Tensor]] = []  # prompts, and their last tokens' rows
         for part in parts_of([len(each) for each in ids], max_rows or default_max_rows(model)):
             packed = PackedPrompts(model, clean_runs(model, ids[part]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..model.facts import Fact, TokenizedFact, tokenize_fact
+from ..model.facts import Fact, TokenizedFact
 from ..model.head import final_states, likeliest
 from ..model.load import EditableModel
 from ..sweep.capture import clean_runs
@@ -96,15 +96,14 @@ def check_compat(compat: str | None) -> None:
 
 
 @torch.no_grad()
-def warn_of_known(model: EditableModel, requests: Sequence[EditRequest]) -> None:
+def warn_of_known(model: EditableModel, facts: Sequence[TokenizedFact]) -> None:
     """Warn of targets that the model's own continuation of the bare prompt begins with: nothing needs editing there."""
-    facts = [tokenize_fact(model, request.fact()) for request in requests]
     texts = [fact.ids + fact.target_ids[:-1] for fact in facts]
     for part in parts_of([len(text) for text in texts], default_max_rows(model)):
-        for request, right in zip(requests[part], _said(model, facts[part], texts[part]), strict=True):
+        for known, right in zip(facts[part], _said(model, facts[part], texts[part]), strict=True):
             if right:
-                text = request.prompt.replace("{}", request.subject)
-                warnings.warn(f"'{text}' is already continued with '{request.target_new.strip()}'", stacklevel=3)
+                fact = known.fact
+                warnings.warn(f"'{fact.text}' is already continued with '{fact.target.strip()}'", stacklevel=3)
 
 
 def _said(model: EditableModel, facts: Sequence[TokenizedFact], texts: Sequence[tuple[int, ...]]) -> list[bool]:
@@ -126,12 +125,6 @@ def lookup(tokenized: TokenizedFact, fact_token: str) -> int:
         raise ValueError(f"fact_token 'subject_first_after_last': nothing follows the subject in '{text}'")
     places = {"subject_last": after - 1, "subject_first": first, "subject_first_after_last": after, "last": last}
     return places[fact_token]
-
-
-def tokenize_in_contexts(
-    model: EditableModel, request: EditRequest, contexts: Sequence[str], target: bool = True
-) -> list[TokenizedFact]:
-    return [tokenize_fact(model, request.fact(context, target)) for context in contexts]
 
 
 def _slot(template: str, subject: str) -> int:

@@ -21,7 +21,8 @@ from ..model.load import EditableModel
 from ..sweep.capture import clean_runs
 from ..sweep.packed import FrozenPrompts, PackedPrompts
 from .params import EditParams
-from .request import EditRequest, lookup, tokenize_in_contexts
+from .request import lookup
+from .tokenized import TokenizedRequest
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,7 @@ class Values:
 
 def optimise_values(
     model: EditableModel,
-    requests: Sequence[EditRequest],
-    contexts: Sequence[str],
+    requests: Sequence[TokenizedRequest],
     params: EditParams,
     site: str,
     layer: int,
@@ -65,7 +65,7 @@ def optimise_values(
 ) -> Values:
     """The values of many requests at `site` ("mlp": ROME's delta, "layer": MEMIT's) of `layer`.
 
-    contexts: templates with one `{}`, the bare "{}" first. batch: edits at once; None: from free memory.
+    requests: in their contexts, the bare prompt first. batch: edits at once; None: from free memory.
     ROME's loss is read behind the last layer whatever `params.v_loss_layer` says, as published.
     Raises ValueError where a loss is not finite.
     """
@@ -76,7 +76,7 @@ def optimise_values(
         raise ValueError(
             f"layer {layer} is the last one before the loss: nothing behind it can carry a change to the prompt's end"
         )
-    prompts = [_prompts(model, n, request, contexts, params.fact_token) for n, request in enumerate(requests)]
+    prompts = [_prompts(model, n, request, params.fact_token) for n, request in enumerate(requests)]
     size = batch or _batch_size(model, prompts, last - layer)
     parts = []
     for first in tqdm(range(0, len(requests), size), desc="values", unit="batch", disable=not progress):
@@ -85,22 +85,20 @@ def optimise_values(
     found = Values(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
     for request, loss in zip(requests, found.loss.tolist(), strict=True):
         if not math.isfinite(loss):
-            text = request.prompt.replace("{}", request.subject)
+            text = request.facts[0].fact.text
             raise ValueError(f"the loss of '{text}' became {loss}: NaN or infinity in weights or activations")
     return found
 
 
-def _prompts(
-    model: EditableModel, edit: int, request: EditRequest, contexts: Sequence[str], fact_token: str
-) -> list[Prompt]:
+def _prompts(model: EditableModel, edit: int, request: TokenizedRequest, fact_token: str) -> list[Prompt]:
     found = []
-    for tokenized in tokenize_in_contexts(model, request, contexts):
+    for tokenized, token in zip(request.facts, request.lookups, strict=True):
         target = tokenized.target_ids
         ids = tokenized.ids + target[:-1]
         readout = tuple(range(len(tokenized.ids) - 1, len(ids)))
-        weight = 1.0 / (len(contexts) * len(target))  # mean over tokens, then over prompts
-        found.append(Prompt(edit, ids, lookup(tokenized, fact_token), readout, target, weight))
-    kl = tokenize_fact(model, Fact(KL_PROMPT, request.subject, occurrence=0))
+        weight = 1.0 / (len(request.facts) * len(target))  # mean over tokens, then over prompts
+        found.append(Prompt(edit, ids, token, readout, target, weight))
+    kl = tokenize_fact(model, Fact(KL_PROMPT, request.request.subject, occurrence=0))
     token = lookup(kl, fact_token)
     found.append(Prompt(edit, kl.ids[: token + 1], token, (token,), (), 0.0))  # its distribution at that very token
     return found

@@ -11,6 +11,7 @@ from typing import Any
 from ..datasets import load_snippets, load_tfidf, wanted_snippets
 from ..datasets.records import Records
 from ..editing.edit import Edit
+from ..editing.methods import METHODS, method_of
 from ..model.load import EditableModel
 from ..moments import Moments, collect_moments
 from ..runs.files import write_json
@@ -18,7 +19,9 @@ from ..runs.ranks import Ranks
 from ..world import load_world
 from .consistency import TfIdf
 from .evaluate import evaluate, load, usable
-from .methods import METHODS, PARAMS, Editing, params_of
+from .methods import Editing
+
+NONE = "none"  # no method: the model as it is
 
 
 def run(
@@ -38,7 +41,8 @@ def run(
     records, kind = load(load_world().records() if data is None else data, None, **chosen)
     settings |= {"skip_bad": chosen["skip_bad"]}
     described = _texts(data, texts, records if kind == "counterfact" else Records())
-    params = None if choices["method"] == "none" else params_of(choices["method"], choices["params"])
+    method = None if choices["method"] == NONE else method_of(choices["method"])
+    params = None if method is None else method.params_of(choices["params"])
     moments = None if choices["moments"] is None else Moments.load(choices["moments"])
     model = load_model()
     if moments is None and data is None and getattr(params, "mom2_adjustment", False):
@@ -46,7 +50,7 @@ def run(
     edit: Editing | Edit | None = None
     group = None
     if params is not None:
-        num_edits = choices["num_edits"] or (len(records) if choices["method"] == "memit" else 1)
+        num_edits = choices["num_edits"] or (len(records) if method.many else 1)
         records = usable(model, records, kind, chosen["skip_bad"], compat=settings["compat"], together=num_edits > 1)
         num_edits = min(num_edits, len(records))
         edit = Editing(model, choices["method"], params, moments, num_edits > 1, choices["seed"], settings["compat"])
@@ -61,14 +65,13 @@ def run(
 
 def _check(data: Path | None, of_world: bool, choices: dict[str, Any], texts: dict[str, Any]) -> None:
     method = choices["method"]
-    if method not in METHODS:
-        raise ValueError(f"unknown method '{method}': expected one of {', '.join(METHODS)}")
+    if method not in (NONE, *METHODS):
+        raise ValueError(f"unknown method '{method}': expected one of {', '.join((NONE, *METHODS))}")
     if data is None and not of_world:
         raise ValueError("--data FILE is missing (only the built-in world has facts of its own)")
-    if method in PARAMS and not choices["params"]:
-        raise ValueError(
-            f"--params is missing: a preset of {method} ({', '.join(PARAMS[method].presets)}) or a JSON file"
-        )
+    if method in METHODS and not choices["params"]:
+        presets = ", ".join(METHODS[method].presets)
+        raise ValueError(f"--params is missing: a preset of {method} ({presets}), a JSON or a YAML file")
     if choices["num_edits"] is not None and choices["num_edits"] < 1:
         raise ValueError(f"--num-edits is {choices['num_edits']}: expected at least 1")
     if texts["tfidf"] is not None and texts["snippets"] is None:

@@ -38,7 +38,7 @@ def in_dtype(dtype: torch.dtype, family: str = "gpt2") -> ke.EditableModel:
 @pytest.mark.parametrize("method, params, contexts", [(rome, ROMEParams, ["{}"]), (memit, MEMITParams, [["{}"]])])
 def test_the_methods_note_it(method, params, contexts, family: str, tmp_path) -> None:
     model = fresh(family)
-    edit = method(model, REQUEST, params(**SETTINGS), moments_of(model, LAYERS), contexts)
+    edit = method(model, REQUEST, params(**SETTINGS), moments_of(model, LAYERS), contexts=contexts)
     assert list(edit.base) == [weight_name(model, layer) for layer in LAYERS] and edit.seed is None
     edit.save(tmp_path / "edit.safetensors")
     loaded = ke.Edit.load(tmp_path / "edit.safetensors")
@@ -86,7 +86,7 @@ def test_edits_on_top_of_edits_belong_to_the_base() -> None:
     model = fresh("gpt2")
     first = random_edit(model, seed=1).bind(model)
     first.apply(model)
-    second = memit(model, REQUEST, MEMITParams(**SETTINGS), moments_of(fresh("gpt2"), LAYERS), [["{}"]])
+    second = memit(model, REQUEST, MEMITParams(**SETTINGS), moments_of(fresh("gpt2"), LAYERS), contexts=[["{}"]])
     assert second.base == first.base
     second.apply(model)
     first.revert(model)  # out of order: the second alone is left
@@ -101,7 +101,7 @@ def test_moments_of_the_base_serve_a_model_that_carries_edits() -> None:
     """Collected over the base; an edit below is known. Of another model's moments the weight that differs is named."""
     model, contexts = fresh("gpt2"), [["{}"]]
     moments = ke.collect_moments(model, [f"w{n} w{n + 7} w{n + 3}" for n in range(3, 40)], LAYERS, progress=False)
-    make = lambda on: memit(on, REQUEST, MEMITParams(**SETTINGS), moments, contexts, ridge="smallest")  # noqa: E731
+    make = lambda on: memit(on, REQUEST, MEMITParams(**SETTINGS), moments, contexts=contexts, ridge="smallest")  # noqa: E731
     alone = make(model)
     with random_edit(model, layers=(0,)).applied(model):
         later = make(model)

@@ -109,13 +109,13 @@ def test_a_later_edit_leaves_preserved_keys_alone() -> None:
     moments = ke.Moments.from_arrays({2: (0.02 * sample.T @ sample / len(sample), len(sample))})
     params = ke.MEMITParams(layers=(2,), v_num_grad_steps=8, mom2_update_weight=1.0)
     contexts = [["{}"], ["So it is. {}"]]
-    first = ke.memit(model, world.records()[:6], params, moments, contexts)
+    first = ke.memit(model, world.records()[:6], params, moments, contexts=contexts)
     first.apply(model)
     keys = next(iter(first.changes.values())).inputs  # spans the first edit's keys, seen through the moments
     later = world.records()[6:18]
     moved = []
     for preserve in ([], [first]):
-        second = ke.memit(model, later, params, moments, contexts, preserve=preserve)
+        second = ke.memit(model, later, params, moments, contexts=contexts, preserve=preserve)
         (change,) = second.changes.values()
         c = moments[2].matrix().double()
         moved.append(float((change.outputs @ (change.inputs.T @ (c @ keys))).norm()))

@@ -90,7 +90,7 @@ def test_methods_on_low_precision_models(family: str, dtype: torch.dtype) -> Non
         (rome, ROMEParams(layers=(0, 1), **settings), ["{}", "w11. {}"]),
         (memit, MEMITParams(layers=(0, 1), mom2_update_weight=10.0, **settings), [["{}"], ["w11. {}"]]),
     ):
-        want, got = (method(model, REQUEST, params, moments, contexts) for model in (exact, rounded))
+        want, got = (method(model, REQUEST, params, moments, contexts=contexts) for model in (exact, rounded))
         assert_unchanged(before, rounded.hf)
         assert all(change.inputs.dtype == torch.float64 for change in got.changes.values())  # solved in float64
         for name in want.changes:
@@ -217,7 +217,7 @@ def test_saved_and_loaded(family: str, dense: bool, tmp_path) -> None:
 def test_a_made_edit_keeps_all_through_a_file(tmp_path) -> None:
     model, file = fresh("gpt2"), tmp_path / "edit.safetensors"
     params = MEMITParams(layers=(0, 1), v_num_grad_steps=2)
-    made = memit(model, REQUEST, params, moments_of(model, (0, 1)), [["{}"], ["w11. {}"]], compat="reference")
+    made = memit(model, REQUEST, params, moments_of(model, (0, 1)), contexts=[["{}"], ["w11. {}"]], compat="reference")
     made.save(file)
     loaded = Edit.load(file)
     assert MEMITParams.from_dict(loaded.params) == params

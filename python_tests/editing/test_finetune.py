@@ -121,7 +121,7 @@ ROUNDING = {"gptj": 1e-5, "gemma2": 1e-4}
 def test_equal_to_the_plain_loop(family: str, compat: str | None) -> None:
     model = exact(family)
     before = snapshot(model.hf)
-    edit = finetune(model, REQUESTS, BRIEF, compat)
+    edit = finetune(model, REQUESTS, BRIEF, compat=compat)
     assert_unchanged(before, model.hf)
     names, alone = trained(model, [1], compat is not None), family == "gemma2"  # NaN at its padding, in float64
     want = plain_finetune(model, REQUESTS, BRIEF, names, compat is not None, alone=alone)
@@ -145,7 +145,7 @@ def test_settings(changes: dict, compat: str | None) -> None:
     model, params = exact("gpt2"), replace(BRIEF, **changes)
     names = trained(model, params.layers, compat is not None)
     want = plain_finetune(model, REQUESTS, params, names, compat is not None, params.weight_decay)
-    edit = finetune(model, REQUESTS, params, compat)
+    edit = finetune(model, REQUESTS, params, compat=compat)
     assert_close(edit, want, 1e-6)
     if params.norm_constraint:
         assert max(float(edit.delta(name).abs().max()) for name in names) <= params.norm_constraint * (1 + 1e-9)
@@ -156,7 +156,7 @@ def test_in_float32(compat: str | None) -> None:
     model = editable("gpt2")
     names = trained(model, [1], compat is not None)
     want = plain_finetune(model, REQUESTS, BRIEF, names, compat is not None)
-    assert_close(finetune(model, REQUESTS, BRIEF, compat), want, 1e-3)
+    assert_close(finetune(model, REQUESTS, BRIEF, compat=compat), want, 1e-3)
 
 
 @pytest.mark.parametrize("padding", [None, "w0", "<s>"])
@@ -167,7 +167,7 @@ def test_published_padding(padding: str | None) -> None:
         tokenizer.pad_token = padding
     model = ke.load_model((exact("gpt2").hf, tokenizer))
     want = plain_finetune(model, REQUESTS, replace(BRIEF, batch_size=3), trained(model, [1], True), True)
-    edit = finetune(model, REQUESTS, replace(BRIEF, batch_size=3), "reference")
+    edit = finetune(model, REQUESTS, replace(BRIEF, batch_size=3), compat="reference")
     assert_close(edit, want, 1e-6)
     ours = finetune(model, REQUESTS, BRIEF)
     plain = finetune(ke.load_model((model.hf, word_level())), REQUESTS, BRIEF)
@@ -180,7 +180,7 @@ def test_weight_decay_by_the_number_of_edits() -> None:
     decay = 3**-0.5 * math.exp(-1.0)
     want = plain_finetune(model, REQUESTS, params, trained(model, [1], False), False, decay)
     assert_close(finetune(model, REQUESTS, params), want, 1e-6)
-    ignored, without = (finetune(model, REQUESTS, p, "reference") for p in (params, BRIEF))
+    ignored, without = (finetune(model, REQUESTS, p, compat="reference") for p in (params, BRIEF))
     assert all(torch.equal(ignored.delta(name), without.delta(name)) for name in without.changes)
 
 
@@ -192,7 +192,7 @@ def test_other_modules(template: str) -> None:
     every = [name for name, _ in model.hf.named_parameters() if template.format(1) in name]
     names = [name for name in every if not name.endswith("bias")]
     assert_close(finetune(model, REQUESTS, params), plain_finetune(model, REQUESTS, params, names, False), 1e-6)
-    edit = finetune(model, REQUESTS, params, "reference")
+    edit = finetune(model, REQUESTS, params, compat="reference")
     assert_close(edit, plain_finetune(model, REQUESTS, params, every, True), 1e-6)
     edit = finetune(model, REQUESTS, replace(params, bias=True))
     assert_close(edit, plain_finetune(model, REQUESTS, params, every, False), 1e-6)
@@ -224,7 +224,7 @@ def test_several_target_tokens() -> None:
     model, request = editable("gpt2"), EditRequest("w17 {}", "w45 w46", "w12 w13 w14")
     with finetune(model, request, SURE).applied(model):
         assert probability(model, request) > 0.9
-    with finetune(model, request, SURE, "reference").applied(model):
+    with finetune(model, request, SURE, compat="reference").applied(model):
         assert probability(model, request) < 0.5
 
 
@@ -284,8 +284,8 @@ def test_whatever_the_model_was_set_to(context) -> None:
 
 def test_what_it_was_made_from_is_kept(tmp_path) -> None:
     model = editable("gpt2")
-    edit = finetune(model, REQUESTS, replace(BRIEF, wd_power_law=(-1.0, 0.0), norm_constraint=1e-3), "reference")
-    assert edit.method == "ft" and edit.compat == "reference"
+    edit = finetune(model, REQUESTS, replace(BRIEF, wd_power_law=(-1.0, 0.0), norm_constraint=1e-3), compat="reference")
+    assert edit.method == "ft-l" and edit.compat == "reference"
     assert [EditRequest.of(request) for request in edit.requests] == REQUESTS
     assert edit.model["type"] == "gpt2" and edit.model["layers"] == model.num_layers
     edit.save(tmp_path / "edit.safetensors")
@@ -315,7 +315,7 @@ def test_bad_input_leaves_the_model_alone(changes: dict, message: str) -> None:
     requests, compat = changes.pop("requests", REQUESTS), changes.pop("compat", None)
     before = snapshot(model.hf)
     with pytest.raises(ValueError, match=message):
-        finetune(model, requests, replace(BRIEF, **changes), compat)
+        finetune(model, requests, replace(BRIEF, **changes), compat=compat)
     assert_unchanged(before, model.hf)
 
 

@@ -9,6 +9,7 @@ import knowedit_ext as ke
 from knowedit_ext.editing.keys import KeyRows
 from knowedit_ext.editing.params import FACT_TOKENS
 from knowedit_ext.editing.request import EditRequest
+from knowedit_ext.editing.tokenized import context_weights, tokenize_requests
 
 from ..support.families import FAMILIES, tiny_model
 from .plain import plain_group_key, plain_key
@@ -23,7 +24,8 @@ LAYER = 2
 
 
 def keys_of(model: ke.EditableModel, requests, groups=GROUPS, fact_token="subject_last"):
-    rows = KeyRows(model, requests, groups, fact_token)
+    flat = [context for group in groups for context in group]
+    rows = KeyRows(model, tokenize_requests(model, requests, flat, fact_token), context_weights(groups))
     _, inputs, outputs = rows.pass_through(rows.start, 0, LAYER + 1, LAYER)
     return rows, inputs, outputs
 
@@ -61,8 +63,9 @@ def test_runs_on_from_a_middle_layer() -> None:
 
 def test_rows_held_at_once_change_nothing_but_rounding() -> None:
     model = tiny_model("mistral")
-    whole = KeyRows(model, REQUESTS, GROUPS, "subject_last")
-    parts = KeyRows(model, REQUESTS, GROUPS, "subject_last", max_rows=7)
+    requests = tokenize_requests(model, REQUESTS, [c for group in GROUPS for c in group], "subject_last")
+    whole = KeyRows(model, requests, context_weights(GROUPS))
+    parts = KeyRows(model, requests, context_weights(GROUPS), max_rows=7)
     assert len(whole.parts) == 1 and len(parts.parts) > 3
     both = [rows.pass_through(rows.run(rows.start, 0, 1), 1, LAYER + 1, LAYER) for rows in (whole, parts)]
     for one, other in zip(*both, strict=True):

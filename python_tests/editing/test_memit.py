@@ -9,6 +9,7 @@ import torch
 
 from knowedit_ext.editing.methods.memit import MEMITParams, memit
 from knowedit_ext.editing.request import EditRequest
+from knowedit_ext.editing.tokenized import tokenize_requests
 from knowedit_ext.editing.values import optimise_values
 
 from ..support.families import FAMILIES, WIDTH, tiny_model
@@ -43,7 +44,7 @@ def test_facts_go_in_and_come_out(family: str) -> None:
     before, moments = snapshot(model.hf), moments_of(model, PARAMS.layers)
     requests = [unlikely(model, *taught) for taught in TAUGHT]
     assert all(probability(model, request) < 0.1 for request in requests)
-    edit = memit(model, requests, PARAMS, moments, [["{}"]])
+    edit = memit(model, requests, PARAMS, moments, contexts=[["{}"]])
     assert_unchanged(before, model.hf)
     with edit.applied(model):
         assert all(probability(model, request) > 0.9 for request in requests)
@@ -68,7 +69,9 @@ def test_insertion_equals_the_published_loop(family: str) -> None:
     before = snapshot(model.hf)
     want = plain_memit(model, REQUESTS, layers, 30.0, covariance(model, layers), GROUPS, values)
     assert_unchanged(before, model.hf)
-    edit = memit(model, REQUESTS, replace(BRIEF, layers=layers), moments_of(model, layers), GROUPS, values)
+    edit = memit(
+        model, REQUESTS, replace(BRIEF, layers=layers), moments_of(model, layers), contexts=GROUPS, values=values
+    )
     assert list(edit.changes) == list(want)
     for name, change in want.items():
         assert (edit.delta(name) - change).norm() <= 1e-4 * change.norm()
@@ -79,7 +82,7 @@ def test_square_weights(size: str, family: str) -> None:
     model = fresh(family, **{size: WIDTH})
     values = torch.randn(len(REQUESTS), WIDTH, generator=torch.Generator().manual_seed(0))
     want = plain_memit(model, REQUESTS, LAYERS, 30.0, covariance(model, LAYERS), GROUPS, values)
-    edit = memit(model, REQUESTS, BRIEF, moments_of(model, LAYERS), GROUPS, values)
+    edit = memit(model, REQUESTS, BRIEF, moments_of(model, LAYERS), contexts=GROUPS, values=values)
     for name, change in want.items():
         assert change.shape == (WIDTH, WIDTH)
         assert (edit.delta(name) - change).norm() <= 1e-4 * change.norm()
@@ -88,8 +91,10 @@ def test_square_weights(size: str, family: str) -> None:
 def test_values_are_optimised_at_the_last_layer() -> None:
     model = editable("llama")
     moments = moments_of(model, LAYERS)
-    values = optimise_values(model, REQUESTS, [c for group in GROUPS for c in group], BRIEF, "layer", LAYERS[-1]).values
-    own, given = memit(model, REQUESTS, BRIEF, moments, GROUPS), memit(model, REQUESTS, BRIEF, moments, GROUPS, values)
+    requests = tokenize_requests(model, REQUESTS, [c for group in GROUPS for c in group], "subject_last")
+    values = optimise_values(model, requests, BRIEF, "layer", LAYERS[-1]).values
+    own = memit(model, REQUESTS, BRIEF, moments, contexts=GROUPS)
+    given = memit(model, REQUESTS, BRIEF, moments, contexts=GROUPS, values=values)
     for name in own.changes:
         assert torch.equal(own.delta(name), given.delta(name))
 
@@ -99,11 +104,11 @@ def test_keys_of_earlier_edits_keep_their_values() -> None:
     moments, found = moments_of(model, LAYERS), covariance(model, LAYERS)
     first, second = REQUESTS[:2], REQUESTS[2:]
     values = 3 * torch.randn(len(REQUESTS), WIDTH, generator=torch.Generator().manual_seed(0))
-    earlier = memit(model, first, BRIEF, moments, GROUPS, values[:2])
+    earlier = memit(model, first, BRIEF, moments, contexts=GROUPS, values=values[:2])
     with earlier.applied(model):
         want = plain_memit(model, second, LAYERS, 30.0, found, GROUPS, values[2:], kept=first)
-        later = memit(model, second, BRIEF, moments, GROUPS, values[2:], preserve=[earlier])
-        free = memit(model, second, BRIEF, moments, GROUPS, values[2:])
+        later = memit(model, second, BRIEF, moments, contexts=GROUPS, values=values[2:], preserve=[earlier])
+        free = memit(model, second, BRIEF, moments, contexts=GROUPS, values=values[2:])
     for name, change in want.items():
         assert (later.delta(name) - change).norm() <= 1e-4 * change.norm()
         assert (free.delta(name) - change).norm() > 1e-3 * change.norm()
@@ -124,14 +129,14 @@ def test_left_as_found_after_an_exception(broken: int) -> None:
     model.modules.layers[broken].register_forward_pre_hook(fail)
     before = snapshot(model.hf)
     with pytest.raises(RuntimeError, match="broken on purpose"):
-        memit(model, REQUESTS, BRIEF, moments, GROUPS)
+        memit(model, REQUESTS, BRIEF, moments, contexts=GROUPS)
     assert_unchanged(before, model.hf)
     assert not model.__dict__.get("applied_edits")
 
 
 def test_what_it_was_made_from_is_kept() -> None:
     model = editable("gpt2")
-    edit = memit(model, REQUESTS, replace(BRIEF, v_num_grad_steps=1), moments_of(model, LAYERS), GROUPS)
+    edit = memit(model, REQUESTS, replace(BRIEF, v_num_grad_steps=1), moments_of(model, LAYERS), contexts=GROUPS)
     assert edit.method == "memit" and edit.contexts == GROUPS
     assert [EditRequest.of(request) for request in edit.requests] == REQUESTS
     assert MEMITParams.from_dict(edit.params) == replace(BRIEF, v_num_grad_steps=1)

@@ -65,14 +65,16 @@ def test_read_by_case(tmp_path) -> None:
 def test_memit_takes_them(tmp_path) -> None:
     model = editable("llama")
     moments = moments_of(model, PARAMS.layers)
-    own = memit(model, RECORDS, PARAMS, moments, GROUPS)
-    values = memit_values(model, RECORDS, PARAMS, GROUPS)
+    own = memit(model, RECORDS, PARAMS, moments, contexts=GROUPS)
+    values = memit_values(model, RECORDS, PARAMS, contexts=GROUPS)
     folder = export_values(values, RECORDS, PARAMS, tmp_path, model)[0].parent
     for given in (values, folder, sorted(folder.iterdir())):
-        found = memit(model, RECORDS, PARAMS, moments, GROUPS, given)
+        found = memit(model, RECORDS, PARAMS, moments, contexts=GROUPS, values=given)
         assert all(torch.equal(found.delta(name), own.delta(name)) for name in own.changes)
     assert [request["case_id"] for request in own.requests] == [7, 0, 12]
-    again = memit(model, RECORDS[::-1], PARAMS, moments, GROUPS, folder)  # matched by case, not by place
+    again = memit(
+        model, RECORDS[::-1], PARAMS, moments, contexts=GROUPS, values=folder
+    )  # matched by case, not by place
     for name in own.changes:
         assert (again.delta(name) - own.delta(name)).norm() < 1e-5 * own.delta(name).norm()
 

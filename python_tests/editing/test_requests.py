@@ -121,9 +121,11 @@ def test_bad_input_leaves_the_model_alone(method: str, changes: dict, message: s
     before = snapshot(model.hf)
     with pytest.raises(ValueError, match=message):
         if method == "rome":
-            rome(model, request, ROMEParams(**params), moments, contexts, compat)
+            rome(model, request, ROMEParams(**params), moments, contexts=contexts, compat=compat)
         else:
-            memit(model, request, MEMITParams(**params), moments, [contexts] if contexts else [], compat=compat)
+            memit(
+                model, request, MEMITParams(**params), moments, contexts=[contexts] if contexts else [], compat=compat
+            )
     assert_unchanged(before, model.hf)
     assert not model.__dict__.get("applied_edits")
 
@@ -131,14 +133,14 @@ def test_bad_input_leaves_the_model_alone(method: str, changes: dict, message: s
 def test_the_last_layer_cannot_reach_the_end() -> None:
     model = editable("gpt2")
     with pytest.raises(ValueError, match="layer 3 is the last one before the loss"):
-        rome(model, GOOD, ROMEParams(layers=(3,)), moments_of(model, [3]), ["{}"])
+        rome(model, GOOD, ROMEParams(layers=(3,)), moments_of(model, [3]), contexts=["{}"])
 
 
 def test_rome_takes_one() -> None:
     model = editable("gpt2")
     two = [GOOD, EditRequest("w5 {} w9", "w8", "w20")]
     with pytest.raises(ValueError, match="ROME edits one fact at a time, not 2"):
-        rome(model, two, ROME, moments_of(model, [0]), ["{}"])
+        rome(model, two, ROME, moments_of(model, [0]), contexts=["{}"])
 
 
 @pytest.mark.parametrize(
@@ -152,19 +154,19 @@ def test_rome_takes_one() -> None:
 def test_values_that_do_not_fit(values: torch.Tensor, message: str) -> None:
     model = editable("gpt2")
     with pytest.raises(ValueError, match=message):
-        memit(model, GOOD, MEMIT, moments_of(model, (0, 1)), [["{}"]], values)
+        memit(model, GOOD, MEMIT, moments_of(model, (0, 1)), contexts=[["{}"]], values=values)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_numbers_that_are_not(bad: float) -> None:
     with pytest.raises(ValueError, match="layer 0.* not finite|layer 0 hold NaN"):
-        rome(editable("gpt2"), GOOD, ROME, bad_moments(value=bad), ["{}"])
+        rome(editable("gpt2"), GOOD, ROME, bad_moments(value=bad), contexts=["{}"])
     model = fresh("gpt2")
     moments, weight = moments_of(model, [0]), down_projection(model, 0).weight
     with torch.no_grad():
         weight[3, 3] = bad
     with pytest.raises(ValueError, match="'transformer.h.0.mlp.c_proj.weight' holds NaN or infinite numbers"):
-        rome(model, GOOD, ROME, moments, ["{}"])
+        rome(model, GOOD, ROME, moments, contexts=["{}"])
 
 
 @pytest.mark.parametrize("name", ["transformer.h.3.attn.c_attn.weight", "transformer.ln_f.weight", "lm_head.weight"])
@@ -175,7 +177,7 @@ def test_weights_behind_the_edited_layers_that_are_not_finite(name: str) -> None
     moments, before = moments_of(editable("gpt2"), (0, 1)), bits(model)
     for method, params, contexts in ((rome, ROME, ["{}"]), (memit, MEMIT, [["{}"]])):
         with pytest.raises(ValueError, match="the loss of 'w5 w3 w7 w9' became nan: NaN or infinity in weights"):
-            method(model, GOOD, params, moments, contexts)
+            method(model, GOOD, params, moments, contexts=contexts)
         assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, bits(model), strict=True))
 
 
@@ -184,7 +186,7 @@ def test_a_target_without_tokens() -> None:
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")
     model = ke.load_model((editable("gpt2").hf, tokenizer))
     with pytest.raises(ValueError, match="target ' ~~' .* no token"):
-        rome(model, EditRequest("w5 {} w9", "w3", "~~"), ROME, moments_of(model, [0]), ["{}"])
+        rome(model, EditRequest("w5 {} w9", "w3", "~~"), ROME, moments_of(model, [0]), contexts=["{}"])
 
 
 @torch.no_grad()
@@ -202,13 +204,13 @@ def test_what_the_model_says_already_is_warned_of(tokens: int) -> None:
     moments, said = moments_of(model, (0, 1)), answer("w5 w3 w7 w10", tokens)
     known = EditRequest("w5 {} w10", "w3 w7", said)
     with pytest.warns(UserWarning, match=f"'w5 w3 w7 w10' is already continued with '{said}'"):
-        rome(model, known, ROME, moments, ["{}"])
+        rome(model, known, ROME, moments, contexts=["{}"])
     with pytest.warns(UserWarning, match="is already continued") as found:
-        memit(model, [EditRequest("w5 {} w9", "w8", "w20"), known], MEMIT, moments, [["{}"]])
+        memit(model, [EditRequest("w5 {} w9", "w8", "w20"), known], MEMIT, moments, contexts=[["{}"]])
     assert len(found) == 1
     half = EditRequest("w5 {} w10", "w3 w7", f"{said} w44")
     assert answer("w5 w3 w7 w10", tokens + 1).split()[-1] != "w44"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rome(model, GOOD, ROME, moments, ["{}"])
-        rome(model, half, ROME, moments, ["{}"])
+        rome(model, GOOD, ROME, moments, contexts=["{}"])
+        rome(model, half, ROME, moments, contexts=["{}"])

@@ -11,6 +11,7 @@ import knowedit_ext as ke
 from knowedit_ext.editing.edit import Edit
 from knowedit_ext.editing.methods.rome import ROMEParams, rome
 from knowedit_ext.editing.request import EditRequest
+from knowedit_ext.editing.tokenized import tokenize_requests
 from knowedit_ext.editing.values import optimise_values
 
 from ..support.families import FAMILIES, WIDTH
@@ -47,7 +48,7 @@ def test_a_fact_goes_in_and_comes_out(family: str) -> None:
     before, moments = snapshot(model.hf), moments_of(model, [layer])
     request = unlikely(model, "w17 w18 {}", "w33")
     assert probability(model, request) < 0.1
-    edit = rome(model, request, replace(PARAMS, layers=(layer,)), moments, CONTEXTS[:1])
+    edit = rome(model, request, replace(PARAMS, layers=(layer,)), moments, contexts=CONTEXTS[:1])
     assert_unchanged(before, model.hf)
     with edit.applied(model):
         assert probability(model, request) > 0.9
@@ -62,14 +63,14 @@ def test_a_subject_amid_the_prompt(family: str, subject: str) -> None:
     model = editable(family)
     request = unlikely(model, "w5 {} w9", subject)
     assert probability(model, request) < 0.1
-    with rome(model, request, PARAMS, moments_of(model, [0], 2000), CONTEXTS[:1]).applied(model):
+    with rome(model, request, PARAMS, moments_of(model, [0], 2000), contexts=CONTEXTS[:1]).applied(model):
         assert probability(model, request) > 0.9
 
 
 def test_several_target_tokens() -> None:
     model, request = editable("phi3"), EditRequest("w17 {}", "w45 w46", "w12 w13")
     assert probability(model, request) < 0.01
-    with rome(model, request, PARAMS, moments_of(model, [0], 2000), CONTEXTS[:1]).applied(model):
+    with rome(model, request, PARAMS, moments_of(model, [0], 2000), contexts=CONTEXTS[:1]).applied(model):
         assert probability(model, request) > 0.8
 
 
@@ -78,7 +79,7 @@ def test_several_target_tokens() -> None:
 def test_equal_to_the_published_rule(family: str, compat: str | None) -> None:
     model, layer = editable(family), 1
     params = replace(BRIEF, layers=(layer,))
-    edit = rome(model, MIDDLE, params, moments_of(model, [layer]), CONTEXTS, compat)
+    edit = rome(model, MIDDLE, params, moments_of(model, [layer]), contexts=CONTEXTS, compat=compat)
     key, value = mean_over_contexts(model, MIDDLE, layer)
     u = torch.linalg.solve(covariance(model, [layer])[layer], key)
     u = u / u.norm()
@@ -94,10 +95,14 @@ def test_equal_to_the_published_rule(family: str, compat: str | None) -> None:
 def test_one_key_for_both_or_the_bare_prompts() -> None:
     model = editable("gpt2")
     moments = moments_of(model, [0])
-    target = optimise_values(model, [MIDDLE], CONTEXTS, BRIEF, "mlp", 0).values[0].double()
-    with rome(model, MIDDLE, BRIEF, moments, CONTEXTS).applied(model):
+    target = (
+        optimise_values(model, tokenize_requests(model, [MIDDLE], CONTEXTS, "subject_last"), BRIEF, "mlp", 0)
+        .values[0]
+        .double()
+    )
+    with rome(model, MIDDLE, BRIEF, moments, contexts=CONTEXTS).applied(model):
         close(mean_over_contexts(model, MIDDLE, 0)[1], target, 1e-5)
-    with rome(model, MIDDLE, BRIEF, moments, CONTEXTS, compat="reference").applied(model):
+    with rome(model, MIDDLE, BRIEF, moments, contexts=CONTEXTS, compat="reference").applied(model):
         close(plain_key(model, MIDDLE, "{}", 0)[1].double(), target, 1e-5)
         assert (mean_over_contexts(model, MIDDLE, 0)[1] - target).norm() > 1e-2 * target.norm()
 
@@ -105,11 +110,11 @@ def test_one_key_for_both_or_the_bare_prompts() -> None:
 def test_several_layers_one_after_the_other() -> None:
     model = editable("gpt2")
     moments, before = moments_of(model, [0, 2]), snapshot(model.hf)
-    both = rome(model, MIDDLE, replace(BRIEF, layers=(0, 2)), moments, CONTEXTS)
+    both = rome(model, MIDDLE, replace(BRIEF, layers=(0, 2)), moments, contexts=CONTEXTS)
     assert_unchanged(before, model.hf)
-    first = rome(model, MIDDLE, replace(BRIEF, layers=(0,)), moments, CONTEXTS)
+    first = rome(model, MIDDLE, replace(BRIEF, layers=(0,)), moments, contexts=CONTEXTS)
     with first.applied(model):
-        second = rome(model, MIDDLE, replace(BRIEF, layers=(2,)), moments, CONTEXTS)
+        second = rome(model, MIDDLE, replace(BRIEF, layers=(2,)), moments, contexts=CONTEXTS)
     assert list(both.changes) == [*first.changes, *second.changes]
     for part in (first, second):
         [name] = part.changes
@@ -124,11 +129,15 @@ def test_square_weights_go_by_module_type(family: str, size: str | None) -> None
     model, layer = fresh(family, **{size: WIDTH}), 1
     assert down_projection(model, layer).weight.shape == (WIDTH, WIDTH)
     params, moments = replace(BRIEF, layers=(layer,)), moments_of(model, [layer])
-    target = optimise_values(model, [MIDDLE], CONTEXTS, params, "mlp", layer).values[0].double()
-    with rome(model, MIDDLE, params, moments, CONTEXTS).applied(model):
+    target = (
+        optimise_values(model, tokenize_requests(model, [MIDDLE], CONTEXTS, "subject_last"), params, "mlp", layer)
+        .values[0]
+        .double()
+    )
+    with rome(model, MIDDLE, params, moments, contexts=CONTEXTS).applied(model):
         close(mean_over_contexts(model, MIDDLE, layer)[1], target, 1e-5)
     request = unlikely(model, "w17 w18 {}", "w33")
-    with rome(model, request, replace(PARAMS, layers=(layer,)), moments, CONTEXTS[:1]).applied(model):
+    with rome(model, request, replace(PARAMS, layers=(layer,)), moments, contexts=CONTEXTS[:1]).applied(model):
         assert probability(model, request) > 0.9
 
 
@@ -143,7 +152,7 @@ def test_without_moments_the_direction_is_the_key() -> None:
     key = mean_over_contexts(model, MIDDLE, 0)[0]
     edit = rome(model, MIDDLE, params, contexts=CONTEXTS)
     close(direction(edit), key / key.norm())
-    with_moments = rome(model, MIDDLE, BRIEF, moments_of(model, [0]), CONTEXTS)
+    with_moments = rome(model, MIDDLE, BRIEF, moments_of(model, [0]), contexts=CONTEXTS)
     assert (direction(with_moments) - direction(edit)).norm() > 1e-2
     with pytest.raises(ValueError, match="moments are needed"):
         rome(model, MIDDLE, BRIEF, contexts=CONTEXTS)
@@ -161,14 +170,14 @@ def test_left_as_found_after_an_exception() -> None:
     model.modules.layers[3].register_forward_pre_hook(fail)
     before = snapshot(model.hf)
     with pytest.raises(RuntimeError, match="broken on purpose"):
-        rome(model, MIDDLE, replace(BRIEF, layers=(0, 2)), moments, CONTEXTS)
+        rome(model, MIDDLE, replace(BRIEF, layers=(0, 2)), moments, contexts=CONTEXTS)
     assert_unchanged(before, model.hf)
     assert not model.__dict__.get("applied_edits")
 
 
 def test_what_it_was_made_from_is_kept() -> None:
     model = editable("gpt2")
-    edit = rome(model, MIDDLE, BRIEF, moments_of(model, [0]), CONTEXTS, "reference")
+    edit = rome(model, MIDDLE, BRIEF, moments_of(model, [0]), contexts=CONTEXTS, compat="reference")
     assert edit.method == "rome" and edit.compat == "reference" and edit.contexts == CONTEXTS
     assert [EditRequest.of(request) for request in edit.requests] == [MIDDLE]
     assert ROMEParams.from_dict(edit.params) == BRIEF

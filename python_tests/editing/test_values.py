@@ -11,6 +11,7 @@ import knowedit_ext as ke
 from knowedit_ext.editing.methods.memit import MEMITParams
 from knowedit_ext.editing.methods.rome import ROMEParams
 from knowedit_ext.editing.request import EditRequest
+from knowedit_ext.editing.tokenized import tokenize_requests
 from knowedit_ext.editing.values import STOP_LOSS, Values, optimise_values
 
 from ..support.families import FAMILIES, LAYERS, tiny_model
@@ -28,7 +29,8 @@ PARAMS = ROMEParams(layers=(1,), v_num_grad_steps=8, v_lr=0.2, v_weight_decay=0.
 
 
 def values(model: ke.EditableModel, requests=REQUESTS, params=PARAMS, site="mlp", layer=1, batch=None) -> Values:
-    return optimise_values(model, requests, CONTEXTS, params, site, layer, batch=batch)
+    tokenized = tokenize_requests(model, requests, CONTEXTS, params.fact_token)
+    return optimise_values(model, tokenized, params, site, layer, batch=batch)
 
 
 def close(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-4) -> None:

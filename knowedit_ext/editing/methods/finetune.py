@@ -28,6 +28,7 @@ from ...runs.interrupts import uninterrupted
 from ...sweep.capture import CleanRun, clean_runs
 from ...sweep.packed import PackedPrompts
 from ..edit import Edit
+from ..method import Method
 from ..params import LayerParams
 from ..request import EditRequest, check_compat, check_requests, warn_of_known
 
@@ -94,8 +95,8 @@ def finetune(
     model: EditableModel,
     requests: Iterable[EditRequest | Mapping[str, Any]],
     params: FTParams,
-    compat: str | None = None,
     *,
+    compat: str | None = None,
     progress: bool = False,
 ) -> Edit:
     """Train the weights of `params.layers` on the requests, in batches in their order; a dense change of each weight.
@@ -122,7 +123,7 @@ def finetune(
     examples = [score(model, batch) for batch in batches]
     with _at_rest(model.hf), torch.enable_grad():
         if compat is None:
-            warn_of_known(model, found)
+            warn_of_known(model, [tokenize_fact(model, request.fact()) for request in found])
         first = min(_layer_of(model)[id(weight)] for weight in weights.values())
         runs = iter(clean_runs(model, [example.ids for batch in examples for example in batch]))
         packed = [_Batch(model, batch, [next(runs) for _ in batch], first) for batch in examples]
@@ -131,7 +132,8 @@ def finetune(
         )
     changes = {name: (new - weights[name].detach().to(new.dtype)).cpu() for name, new in trained.items()}
     described = [request.to_dict() for request in found]
-    return Edit(changes, "ft", described, params.to_dict(), [], compat).bind(model)
+    name = "ft" if params.norm_constraint is None else "ft-l"
+    return Edit(changes, name, described, params.to_dict(), [], compat).bind(model)
 
 
 # -- what is trained ---------------------------------------------------------------------------------------------------
@@ -336,3 +338,11 @@ def _at_rest(hf: nn.Module) -> Iterator[None]:
                 module.training = training
             for parameter, asked in flags:
                 parameter.requires_grad_(asked)
+
+
+def _unbounded(params: FTParams) -> None:
+    if params.norm_constraint is not None:
+        raise ValueError(f"norm_constraint is {params.norm_constraint}: that is method ft-l")
+
+
+METHOD = Method("ft", "fine-tuning of a few weights", finetune, FTParams, check=_unbounded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,12 +13,14 @@ from ...checks import Positive
 from ...model.load import EditableModel
 from ...moments import Moments
 from ..contexts import memit_contexts
-from ..edit import Edit, originals
-from ..keys import KeyRows
+from ..edit import Edit
+from ..method import Method
 from ..params import EditParams
 from ..published import import_values
+from ..ready import check_ready
 from ..request import EditRequest, check_compat, check_requests, warn_of_known
-from ..stacked import stacked
+from ..spread import spread
+from ..tokenized import TokenizedRequest, context_weights, tokenize_requests
 from ..values import optimise_values
 
 # Starting points for newer families, not published by the method's authors: EasyEdit and AlphaEdit, hparams/.
@@ -55,11 +57,11 @@ def memit(
     model: EditableModel,
     requests: Iterable[EditRequest | Mapping[str, Any]],
     params: MEMITParams,
-    moments: Moments,
+    moments: Moments | None = None,
+    *,
     contexts: Sequence[Sequence[str]] | None = None,
     values: torch.Tensor | str | Path | Sequence[str | Path] | None = None,
     compat: str | None = None,
-    *,
     preserve: Sequence[Edit] = (),
     ridge: float | str | None = None,
     seed: int = 0,
@@ -83,24 +85,26 @@ def memit(
     check_compat(compat)
     found = check_requests(requests)
     _refuse_post_norm(model)
-    check_model(model, params, moments, needed=True)
+    check_ready(model, params, moments, needed=True)
     generated = seed if contexts is None else None
     contexts = _groups(model, contexts, seed)
+    flat = [context for group in contexts for context in group]
+    tokenized = tokenize_requests(model, found, flat, params.fact_token)
+    earlier = [EditRequest.of(request) for edit in preserve for request in edit.requests]
+    kept = tokenize_requests(model, earlier, flat, params.fact_token)
     if values is None:
-        warn_of_known(model, found)
-        values = _optimised(model, found, params, contexts, batch, progress)
-    elif not isinstance(values, torch.Tensor):
-        values = import_values(values, found, params, model)
-    elif tuple(values.shape) != (len(found), model.hidden_size):
-        raise ValueError(f"values are {list(values.shape)}: expected [{len(found)} requests, {model.hidden_size}]")
-    elif not torch.isfinite(values).all():
-        raise ValueError("values hold NaN or infinite numbers")
-    kept = [EditRequest.of(request) for earlier in preserve for request in earlier.requests]
+        values = _optimised(model, tokenized, params, batch, progress)
+    else:
+        values = _given(model, values, found, params)
+
+    def solve(layer: int, keys: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
+        # (lambda C + K K^T)^-1 K, Eqn. 14
+        together = torch.cat([earlier, keys], 1)
+        return moments.solve(layer, together, params.mom2_update_weight, ridge).matrix[:, earlier.shape[1] :]
+
     described = [request.to_dict() for request in found]
     edit = Edit({}, "memit", described, params.to_dict(), contexts, compat, seed=generated)
-    with stacked(model, edit, params.layers) as put:
-        for layer, adjusted, residual in _insert(model, found, kept, params, moments, contexts, values, ridge):
-            put(layer, adjusted, residual)
+    spread(model, edit, params.layers, tokenized, kept, context_weights(contexts), values, solve)
     return edit
 
 
@@ -108,8 +112,8 @@ def memit_values(
     model: EditableModel,
     requests: Iterable[EditRequest | Mapping[str, Any]],
     params: MEMITParams,
-    contexts: Sequence[Sequence[str]] | None = None,
     *,
+    contexts: Sequence[Sequence[str]] | None = None,
     seed: int = 0,
     batch: int | None = None,
     progress: bool = False,
@@ -121,22 +125,27 @@ def memit_values(
     """
     found = check_requests(requests)
     _refuse_post_norm(model)
-    check_model(model, params, None, needed=False)
-    contexts = _groups(model, contexts, seed)
-    warn_of_known(model, found)
-    return _optimised(model, found, params, contexts, batch, progress)
+    check_ready(model, params, None, needed=False)
+    flat = [context for group in _groups(model, contexts, seed) for context in group]
+    return _optimised(model, tokenize_requests(model, found, flat, params.fact_token), params, batch, progress)
 
 
 def _optimised(
-    model: EditableModel,
-    requests: Sequence[EditRequest],
-    params: MEMITParams,
-    contexts: Sequence[Sequence[str]],
-    batch: int | None,
-    progress: bool,
+    model: EditableModel, requests: Sequence[TokenizedRequest], params: MEMITParams, batch: int | None, progress: bool
 ) -> torch.Tensor:
-    flat = [context for group in contexts for context in group]
-    return optimise_values(model, requests, flat, params, "layer", params.layers[-1], batch, progress).values
+    warn_of_known(model, [request.facts[0] for request in requests])
+    return optimise_values(model, requests, params, "layer", params.layers[-1], batch, progress).values
+
+
+def _given(model: EditableModel, values: Any, requests: Sequence[EditRequest], params: MEMITParams) -> torch.Tensor:
+    """Values that somebody computed before, or ValueError."""
+    if not isinstance(values, torch.Tensor):
+        return import_values(values, requests, params, model)
+    if tuple(values.shape) != (len(requests), model.hidden_size):
+        raise ValueError(f"values are {list(values.shape)}: expected [{len(requests)} requests, {model.hidden_size}]")
+    if not torch.isfinite(values).all():
+        raise ValueError("values hold NaN or infinite numbers")
+    return values
 
 
 def _refuse_post_norm(model: EditableModel) -> None:
@@ -154,58 +163,11 @@ def _groups(model: EditableModel, contexts: Sequence[Sequence[str]] | None, seed
     return groups
 
 
-def _insert(
-    model: EditableModel,
-    requests: Sequence[EditRequest],
-    kept: Sequence[EditRequest],
-    params: MEMITParams,
-    moments: Moments,
-    contexts: Sequence[Sequence[str]],
-    values: torch.Tensor,
-    ridge: float | str | None,
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """For each layer (layer, inputs [d_in, n], outputs [d_out, n]), to be put in place before the next is asked for.
-
-    Each pass gives a layer's keys and the values reached so far, and starts from the first layer that has changed.
-    """
-    rows = KeyRows(model, [*kept, *requests], contexts, params.fact_token)
-    last, old = params.layers[-1], len(kept)
-    start, hidden = params.layers[0], rows.run(rows.start, 0, params.layers[0])
-    for number, layer in enumerate(params.layers):
-        if layer > start:  # the layer below has been changed since
-            hidden, start = rows.run(hidden, start, layer), layer
-        reached, inputs, _ = rows.pass_through(hidden, layer, last + 1, layer)
-        keys = rows.mean(inputs).T  # K, [d_in, kept + n]
-        now = reached[:: rows.per_request][old:].double()  # values of the bare prompts, [n, hidden]
-        residual = (values.to(now.device, torch.float64) - now).T / (len(params.layers) - number)  # Eqn. 20
-        # (lambda C + K K^T)^-1 K, Eqn. 14
-        adjusted = moments.solve(layer, keys, params.mom2_update_weight, ridge).matrix[:, old:]
-        yield layer, adjusted, residual
-
-
-def check_model(model: EditableModel, params: EditParams, moments: Moments | None, needed: bool) -> None:
-    """Raise ValueError for layers that are not there, numbers that are not finite, moments that are missing or wrong.
-
-    needed: whether the method uses moments.
-    """
-    if params.v_loss_layer is not None and not 0 <= params.v_loss_layer < model.num_layers:
-        raise ValueError(
-            f"v_loss_layer {params.v_loss_layer} is out of range: the model has layers 0..{model.num_layers - 1}"
-        )
-    for layer in params.layers:
-        if not 0 <= layer < model.num_layers:
-            raise ValueError(f"layer {layer} is out of range: the model has layers 0..{model.num_layers - 1}")
-        module = model.modules.down_projection(layer)
-        weight, name = module.weight, f"{model.modules.parameter_name(layer)}.weight"
-        floating = isinstance(weight, torch.Tensor) and weight.is_floating_point()  # not where it is quantised
-        if floating and not torch.isfinite(weight).all():
-            raise ValueError(f"'{name}' holds NaN or infinite numbers")
-        if not needed:
-            continue
-        if moments is None:
-            raise ValueError("moments are needed (ke.collect_moments), or mom2_adjustment=False for ROME")
-        if layer not in moments:
-            raise ValueError(f"no moments of layer {layer}: there are those of {', '.join(map(str, moments.layers))}")
-        matrix = moments.check(model, layer, originals(model)).matrix()
-        if not torch.isfinite(matrix).all():
-            raise ValueError(f"moments of layer {layer} hold NaN or infinite numbers")
+METHOD = Method(
+    "memit",
+    "MEMIT: many facts at once, over several layers",
+    memit,
+    MEMITParams,
+    contexts=lambda model, params, seed: memit_contexts(model, seed),
+    many=True,
+)

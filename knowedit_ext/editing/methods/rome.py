@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,11 +15,13 @@ from ...moments import Moments
 from ..contexts import rome_contexts
 from ..edit import Edit
 from ..keys import KeyRows
+from ..method import Method
 from ..params import EditParams
+from ..ready import check_ready
 from ..request import EditRequest, check_compat, check_requests, warn_of_known
 from ..stacked import stacked
+from ..tokenized import TokenizedRequest, context_weights, tokenize_requests
 from ..values import optimise_values
-from .memit import check_model
 
 # Starting points for newer families, not published by the method's authors: EasyEdit, hparams/.
 _STARTS = dict(layers=(5,), v_num_grad_steps=25, v_weight_decay=1e-3)
@@ -60,9 +62,9 @@ def rome(
     request: EditRequest | Mapping[str, Any],
     params: ROMEParams,
     moments: Moments | None = None,
+    *,
     contexts: Sequence[str] | None = None,
     compat: str | None = None,
-    *,
     ridge: float | str | None = None,
     seed: int = 0,
 ) -> Edit:
@@ -81,7 +83,8 @@ def rome(
         raise ValueError(
             f"ROME edits one fact at a time, not {len(found)}: rome_each makes an edit of each, or use MEMIT"
         )
-    return rome_each(model, found, params, moments, contexts, compat, ridge=ridge, seed=seed)[0]
+    options = dict(contexts=contexts, compat=compat, ridge=ridge, seed=seed)
+    return rome_each(model, found, params, moments, **options)[0]
 
 
 def rome_each(
@@ -89,9 +92,9 @@ def rome_each(
     requests: Iterable[EditRequest | Mapping[str, Any]],
     params: ROMEParams,
     moments: Moments | None = None,
+    *,
     contexts: Sequence[str] | None = None,
     compat: str | None = None,
-    *,
     ridge: float | str | None = None,
     seed: int = 0,
     batch: int | None = None,
@@ -106,52 +109,67 @@ def rome_each(
     found = [one for request in requests for one in check_requests(request)]
     if not found:
         raise ValueError("no edit requests")
-    check_model(model, params, moments, needed=params.mom2_adjustment)
+    check_ready(model, params, moments, needed=params.mom2_adjustment)
     generated = seed if contexts is None else None
     contexts = rome_contexts(model, params.context_template_length_params, seed) if contexts is None else list(contexts)
     if not contexts or contexts[0] != "{}":
         raise ValueError("contexts must begin with the bare prompt, '{}'")
-    warn_of_known(model, found)
-    groups = [found] if len(params.layers) == 1 else [[request] for request in found]
+    tokenized = tokenize_requests(model, found, contexts, params.fact_token)
+    warn_of_known(model, [request.facts[0] for request in tokenized])
+
+    def direction(layer: int, key: torch.Tensor) -> torch.Tensor:
+        """u is C^-1 k* up to scale (ROME, Eqn. 2), and so is (C + k* k*^T)^-1 k*, by Sherman and Morrison."""
+        u = moments.solve(layer, key[:, None], 1.0, ridge).matrix[:, 0] if params.mom2_adjustment else key
+        return u / u.norm()
+
     edits = []
-    for group in groups:
-        made = [Edit({}, "rome", [r.to_dict()], params.to_dict(), contexts, compat, seed=generated) for r in group]
+    for group in [tokenized] if len(params.layers) == 1 else [[request] for request in tokenized]:
+        made = [
+            Edit({}, "rome", [r.request.to_dict()], params.to_dict(), contexts, compat, seed=generated) for r in group
+        ]
         with ExitStack() as stack:
             puts = [stack.enter_context(stacked(model, edit, params.layers)) for edit in made]
             for layer in params.layers:
-                settings = (params, moments, contexts, compat, ridge, layer, batch, progress)
-                for put, factors in zip(puts, _one_layer(model, group, *settings), strict=True):
-                    put(layer, *factors)
+                factors = _one_layer(model, group, params, direction, layer, compat, batch, progress)
+                for put, (u, v) in zip(puts, factors, strict=True):
+                    put(layer, u, v)
         edits += made
     return edits
 
 
 def _one_layer(
     model: EditableModel,
-    requests: Sequence[EditRequest],
+    requests: Sequence[TokenizedRequest],
     params: ROMEParams,
-    moments: Moments | None,
-    contexts: Sequence[str],
-    compat: str | None,
-    ridge: float | str | None,
+    direction: Callable[[int, torch.Tensor], torch.Tensor],
     layer: int,
+    compat: str | None,
     batch: int | None,
     progress: bool,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """u [d_in, 1] and v [d_out, 1] of each request."""
-    rows = KeyRows(model, requests, [contexts], params.fact_token)
+    rows = KeyRows(model, requests, context_weights([requests[0].facts]))
     _, inputs, outputs = rows.pass_through(rows.start, 0, layer + 1, layer)
     keys = rows.mean(inputs)  # k*, [requests, d_in]
-    targets = optimise_values(model, requests, contexts, params, "mlp", layer, batch, progress).values
+    targets = optimise_values(model, requests, params, "mlp", layer, batch, progress).values
     if compat == "reference":  # of the bare prompts
         keys_now, values_now = (x[:: rows.per_request].double() for x in (inputs, outputs))
     else:
         keys_now, values_now = keys, rows.mean(outputs)
     found = []
     for n, key in enumerate(keys):
-        # u is C^-1 k* up to scale (ROME, Eqn. 2), and so is (C + k* k*^T)^-1 k*, by Sherman and Morrison.
-        u = moments.solve(layer, key[:, None], 1.0, ridge).matrix[:, 0] if params.mom2_adjustment else key
-        u = u / u.norm()
+        u = direction(layer, key)
         v = (targets[n].to(u.device, torch.float64) - values_now[n].to(u.device)) / (keys_now[n].to(u.device) @ u)
         found.append((u[:, None], v[:, None]))
     return found
+
+
+METHOD = Method(
+    "rome",
+    "ROME: one fact, one rank-one change",
+    rome,
+    ROMEParams,
+    each=rome_each,
+    contexts=lambda model, params, seed: rome_contexts(model, params.context_template_length_params, seed),
+    single=True,
+)

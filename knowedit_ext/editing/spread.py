@@ -1,0 +1,50 @@
+"""The loop over layers of the closed-form editors: what is left to do is spread over them, bottom up.
+
+The methods differ in their solve, see `Solve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..model.load import EditableModel
+from .edit import Edit
+from .keys import KeyRows
+from .stacked import stacked
+from .tokenized import TokenizedRequest
+
+# (layer, keys [d_in, n], earlier keys [d_in, m]) -> [d_in, n], what the n residuals are multiplied by
+Solve = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def spread(
+    model: EditableModel,
+    edit: Edit,
+    layers: Sequence[int],
+    requests: Sequence[TokenizedRequest],
+    preserved: Sequence[TokenizedRequest],
+    weights: Sequence[float],
+    values: torch.Tensor,
+    solve: Solve,
+) -> None:
+    """Add to `edit` a change of the down projection of each layer, so that the last one puts out `values`.
+
+    preserved: earlier requests, whose keys are to keep their values. weights: of a request's contexts, in its key.
+    values: [n, hidden].
+
+    Each pass gives a layer's keys and the values reached so far, and starts from the first layer that has changed.
+    """
+    rows = KeyRows(model, [*preserved, *requests], weights)
+    last, old = layers[-1], len(preserved)
+    start, hidden = layers[0], rows.run(rows.start, 0, layers[0])
+    with stacked(model, edit, layers) as put:
+        for number, layer in enumerate(layers):
+            if layer > start:  # the layer below has been changed since
+                hidden, start = rows.run(hidden, start, layer), layer
+            reached, inputs, _ = rows.pass_through(hidden, layer, last + 1, layer)
+            keys = rows.mean(inputs).T  # K, [d_in, old + n]
+            now = reached[:: rows.per_request][old:].double()  # values of the bare prompts, [n, hidden]
+            residual = (values.to(now.device, torch.float64) - now).T / (len(layers) - number)  # Eqn. 20, MEMIT
+            put(layer, solve(layer, keys[:, old:], keys[:, :old]), residual)
