@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..model.load import EditableModel
-from ..runs.files import atomic_write, load_npz, save_npz
+from ..runs.files import atomic_write, file_name, load_npz, model_file_name, save_npz
 from .request import EditRequest, check_requests
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ def value_path(
     kv_dir: str | Path, model_name: str, params: MEMITParams, case_id: int | str, dataset: str = "mcf"
 ) -> Path:
     """`{kv_dir}/{model}_MEMIT/{dataset}_layer_{last}_clamp_{factor}_case_{id}.npz`, "/" in the model as "_"."""
-    name = f"{dataset}_layer_{params.layers[-1]}_clamp_{params.clamp_norm_factor:g}_case_{case_id}.npz"
-    return Path(kv_dir) / f"{model_name.replace('/', '_')}_MEMIT" / name
+    dataset, case = file_name(dataset, "dataset"), file_name(case_id, "case_id")
+    name = f"{dataset}_layer_{params.layers[-1]}_clamp_{params.clamp_norm_factor:g}_case_{case}.npz"
+    return Path(kv_dir) / f"{model_file_name(model_name)}_MEMIT" / name
 
 
 def export_values(

@@ -1,8 +1,6 @@
 """Which model moments and edits belong to: checksums of weights, and of the tokenizer.
 
-A tensor's checksum takes its bits as 64-bit words in rows of 1024 and adds up, modulo 2^64, the sums of rows and the
-sums of columns, each times a fixed odd factor: one changed entry always changes it, and it runs on the tensor's device
-at the speed of memory. A fingerprint is the SHA-256 of all names, shapes, dtypes and checksums.
+A fingerprint is the SHA-256 of all names, shapes, dtypes and checksums.
 """
 
 from __future__ import annotations
@@ -12,37 +10,15 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
+from ..runs.checksums import checksum as checksum
 from .load import EditableModel
 
-_ROW = 1024
 _SAMPLE = 1 << 16  # entries of a weight that are compared with one in another dtype
 _ROUNDED = (torch.bfloat16, torch.float16)
 # name -> [dtype, shape, checksum, checksums of a sample rounded to each of _ROUNDED (files of before lack the last)]
 Checksums = dict[str, list[str]]
-
-
-def checksum(tensor: torch.Tensor) -> str:
-    """128 bits as hex, of the tensor's bits and their order."""
-    flat = tensor.detach().contiguous().view(-1)
-    if flat.data_ptr() % 8:
-        flat = flat.clone()
-    octets = flat.view(torch.uint8)
-    whole = len(octets) // (8 * _ROW) * (8 * _ROW)
-    words = octets[:whole].view(torch.int64).view(-1, _ROW)
-    rest = octets[whole:].cpu().numpy().tobytes()
-    last = np.frombuffer(rest + bytes(-len(rest) % 8), dtype=np.int64)
-    rows = _weighted(words.sum(1).cpu().numpy()) + int.from_bytes(hashlib.sha256(rest).digest()[:8], "little")
-    columns = _weighted(words.sum(0).cpu().numpy()) + _weighted(last)
-    return f"{rows % 2**64:016x}{columns % 2**64:016x}"
-
-
-def _weighted(sums: np.ndarray) -> int:
-    """Sum of odd factors times `sums`, modulo 2^64."""
-    factors = np.arange(1, len(sums) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
-    return int((factors * sums.view(np.uint64)).sum(dtype=np.uint64))
 
 
 def weight_checksum(weight: torch.Tensor) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..model.load import EditableModel
-from ..runs.files import atomic_write, load_npz, save_npz
+from ..runs.files import atomic_write, file_name, load_npz, model_file_name, save_npz
 from .store import Moment, Moments
 
 _KEYS = ("mom2.constructor", "mom2.count", "mom2.mom2", "sample_size")
@@ -22,8 +22,8 @@ def npz_path(
 ) -> Path:
     """`{stats_dir}/{model}/{dataset}_stats/{layer name}_float32_mom2[_{sample size}].npz`, "/" in the model as "_"."""
     suffix = "" if sample_size is None else f"_{sample_size}"
-    folder = Path(stats_dir) / model_name.replace("/", "_") / f"{dataset}_stats"
-    return folder / f"{layer_name}_float32_mom2{suffix}.npz"
+    folder = Path(stats_dir) / model_file_name(model_name) / f"{file_name(dataset, 'dataset')}_stats"
+    return folder / f"{file_name(layer_name, 'layer_name')}_float32_mom2{suffix}.npz"
 
 
 def export_npz(

@@ -1,12 +1,14 @@
-"""Files that are either whole or not there, and whose bytes depend on their content alone."""
+"""Files that are either whole or not there, whose bytes depend on their content alone, and that tell when they were
+altered. What is read may be damaged or foreign: that is a ValueError which names the file, at a bounded cost."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,24 +18,67 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .checksums import arrays_digest, checksum, json_digest
+
+SEAL = "knowedit_digest"  # in our files: the digest of everything else
+_LONGEST = 150  # bytes of a name's part: file systems take 255 for the whole
+_AGAIN = "delete it to have it computed again, or take it from where it was whole"
+_INFLATED, _SMALL = 100, 1 << 26  # a compressed array may not be larger than both, times its size in the file and bytes
+
+
+def file_name(part: object, what: str) -> str:
+    """`part` as part of a file's name; ValueError where it could lead elsewhere or be no name.
+
+    Every id or name that comes from data goes through here before it names a file.
+    """
+    text = str(part)
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        size = 0
+    shown = repr(text if len(text) <= 60 else text[:57] + "...")
+    if not 0 < size <= _LONGEST or text in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", text):
+        raise ValueError(
+            f"{what} {shown} cannot name a file: expected up to {_LONGEST} bytes of text without '/', '\\' and "
+            "control characters"
+        )
+    return text
+
+
+def model_file_name(name: str) -> str:
+    """A model's name as published in names of files: "/" as "_"."""
+    return file_name(re.sub(r"[/\\]", "_", name), "the model's name")
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A new file beside `path` to write to, renamed at the end: a reader sees the old file or the whole new one."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            words = f"{os.strerror(error.errno)}, so this was left as it was"
+            raise OSError(error.errno, words, str(path)) from error
         raise
+
+
+def remove_unfinished(*folders: Path) -> None:
+    """Remove what killed runs were writing there. Only for who holds the folder alone, see `runs.lock`."""
+    for folder in folders:
+        for left in folder.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
@@ -42,27 +87,48 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
         write(file)
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file, atomically. Tensors go to the file one by one, not through one large string."""
-    with replacing(path) as temporary:
-        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, temporary, dict(metadata))
+def _opened(path: str | Path) -> BinaryIO:
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"'{path}' does not exist")
+    if not path.is_file():
+        raise ValueError(f"'{path}' is no file")
+    return path.open("rb")
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All tensors of a safetensors file, on the CPU, and its metadata."""
+# -- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def write_json(path: str | Path, value: Any, sealed: bool = False) -> None:
+    """Atomic, sorted keys, one value a line. sealed: an object gets a digest, which `load_json` looks at."""
+    if sealed:
+        value = {**value, SEAL: json_digest(value)}
+    spelled = dict(indent=1, sort_keys=True, allow_nan=False)
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except FileNotFoundError:
-        raise FileNotFoundError(f"'{path}' does not exist") from None
-    except SafetensorError as error:
-        raise ValueError(f"'{path}' is not a whole safetensors file ({error})") from error
+        text = (json.dumps(value, ensure_ascii=False, **spelled) + "\n").encode()
+    except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8
+        text = (json.dumps(value, **spelled) + "\n").encode()
+    atomic_write(path, lambda file: file.write(text))
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Atomic, sorted keys, one value a line."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    atomic_write(path, lambda file: file.write(text.encode()))
+def load_json(path: str | Path, kind: type = dict) -> Any:
+    """What a JSON file holds, which has to be of this kind; its seal is checked, where it has one, and left out."""
+    with _opened(path) as file:
+        content = file.read()
+    try:
+        value = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"'{path}' is not JSON ({error}): {_AGAIN}") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"'{path}' holds a {type(value).__name__}: expected a {kind.__name__}")
+    if isinstance(value, dict) and SEAL in value:
+        seal = value.pop(SEAL)
+        if seal != json_digest(value):
+            raise ValueError(f"'{path}' was altered after it was written: {_AGAIN}")
+    return value
+
+
+# -- arrays -----------------------------------------------------------------------------------------------------------
 
 
 def save_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
@@ -74,18 +140,111 @@ def save_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
-def load_npz(path: str | Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """Arrays of a .npz file, never unpickled. ValueError says which file is not whole, or lacks one of `keys`."""
+def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An .npz, atomically, with a digest that `load_npz` looks at."""
+    sealed = {SEAL: np.array(arrays_digest(arrays)), **arrays}  # first: what a damaged directory loses is missed
+    atomic_write(path, lambda file: save_npz(file, sealed))
+
+
+def load_npz(path: str | Path, keys: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Arrays of a .npz file, all or those named, never unpickled; each takes no more memory than the file makes likely.
+
+    ValueError says which file is not whole, was altered, or lacks one of `keys`. The seal is left out.
+    """
+    with _opened(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist()]
+                absent = [key for key in keys or () if key not in names]
+                if absent:
+                    raise ValueError(f"it lacks {', '.join(absent)} and holds {', '.join(names) or 'nothing'}")
+                sealed = SEAL in names
+                wanted = names if keys is None or sealed else keys
+                found = {key: _member(archive, key) for key in wanted}
+        except Exception as error:  # damaged bytes raise whatever they meet: zip, zlib, struct, numpy, memory, ...
+            raise ValueError(f"'{path}' is not the .npz file expected: {error}; {_AGAIN}") from error
+    if sealed and str(found.pop(SEAL)) != arrays_digest(found):
+        raise ValueError(f"'{path}' was altered after it was written: {_AGAIN}")
+    return found if keys is None else {key: found[key] for key in keys}
+
+
+def _member(archive: zipfile.ZipFile, key: str) -> np.ndarray:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            absent = [key for key in keys if key not in names]
-            if absent:
-                raise ValueError(f"it lacks {', '.join(absent)} and holds {', '.join(names) or 'nothing'}")
-            found = {}
-            for key in keys:
-                with archive.open(f"{key}.npy") as member:
-                    found[key] = np.lib.format.read_array(member, allow_pickle=False)
-            return found
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise ValueError(f"'{path}' is not the .npz file expected: {error}") from error
+        entry = archive.getinfo(f"{key}.npy")
+    except KeyError:
+        entry = archive.getinfo(key)
+    if entry.file_size > max(_SMALL, _INFLATED * entry.compress_size):
+        raise ValueError(f"{key} claims {entry.file_size} bytes out of {entry.compress_size}")
+    with archive.open(entry) as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_column, dtype = read(member)
+        if dtype.hasobject:
+            raise ValueError(f"{key}: Object arrays cannot be loaded when allow_pickle=False")
+        content = member.read()  # to the end, where the zip file's own checksum is looked at
+    count = int(np.prod(shape, dtype=object))
+    if not dtype.itemsize or count * dtype.itemsize != len(content):
+        raise ValueError(f"{key} has {len(content)} bytes: expected {dtype} {list(shape)}")
+    return np.frombuffer(bytearray(content), dtype=dtype).reshape(shape, order="F" if by_column else "C")
+
+
+# -- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file, atomically, with checksums that `read_tensors` looks at; equal content gives equal bytes.
+
+    Tensors go to the file one by one, not through one large string.
+    """
+    tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    storages = [x.untyped_storage().data_ptr() for x in tensors.values()]
+    if len(set(storages)) < len(storages):  # the library takes none that share memory
+        tensors = {name: x.clone() for name, x in tensors.items()}
+    seal = {"": json_digest(dict(metadata))} | {name: checksum(x) for name, x in tensors.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, {**metadata, SEAL: json.dumps(seal, sort_keys=True)})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise ValueError(f"'{path}' could not be written: {error}") from error
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        _sort_header(temporary)
+
+
+def _sort_header(path: Path) -> None:
+    """Metadata in the order of their keys: the library writes them in a new order every time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise ValueError(f"the header of '{path}' grew from {size} to {len(text)} bytes")
+        file.seek(8)
+        file.write(text.ljust(size))
+
+
+def read_tensors(
+    path: str | Path, wanted: Collection[str] | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors of a safetensors file, all or those named that are there, on the CPU, and its metadata.
+
+    ValueError says which file is not whole or was altered.
+    """
+    _opened(path).close()
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names if wanted is None or name in wanted}
+            metadata = dict(sorted((file.metadata() or {}).items()))
+        seal = json.loads(metadata.pop(SEAL, "null"))
+        found = {"": json_digest(metadata)} | {name: checksum(x) for name, x in tensors.items()}
+        whole = seal is None or (
+            seal.keys() == {"", *names} and all(seal[name] == value for name, value in found.items())
+        )
+    except Exception as error:  # damaged bytes raise whatever they meet
+        raise ValueError(f"'{path}' is not a whole safetensors file ({error}): {_AGAIN}") from error
+    if not whole:
+        raise ValueError(f"'{path}' was altered after it was written: {_AGAIN}")
+    return tensors, metadata

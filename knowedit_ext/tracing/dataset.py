@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..datasets import KnownFact, load_known
 from ..model.facts import Fact, tokenize_fact
 from ..model.load import EditableModel
-from ..runs.files import atomic_write, save_npz
+from ..runs.files import write_npz
 from ..runs.ranks import Ranks
 from ..runs.settings import settle
 from ..sweep import default_max_rows
@@ -167,7 +167,7 @@ def _trace_group(
             traces[item.known_id][kind].save(path)
         else:
             logger.info("known_id %d: the model does not say '%s'", item.known_id, item.fact.attribute)
-            atomic_write(path, lambda file: save_npz(file, {"correct_prediction": np.bool_(False)}))
+            write_npz(path, {"correct_prediction": np.bool_(False)})
 
 
 def _predicts(model: EditableModel, fact: Fact, answer_tokens: int) -> bool:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runs.files import write_json
-from .trace import Trace, read_npz
+from ..runs.files import load_npz, write_json
+from .trace import Trace
 
 ROLES = (
     "First subject token",
@@ -86,7 +86,7 @@ class Effects:
         """From .npz files in the published layout; those without a correct prediction are counted as skipped."""
         traces, skipped = [], defaultdict(int)
         for path in paths:
-            data = read_npz(path)
+            data = load_npz(path)
             if not bool(data.get("correct_prediction", True)):
                 name = Path(path).stem
                 skipped["mlp" if name.endswith("_mlp") else "attn" if name.endswith("_attn") else "state"] += 1

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zlib import error as zlib_error
 
 import numpy as np
 
-from ..runs.files import atomic_write, save_npz
+from ..runs.files import load_npz, write_npz
 
 KINDS = ("state", "mlp", "attn")
 
@@ -97,12 +95,12 @@ class Trace:
             "low_samples": self.low_samples.astype(np.float32),
             "settings": np.array(json.dumps(self.settings, sort_keys=True)),
         }
-        atomic_write(path, lambda file: save_npz(file, arrays))
+        write_npz(path, arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
         """Read a trace saved here or by the published code. Raises ValueError for what is no such file."""
-        data = read_npz(path)
+        data = load_npz(path)
         if not bool(data.get("correct_prediction", True)) and "scores" not in data:
             raise ValueError(f"'{path}' holds no trace: the model did not predict the expected attribute")
         missing = [
@@ -143,25 +141,3 @@ class Trace:
             correct_prediction=bool(data.get("correct_prediction", True)),
             settings=read("settings", lambda x: json.loads(str(x)), "{}"),
         )
-
-
-def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz; never unpickles. A ValueError names the file when it is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        NotImplementedError,  # a damaged header asks for encryption or an odd compression
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib_error,
-    ) as error:
-        raise ValueError(f"'{path}' is not a readable .npz ({error}); delete it to have it computed again") from error

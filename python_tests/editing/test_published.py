@@ -138,3 +138,14 @@ def test_what_is_not_written(tmp_path) -> None:
     with pytest.raises(ValueError, match="has no case_id"):
         export_values(torch.zeros(1, WIDTH), EditRequest("{} a", "b", "c"), PARAMS, tmp_path, model)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(dataset="../../x"), dict(dataset="/x"), dict(case="../../x"), dict(case="a\0b"), dict(name="..")]
+)
+def test_no_name_leads_out_of_the_folder(tmp_path, wrong) -> None:
+    record = RECORDS[0] | {"case_id": wrong.get("case", 7)}
+    dataset, name = wrong.get("dataset", "mcf"), wrong.get("name")
+    with pytest.raises(ValueError, match="cannot name a file"):
+        export_values(torch.zeros(1, WIDTH), [record], PARAMS, tmp_path, editable("gpt2"), dataset, name)
+    assert not list(tmp_path.iterdir())

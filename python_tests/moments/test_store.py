@@ -296,3 +296,10 @@ def test_solve_refuses():
     ]:
         with pytest.raises(ValueError, match=message):
             m.solve(**(dict(layer=3, keys=keys(2), weight=1.0) | bad))
+
+
+@pytest.mark.parametrize("wrong", [dict(dataset="../x"), dict(model_name=".."), dict(dataset="a/b")])
+def test_no_name_leads_out_of_the_folder(tmp_path, collected, wrong):
+    with pytest.raises(ValueError, match="cannot name a file"):
+        export_npz(collected, tmp_path, tiny_model("gpt2"), **wrong)
+    assert not list(tmp_path.iterdir())
