@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..plots import MARKERS, OKABE_ITO, figure_of, finish
-from .scores import SUCCESSES, Mean
+from .mean import Mean
+from .scores import SUCCESSES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

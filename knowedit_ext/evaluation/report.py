@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runs.files import atomic_write, write_json
-from .scores import Mean, summarise, values_of
+from .mean import Mean
+from .scores import summarise, values_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

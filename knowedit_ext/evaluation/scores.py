@@ -6,34 +6,17 @@ All shares, differences and entropies are times 100, as printed there; essence i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+
+from .mean import Mean
 
 SUCCESSES = ("ES", "PS", "NS")
 ACCURACIES = ("EA", "PA", "NA")
 SORTS = ("rewrite_prompts", "paraphrase_prompts", "neighborhood_prompts")
 EXTRA_NAMES = {"same_subject_prompts": "same subject", "reversal_prompts": "reversal", "portability_prompts": "port."}
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over n cases and its standard error (None for a single one)."""
-
-    mean: float
-    stderr: float | None
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Mean:
-        x = np.asarray(values, dtype=np.float64)
-        error = float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else None
-        return cls(float(x.mean()), error, len(x))
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def values_of(measured: Mapping[str, Any]) -> dict[str, float]:

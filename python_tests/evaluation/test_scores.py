@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import hmean
 
+from knowedit_ext.evaluation.mean import Mean
 from knowedit_ext.evaluation.report import Report, side_by_side
-from knowedit_ext.evaluation.scores import Mean, harmonic, summarise, values_of
+from knowedit_ext.evaluation.scores import harmonic, summarise, values_of
 
 SORTS = {"rewrite": ("ES", "EM"), "paraphrase": ("PS", "PM"), "neighborhood": ("NS", "NM")}
 
