@@ -24,11 +24,11 @@ from knowedit_ext.model.facts import tokenize_fact
 from knowedit_ext.moments.batches import token_ids
 from knowedit_ext.sweep import sweep
 from knowedit_ext.tracing.causal import TraceSettings, plan_traces, window_layers
+from knowedit_ext.tracing.kinds import KINDS, window_for
 from knowedit_ext.world import load_world
 
 EDITED_LAYERS = (3, 4, 5, 6, 7, 8)  # MEMIT's on GPT-J
 PUBLISHED_TOKENS, PUBLISHED_EDITS = 44_000_000, 10_000
-KINDS = ("state", "mlp", "attn")
 
 
 def gpt2_xl(bench: Bench) -> PreTrainedModel:
@@ -100,7 +100,10 @@ def _trace(
 def _sites(model: ke.EditableModel, kind: str, layer: int) -> list[torch.nn.Module]:
     if kind == "state":
         return [model.modules.layers[layer]]
-    return [model.modules.site(kind, w) for w in window_layers(layer, 10, model.num_layers)]
+    return [
+        model.modules.site(kind, w)
+        for w in window_layers(layer, window_for(model.num_layers, None, (kind,)), model.num_layers)
+    ]
 
 
 def _trace_flops(model: ke.EditableModel, fact: ke.Fact, noise: float) -> int:

@@ -39,6 +39,7 @@ import knowedit_ext as ke
 from knowedit_ext.model.facts import tokenize_fact
 from knowedit_ext.sweep import sweep
 from knowedit_ext.tracing.causal import TraceSettings, plan_traces, window_layers
+from knowedit_ext.tracing.kinds import window_for
 from knowedit_ext.world import load_world
 
 
@@ -84,10 +85,13 @@ def world_model() -> tuple[ke.EditableModel, ke.Fact]:
 
 def compare_trace(model: ke.EditableModel, fact: ke.Fact, kind: str, repeat: int, check_only: bool) -> dict[str, Any]:
     tokenized, noise, layers = tokenize_fact(model, fact), 0.1, range(model.num_layers)
+    window = window_for(model.num_layers, None, (kind,))
     if kind == "state":
         row = [[model.modules.layers[layer]] for layer in layers]
     else:
-        row = [[model.modules.site(kind, w) for w in window_layers(layer, 10, model.num_layers)] for layer in layers]
+        row = [
+            [model.modules.site(kind, w) for w in window_layers(layer, window, model.num_layers)] for layer in layers
+        ]
     ids = list(tokenized.ids)
     arguments = (model.hf, model.modules.embedding, [row] * len(ids), ids, tokenized.subject_range, noise)
     plain, plain_time = timed(lambda: naive.causal_trace(*arguments), 1 if check_only else repeat)

@@ -16,10 +16,9 @@ from .model.load import EditableModel, load_model
 from .moments import Moments, collect_moments
 from .tracing.causal import trace
 from .tracing.dataset import trace_dataset
-from .tracing.trace import KINDS
+from .tracing.kinds import KINDS
 from .world import World, load_world
 
-WINDOW = 3  # of the world's 6 layers; the papers take 10 of 48
 KEYS_A_WIDTH = 20  # second moments over so many keys for each of their dimensions
 
 
@@ -39,7 +38,7 @@ def run(out: Path, say: Callable[[str], None], facts: int = 24, edits: int = 100
 def _trace(model: EditableModel, world: World, out: Path, say: Callable[[str], None], count: int) -> list[Path]:
     one_token = [f for f in world.facts() if len(model.tokenizer.encode(" " + f["attribute"])) == 1]
     records = random.Random(1).sample(one_token, count)
-    effects = trace_dataset(model, records, out / "traces", window=WINDOW)
+    effects = trace_dataset(model, records, out / "traces")
     say(f"\nCausal tracing of {count} facts, 10 noise samples each, every token and layer:")
     say(effects.summary())
     say("\nAverage indirect effect (what restoring one place brings back), at the layer where it is largest:")
@@ -51,7 +50,7 @@ def _trace(model: EditableModel, world: World, out: Path, say: Callable[[str], N
     effects.plot(made[1], style="heatmap")
     fact = load_known(records[:1])[0].fact
     for kind in KINDS:
-        found = trace(model, fact, kind=kind, window=WINDOW)
+        found = trace(model, fact, kind=kind)
         made.append(out / f"trace_{kind}.png")
         found.plot(made[-1], title=f"'{fact.text}' →{found.answer}: {kind}")
     return [*made, out / "traces" / "summary.json", out / "traces" / "cases"]

@@ -10,7 +10,7 @@ import typer
 import knowedit_ext as ke
 
 from ..datasets import load_known
-from ..tracing.trace import KINDS
+from ..tracing.kinds import KINDS
 from .options import Device, Dtype, load
 
 
@@ -26,7 +26,10 @@ def trace(
     out: Annotated[Path | None, typer.Option(help="Folder for a data set's cases, summary and figures.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Heat map of one trace (.png, .pdf, .svg).")] = None,
     save: Annotated[Path | None, typer.Option(help="The trace as .npz.")] = None,
-    window: Annotated[int, typer.Option(help="Layers restored together (mlp, attn).")] = 10,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Layers restored together (mlp, attn); default: 10, or half of a shallow model's."),
+    ] = None,
     samples: Annotated[int, typer.Option(help="Noise samples.")] = 10,
     noise: Annotated[str, typer.Option(help="A number, or a rule: s3, u0.1.")] = "s3",
     seed: Annotated[int, typer.Option(help="1 reproduces the published noise.")] = 1,

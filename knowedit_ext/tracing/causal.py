@@ -19,7 +19,8 @@ from ..model.load import EditableModel
 from ..sweep import Interventions, Patch, clean_run, layer_zero_input, sweep
 from ..sweep.capture import CleanRun
 from .corruption import Noise, Sampler, noise_of
-from .trace import KINDS, Trace
+from .kinds import KINDS, kind_of, window_for
+from .trace import Trace
 
 SCORES = ("probability", "logprob", "logit_difference")
 
@@ -28,7 +29,7 @@ SCORES = ("probability", "logprob", "logit_difference")
 class TraceSettings:
     """What a trace does to a fact; see `trace`."""
 
-    window: int = 10
+    window: int | None = None
     samples: int = 10
     seed: int = 1
     sever: str | None = None
@@ -42,7 +43,7 @@ class TraceSettings:
     max_rows: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("window", "samples", "answer_tokens"):
+        for name in ("samples", "answer_tokens"):
             value = getattr(self, name)
             if not _whole(value) or value < 1:
                 raise ValueError(f"{name} is {value}: expected a whole number of at least 1")
@@ -63,7 +64,7 @@ def trace(
     model: EditableModel,
     fact: Fact | Sequence[Fact],
     kind: str = "state",
-    window: int = 10,
+    window: int | None = None,
     samples: int = 10,
     noise: float | str | Sampler = "s3",
     seed: int = 1,
@@ -83,7 +84,8 @@ def trace(
 
     fact: one fact, or several, which are computed in one sweep and come back as a list.
     kind: "state" restores the residual stream behind a layer, "mlp" / "attn" the outputs of `window` layers' modules,
-        layers l - window // 2 up to but without l + ceil(window / 2).
+        layers l - window // 2 up to but without l + ceil(window / 2). None: 10, or half of the layers of a model with
+        fewer than 20 (see `kinds.window_for`); one as long as the model is refused.
     samples, noise, seed: noise draws; a level, a sampler, or a rule such as "s3" over the subjects of the facts given
         (see `noise_level`; "m" and "t" need `texts`). The default seed reproduces the published noise exactly.
     sever: hold the restored token's "mlp" or "attn" outputs at their corrupted values in all layers.
@@ -99,7 +101,7 @@ def trace(
 
     Returns a `Trace` (or a list of them). Warns where corruption does not lower the answer's probability.
     """
-    _one_of("kind", kind, KINDS)
+    kind_of(kind)
     facts = [fact] if isinstance(fact, Fact) else list(fact)
     chosen = tokens
     if tokens is not None and not isinstance(tokens, str):
@@ -155,6 +157,7 @@ def plan_traces(
     for fact in facts:
         if not isinstance(fact, Fact):
             raise TypeError(f"expected a Fact, not {type(fact).__name__} {fact!r}")
+    settings = replace(settings, window=window_for(model.num_layers, settings.window, kinds))
     tokenized = [tokenize_fact(model, fact) for fact in facts]
     if not isinstance(noise, Noise):
         noise = noise_of(model, noise, [fact.subject for fact in facts], settings.replace)
@@ -293,10 +296,9 @@ class FactPlan:
 
     def _patches(self, kind: str, token: int, layer: int) -> list[Patch]:
         layers, sever = self.model.num_layers, self.settings.sever
-        if kind == "state":
-            patches = [Patch("layer", (layer,), (token,), self.clean_root)]
-        else:
-            patches = [Patch(kind, window_layers(layer, self.settings.window, layers), (token,), self.clean_root)]
+        row = KINDS[kind]
+        restored = window_layers(layer, self.settings.window, layers) if row.windowed else (layer,)
+        patches = [Patch(row.site, restored, (token,), self.clean_root)]
         if sever is not None:
             patches.append(Patch(sever, tuple(range(layers)), (token,), self.frozen_root))
         return patches

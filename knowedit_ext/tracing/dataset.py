@@ -24,20 +24,19 @@ from ..sweep import default_max_rows
 from .causal import TraceSettings, model_answer, trace_facts
 from .corruption import Noise, Sampler, noise_of
 from .effects import Effects
-from .trace import KINDS
+from .kinds import KINDS, kinds_of, window_for
 
 logger = logging.getLogger(__name__)
 
 _KEPT = ("window", "samples", "seed", "sever", "compat", "replace", "answer_tokens", "score", "max_rows")
-SUFFIX = {"state": "", "mlp": "_mlp", "attn": "_attn"}
 
 
 def trace_dataset(
     model: EditableModel,
     facts: str | Path | Iterable[Fact | Mapping[str, Any]],
     out: str | Path,
-    kinds: Sequence[str] = KINDS,
-    window: int = 10,
+    kinds: Sequence[str] = tuple(KINDS),
+    window: int | None = None,
     samples: int = 10,
     noise: float | str | Sampler = "s3",
     seed: int = 1,
@@ -60,19 +59,17 @@ def trace_dataset(
         are not computed again; a folder made with other settings is refused.
     answer_tokens, score: as in `trace`: a `Fact` with a target is traced for all of that target's tokens, whatever
         `answer_tokens` is; "logit_difference", which needs a second answer for each fact, is refused.
-    noise: as in `trace`; a rule takes the subjects of all facts ("m" and "t" rules: the embeddings of `texts`).
+    window, noise: as in `trace`; a rule takes the subjects of all facts ("m" and "t" rules: the embeddings of `texts`).
     group: facts a sweep; part of the settings, since rounding depends on it. max_rows: rows held at once.
 
     Under `torchrun` every rank traces its share of the groups; all ranks return the effects of the whole.
     """
     known = load_known(facts)
-    for kind in kinds:
-        if kind not in KINDS:
-            raise ValueError(f"unknown kind {kind!r}: expected some of {', '.join(KINDS)}")
+    kinds = kinds_of(kinds)
     if group < 1:
         raise ValueError(f"group is {group}: expected at least 1")
     settings = TraceSettings(
-        window,
+        window_for(model.num_layers, window, kinds),
         samples,
         seed,
         sever,
@@ -86,7 +83,7 @@ def trace_dataset(
         _checked(model, item)
     level = noise_of(model, noise, [item.fact.subject for item in known], replace, texts)
     out = Path(out)
-    settings = _agree_on_settings(out, settings, model, known, tuple(kinds), noise, level, group)
+    settings = _agree_on_settings(out, settings, model, known, kinds, noise, level, group)
     ranks = Ranks()
     groups = [known[first : first + group] for first in range(0, len(known), group)][ranks.rank :: ranks.size]
     done = tqdm(total=sum(map(len, groups)), desc="tracing", unit="fact", disable=not progress)
@@ -105,7 +102,7 @@ def trace_dataset(
 
 
 def case_path(cases: Path, known_id: int, kind: str) -> Path:
-    return cases / f"knowledge_{known_id}{SUFFIX[kind]}.npz"
+    return cases / f"knowledge_{known_id}{KINDS[kind].suffix}.npz"
 
 
 def _checked(model: EditableModel, item: KnownFact) -> None:

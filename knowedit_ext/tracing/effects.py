@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,32 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from ..runs.files import load_npz, write_json
+from .interval import Interval
+from .kinds import KINDS, kind_of_file
+from .plots import plot_effects
+from .roles import ROLES, by_role
 from .trace import Trace
-
-ROLES = (
-    "First subject token",
-    "Middle subject tokens",
-    "Last subject token",
-    "First subsequent token",
-    "Further tokens",
-    "Last token",
-)
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean with the half width of its 95 % confidence interval, 1.96 s / sqrt(n), for the n of that very cell."""
-
-    mean: float | list[float]
-    half_width: float | list[float | None] | None  # None: fewer than two values
-    n: int
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> Mean:
-        """values [n] or [n, layers]"""
-        n = len(values)
-        half = 1.96 * values.std(axis=0, ddof=1) / math.sqrt(n) if n > 1 else None
-        return cls(values.mean(axis=0).tolist(), None if half is None else half.tolist(), n)
 
 
 @dataclass(frozen=True)
@@ -51,11 +29,11 @@ class KindEffects:
     window: int
     cases: int
     skipped: int
-    high_score: Mean
-    low_score: Mean
-    total_effect: Mean
-    highest: Mean
-    aie: dict[str, Mean]
+    high_score: Interval
+    low_score: Interval
+    total_effect: Interval
+    highest: Interval
+    aie: dict[str, Interval]
 
     @property
     def layers(self) -> int:
@@ -88,8 +66,7 @@ class Effects:
         for path in paths:
             data = load_npz(path)
             if not bool(data.get("correct_prediction", True)):
-                name = Path(path).stem
-                skipped["mlp" if name.endswith("_mlp") else "attn" if name.endswith("_attn") else "state"] += 1
+                skipped[kind_of_file(Path(path).stem).name] += 1
             else:
                 traces.append(Trace.load(path))
         return cls.from_traces(traces, skipped)
@@ -112,8 +89,8 @@ class Effects:
         means = ("high_score", "low_score", "total_effect", "highest")
         kinds = {}
         for kind, found in raw.items():
-            found = {**found, **{name: Mean(**found[name]) for name in means}}
-            found["aie"] = {role: Mean(**found["aie"][role]) for role in ROLES if role in found["aie"]}
+            found = {**found, **{name: Interval(**found[name]) for name in means}}
+            found["aie"] = {role: Interval(**found["aie"][role]) for role in ROLES if role in found["aie"]}
             kinds[kind] = KindEffects(**found)
         return cls(kinds)
 
@@ -137,26 +114,7 @@ class Effects:
 
     def plot(self, path: str | Path | None = None, style: str = "lines"):
         """AIE by layer and role, one panel a kind: "lines" with confidence bands, or "heatmap". Returns the figure."""
-        from .plots import plot_effects
-
         return plot_effects(self, path, style)
-
-
-def roles(trace: Trace) -> dict[str, np.ndarray]:
-    """Indirect effects [tokens of that role, layers] by role; as published, a token may have two roles."""
-    effect = trace.indirect_effect
-    first, after = trace.subject_range
-    last = after - 1
-    end = len(effect) - 1
-    parts = (
-        effect[first : first + 1],
-        effect[first + 1 : last],
-        effect[last : last + 1],
-        effect[after : after + 1],  # empty where the subject ends the prompt
-        effect[after + 1 : end],
-        effect[end : end + 1],
-    )
-    return dict(zip(ROLES, parts, strict=True))
 
 
 def _average(traces: Sequence[Trace], skipped: int) -> KindEffects:
@@ -165,18 +123,18 @@ def _average(traces: Sequence[Trace], skipped: int) -> KindEffects:
         raise ValueError(f"traces of models with different numbers of layers: {sorted(layers)}")
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
     for trace in traces:
-        for role, effect in roles(trace).items():
+        for role, effect in by_role(trace.indirect_effect, trace.subject_range).items():
             rows[role].append(effect[~np.isnan(effect).any(axis=1)])  # tokens that were not traced are NaN
     together = {role: np.concatenate(rows[role]).astype(np.float64) for role in ROLES}
     array = lambda values: np.array(list(values), dtype=np.float64)  # noqa: E731
     return KindEffects(
         kind=traces[0].kind,
-        window=1 if traces[0].kind == "state" else traces[0].window,
+        window=traces[0].window if KINDS[traces[0].kind].windowed else 1,
         cases=len(traces),
         skipped=skipped,
-        high_score=Mean.of(array(t.high_score for t in traces)),
-        low_score=Mean.of(array(t.low_score for t in traces)),
-        total_effect=Mean.of(array(t.total_effect for t in traces)),
-        highest=Mean.of(array(np.nanmax(t.scores) for t in traces)),
-        aie={role: Mean.of(values) for role, values in together.items() if len(values)},
+        high_score=Interval.of(array(t.high_score for t in traces)),
+        low_score=Interval.of(array(t.low_score for t in traces)),
+        total_effect=Interval.of(array(t.total_effect for t in traces)),
+        highest=Interval.of(array(np.nanmax(t.scores) for t in traces)),
+        aie={role: Interval.of(values) for role, values in together.items() if len(values)},
     )

@@ -1,106 +1,127 @@
-"""Figures in the papers' style; maps are of one hue."""
+"""Figures in the papers' style. Maps are white where nothing is restored, of the kind's hue where the answer comes back
+and of the opposite hue where it becomes less likely still; grey where nothing was traced."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..plots import MARKERS, OKABE_ITO, figure_of, finish
-from .trace import Trace
+from .kinds import KINDS, Kind
+from .roles import ROLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from .effects import Effects, KindEffects
+    from .trace import Trace
 
-COLOUR_MAPS = {"state": "Purples", "mlp": "Greens", "attn": "Reds"}
-NAMES = {"state": "state", "mlp": "MLP", "attn": "attention"}
+LEAST = 1e-6  # half the length of a scale on which every effect is nothing
+UNITS = {"probability": "p", "logprob": "log p", "logit_difference": "logit difference"}
 
 
 def plot_trace(trace: Trace, path: str | Path | None = None, *, title: str | None = None) -> Figure:
-    """Heat map tokens x layers of one trace; subject tokens carry a star. The scale begins at the corrupted score."""
+    """Heat map tokens x layers of one trace; subject tokens carry a star. The corrupted score is white."""
     tokens, layers = trace.scores.shape
+    kind = KINDS[trace.kind]
     figure = figure_of(max(4.0, 0.14 * layers + 2.2), max(2.2, 0.19 * tokens + 1.2))
     axes = figure.add_subplot()
-    top = max(float(np.nanmax(trace.scores)), trace.low_score + 1e-6)
     first, last = trace.subject_range
     labels = [_readable(t) + ("*" if first <= n < last else "") for n, t in enumerate(trace.tokens)]
-    _heat_map(axes, trace.scores, labels, trace.kind, trace.low_score, top, trace.window)
-    if title is None:
-        what = "restoring state" if trace.kind == "state" else f"restoring {NAMES[trace.kind]}"
-        title = f"Impact of {what} after corrupted input"
-    axes.set_title(title, fontsize=9)
-    unit = {"logprob": "log p", "logit_difference": "logit difference"}.get(str(trace.settings.get("score")), "p")
-    bar = figure.colorbar(axes.collections[0], ax=axes)
+    _heat_map(axes, trace.scores, labels, kind, trace.window, trace.low_score, _reach([trace.indirect_effect]))
+    axes.set_title(title or f"Impact of restoring {kind.label} after corrupted input", fontsize=9)
+    bar = _colour_bar(figure, axes, [trace.scores], trace.low_score)
+    unit = UNITS.get(str(trace.settings.get("score")), "p")
     bar.set_label(f"{unit}({_readable(trace.answer).strip()})", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
     return finish(figure, path)
 
 
 def plot_effects(effects: Effects, path: str | Path | None = None, style: str = "lines") -> Figure:
-    """AIE by layer and token role, a panel a kind: "lines" with 95 % confidence bands, or "heatmap"."""
+    """AIE by layer and token role, a panel a kind: "lines" with 95 % confidence bands, or "heatmap", whose panels share
+    one scale."""
     if style not in ("lines", "heatmap"):
         raise ValueError(f"unknown style '{style}': expected 'lines' or 'heatmap'")
     if not effects.kinds:
         raise ValueError("no traces to plot: the model predicted none of the facts")
-    kinds = list(effects.kinds.values())
-    figure = figure_of(4.6 * len(kinds), 3.4)
-    panels = figure.subplots(1, len(kinds), sharey=style == "lines", squeeze=False)[0]
-    for axes, kind in zip(panels, kinds, strict=True):
-        (_lines if style == "lines" else _role_map)(axes, kind)
-        what = "a single state" if kind.kind == "state" else f"{kind.window} {NAMES[kind.kind]} layers"
+    found = list(effects.kinds.values())
+    figure = figure_of(4.6 * len(found), 3.4)
+    panels = figure.subplots(1, len(found), sharey=style == "lines", squeeze=False)[0]
+    for axes, kind in zip(panels, found, strict=True):
+        row = KINDS[kind.kind]
+        what = f"{kind.window} {row.label} layers" if row.windowed else f"a single {row.label}"
         axes.set_title(f"AIE of {what}, {kind.cases} prompts", fontsize=9)
-    if style == "lines":
-        panels[0].set_ylabel("average indirect effect", fontsize=8)
-        figure.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
-        )
+    (_lines if style == "lines" else _role_maps)(figure, panels, found)
     return finish(figure, path)
 
 
-def _lines(axes: Axes, kind: KindEffects) -> None:
-    from .effects import ROLES
+def _lines(figure: Figure, panels: Sequence[Axes], found: Sequence[KindEffects]) -> None:
+    for axes, kind in zip(panels, found, strict=True):
+        x = np.arange(kind.layers)
+        for role, colour, marker in zip(ROLES, OKABE_ITO, MARKERS, strict=True):
+            mean = kind.aie.get(role)
+            if mean is None:
+                continue
+            y, every = np.array(mean.mean), max(1, len(x) // 8)
+            axes.plot(x, y, color=colour, marker=marker, markersize=3, linewidth=1.2, markevery=every, label=role)
+            if mean.half_width is not None:
+                half = np.array(mean.half_width)
+                axes.fill_between(x, y - half, y + half, color=colour, alpha=0.15, linewidth=0)
+        axes.axhline(0, color="0.7", linewidth=0.6)
+        _layer_axis(axes, kind.layers, KINDS[kind.kind], kind.window, offset=0.0)
+        axes.tick_params(labelsize=7)
+    panels[0].set_ylabel("average indirect effect", fontsize=8)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+    )
 
-    x = np.arange(kind.layers)
-    for role, colour, marker in zip(ROLES, OKABE_ITO, MARKERS, strict=True):
-        mean = kind.aie.get(role)
-        if mean is None:
-            continue
-        y = np.array(mean.mean)
-        axes.plot(
-            x, y, color=colour, marker=marker, markersize=3, linewidth=1.2, markevery=max(1, len(x) // 8), label=role
-        )
-        if mean.half_width is not None:
-            half = np.array(mean.half_width)
-            axes.fill_between(x, y - half, y + half, color=colour, alpha=0.15, linewidth=0)
-    axes.axhline(0, color="0.7", linewidth=0.6)
-    _layer_axis(axes, kind.layers, kind.kind, kind.window, offset=0.0)
-    axes.tick_params(labelsize=7)
+
+def _role_maps(figure: Figure, panels: Sequence[Axes], found: Sequence[KindEffects]) -> None:
+    maps = [np.array([mean.mean for mean in kind.aie.values()]) for kind in found]
+    reach = _reach(maps)
+    for axes, kind, values in zip(panels, found, maps, strict=True):
+        _heat_map(axes, values, list(kind.aie), KINDS[kind.kind], kind.window, 0.0, reach)
+        if axes is not panels[0]:
+            axes.set_yticklabels([])
+        _colour_bar(figure, axes, maps, 0.0)
+    if any(list(kind.aie) != list(found[0].aie) for kind in found):  # a role that only some kinds were traced at
+        for axes, kind in zip(panels, found, strict=True):
+            axes.set_yticklabels(list(kind.aie))
 
 
-def _role_map(axes: Axes, kind: KindEffects) -> None:
-    values = np.array([mean.mean for mean in kind.aie.values()]).clip(min=0)
-    _heat_map(axes, values, list(kind.aie), kind.kind, 0.0, max(values.max(), 1e-6), kind.window)
-    axes.figure.colorbar(axes.collections[0], ax=axes).ax.tick_params(labelsize=7)
+def _reach(effects: Sequence[np.ndarray]) -> float:
+    """The largest effect of either sign: scales go as far both ways, so that equal effects are equally strong."""
+    return max(LEAST, *(float(np.nanmax(np.abs(x), initial=0.0)) for x in effects))
 
 
 def _heat_map(
-    axes: Axes, values: np.ndarray, labels: list[str], kind: str, low: float, high: float, window: int
+    axes: Axes, values: np.ndarray, labels: list[str], kind: Kind, window: int, centre: float, reach: float
 ) -> None:
-    axes.pcolormesh(values, cmap=COLOUR_MAPS[kind], vmin=low, vmax=high)
+    axes.set_facecolor("0.85")  # seen where values are NaN
+    axes.pcolormesh(values, cmap=kind.colours, vmin=centre - reach, vmax=centre + reach)
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(values)) + 0.5, labels, fontsize=7)
     _layer_axis(axes, values.shape[1], kind, window, offset=0.5)
 
 
-def _layer_axis(axes: Axes, layers: int, kind: str, window: int, offset: float) -> None:
+def _colour_bar(figure: Figure, axes: Axes, shown: Sequence[np.ndarray], centre: float):
+    """Only the part of the scale that the values of all panels take up, zero effect included."""
+    bar = figure.colorbar(axes.collections[0], ax=axes)
+    low, high = (float(f([f(x) for x in shown] + [centre])) for f in (np.nanmin, np.nanmax))
+    bar.ax.set_ylim(low, max(high, low + LEAST))
+    bar.ax.tick_params(labelsize=7)
+    return bar
+
+
+def _layer_axis(axes: Axes, layers: int, kind: Kind, window: int, offset: float) -> None:
     ticks = np.arange(0, layers, max(1, round(layers / 10)))
     axes.set_xticks(ticks + offset, [str(t) for t in ticks], fontsize=7)
-    text = "single restored layer" if kind == "state" else f"centre of {window} restored {NAMES[kind]} layers"
-    axes.set_xlabel(text, fontsize=8)
+    axes.set_xlabel(
+        f"centre of {window} restored {kind.label} layers" if kind.windowed else "single restored layer", fontsize=8
+    )
 
 
 def _readable(token: str) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..runs.files import load_npz, write_npz
-
-KINDS = ("state", "mlp", "attn")
+from .kinds import KINDS
+from .plots import plot_trace
 
 
 @dataclass
@@ -62,8 +62,6 @@ class Trace:
 
     def plot(self, path: str | Path | None = None, **kwargs: Any):
         """Heat map in the papers' style; written to `path` (.png, .pdf, ...) where given. Returns the figure."""
-        from .plots import plot_trace
-
         return plot_trace(self, path, **kwargs)
 
     def _repr_png_(self) -> bytes:
@@ -88,7 +86,7 @@ class Trace:
             "answer": np.array(self.answer),
             "window": np.int64(self.window),
             "correct_prediction": np.bool_(self.correct_prediction),
-            "kind": np.array("" if self.kind == "state" else self.kind),
+            "kind": np.array(KINDS[self.kind].saved),
             # ours, beyond the published keys
             "answer_ids": np.array(self.answer_ids, np.int64),
             "sample_scores": self.sample_scores.astype(np.float32),

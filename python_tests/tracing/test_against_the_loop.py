@@ -27,7 +27,6 @@ CASES = [  # kind, window, sever
     ("mlp", 1, None),
     ("mlp", 2, None),
     ("mlp", 3, None),
-    ("mlp", 10, None),  # more than the model has layers
     ("attn", 2, None),
     ("attn", 3, None),
     ("state", 10, "mlp"),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import knowedit_ext as ke
-from knowedit_ext.tracing.effects import ROLES
+from knowedit_ext.tracing.kinds import KINDS
+from knowedit_ext.tracing.roles import ROLES
 
 
 def a_trace(tokens: int, subject: tuple[int, int], seed: int, kind: str = "state", layers: int = 5) -> ke.Trace:
@@ -114,7 +115,48 @@ def test_a_figure_shows_what_it_should() -> None:
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert [label.endswith("*") for label in labels] == [2 <= n < 6 for n in range(9)]
     np.testing.assert_array_equal(axes.collections[0].get_array().reshape(9, 5), trace.scores)
-    assert axes.collections[0].get_clim()[0] == pytest.approx(trace.low_score)
+
+
+def bar_limits(bar) -> tuple[float, float]:
+    return tuple(np.round(bar.get_ylim(), 6))
+
+
+@pytest.mark.parametrize("shift", [-2.0, -0.5, 0.0, 0.5, 2.0])
+def test_negative_effects_are_seen_and_scales_are_centred(shift: float) -> None:
+    """Zero is the neutral middle colour of every panel, equal effects are equally strong, nothing is cut off."""
+    traces = [a_trace(*shape, n, kind) for n, shape in enumerate(SHAPES) for kind in KINDS]
+    for number, trace in enumerate(traces):
+        trace.scores = trace.scores / (1 + number % 3) + np.float32(shift)
+    trace = traces[1]
+    [mesh] = trace.plot().axes[0].collections
+    reach = np.abs(trace.indirect_effect).max()
+    np.testing.assert_allclose(mesh.get_clim(), [trace.low_score - reach, trace.low_score + reach], rtol=1e-5)
+    low, high = min(trace.scores.min(), trace.low_score), max(trace.scores.max(), trace.low_score)
+    np.testing.assert_allclose(bar_limits(trace.plot().axes[1]), [low, high], atol=1e-5)
+
+    effects = ke.Effects.from_traces(traces)
+    figure = effects.plot(style="heatmap")
+    panels, bars = figure.axes[: len(KINDS)], figure.axes[len(KINDS) :]
+    maps = [np.array([mean.mean for mean in kind.aie.values()]) for kind in effects.kinds.values()]
+    reach = max(np.abs(values).max() for values in maps)
+    for axes, values in zip(panels, maps, strict=True):
+        [mesh] = axes.collections
+        np.testing.assert_allclose(mesh.get_array().reshape(values.shape), values)
+        np.testing.assert_allclose(mesh.get_clim(), [-reach, reach])
+        colour = lambda value, mesh=mesh: np.array(mesh.to_rgba(value)[:3])  # noqa: E731
+        assert colour(0.0).min() > 0.95  # white
+        assert np.abs(colour(reach / 2) - colour(-reach / 2)).max() > 0.2
+    assert len({bar_limits(bar) for bar in bars}) == 1 == len({axes.get_ylim() for axes in panels})
+
+
+def test_what_was_not_traced_is_not_white() -> None:
+    trace = a_trace(6, (1, 3), 0)
+    trace.scores[2:] = np.nan
+    axes = trace.plot().axes[0]
+    assert axes.collections[0].get_array().mask.sum() == 4 * 5 and axes.get_facecolor()[:3] == (0.85,) * 3
+    trace.scores[:] = trace.low_score  # and a trace without any effect has a scale all the same
+    low, high = trace.plot().axes[0].collections[0].get_clim()
+    assert low < trace.low_score < high
 
 
 def test_bad_figure_requests(tmp_path: Path) -> None:
