@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .families import ModuleMap, device_of, refuse_unsupported
+from .device import device_named, dtype_named
+from .families import ModuleMap, device_of
 from .precision import TF32Within
+from .pretrained import load_pretrained
 
 
 class EditableModel:
@@ -91,7 +93,7 @@ def load_model(
 
     Raises `UnsupportedModelError` for encoder-decoders, mixtures of experts and unknown architectures.
     """
-    dtype = _dtype(dtype)
+    device, dtype = device_named(device), dtype_named(dtype)
     if isinstance(model, (tuple, EditableModel)) and kwargs:
         raise TypeError(f"{', '.join(kwargs)}: only used when a model is loaded by name or folder")
     if isinstance(model, EditableModel):
@@ -103,26 +105,12 @@ def load_model(
         hf, tokenizer = model
         name = None
     else:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
         name = str(model)
         if kwargs.pop("trust_remote_code", False):
             raise ValueError("trust_remote_code is never used: load the model yourself and pass (hf_model, tokenizer)")
-        hub = {k: kwargs[k] for k in ("revision", "cache_dir", "token", "local_files_only") if k in kwargs}
-        refuse_unsupported(AutoConfig.from_pretrained(name, **hub))
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
-        hf = AutoModelForCausalLM.from_pretrained(name, **({"dtype": dtype} if dtype is not None else {}), **kwargs)
+        hf, tokenizer = load_pretrained(name, dtype, **kwargs)
     if device is not None:
         hf = hf.to(device)
     if dtype is not None:
         hf = hf.to(dtype)
     return EditableModel(hf, tokenizer, bos=bos, name=name, precision=precision)
-
-
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"unknown dtype '{dtype}': expected e.g. 'float32', 'bfloat16', 'float16'")
-    return found

@@ -1,0 +1,95 @@
+"""A Hugging Face checkpoint with its tokenizer, whole, or a ValueError that names it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import __version__ as version
+
+from .families import refuse_unsupported
+
+
+def load_pretrained(name: str, dtype: torch.dtype | None, **kwargs: Any) -> tuple[nn.Module, Any]:
+    """(model, tokenizer) of a hub name or a folder; kwargs: for `AutoModelForCausalLM.from_pretrained`.
+
+    ValueError for a folder that is not there or no checkpoint, a name that cannot be reached, damaged files, and for
+    weights that the checkpoint lacks, which would be random numbers.
+    """
+    _check_folder(name)
+    hub = {k: kwargs[k] for k in ("revision", "cache_dir", "token", "local_files_only") if k in kwargs}
+    with _named(name, "config.json"):
+        config = AutoConfig.from_pretrained(name, **hub)
+    refuse_unsupported(config)
+    with _named(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise ValueError(f"the tokenizer of '{name}' has no words: are its files (tokenizer.json, ...) there?")
+    kwargs |= {"dtype": dtype} if dtype is not None else {}
+    with _named(name, "weights"):
+        hf, told = AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+    _check_weights(name, told)
+    return hf, tokenizer
+
+
+def _check_weights(name: str, told: Mapping[str, Any]) -> None:
+    """told: `output_loading_info`. Weights that were not read are random numbers, which transformers only warns of."""
+    wrong = [f"lacks {key}" for key in sorted(told["missing_keys"])]
+    wrong += [
+        f"has {key} as {list(there)}, not {list(wanted)} as its config.json says"
+        for key, there, wanted in sorted(told["mismatched_keys"])
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 2} more weights)" if len(wrong) > 2 else ""
+        raise ValueError(f"the checkpoint '{name}' {', '.join(wrong[:2])}{more}: it is damaged, or of another model")
+
+
+def _check_folder(name: str) -> None:
+    path = Path(name)
+    if not name.strip():
+        raise ValueError("the model's name is empty: expected a folder or a name on the Hugging Face hub")
+    if path.is_dir():
+        _check_config(path / "config.json")
+    elif path.exists():
+        raise ValueError(f"'{name}' is a file: expected the folder of a Hugging Face model, or a name on its hub")
+    elif name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name:
+        raise ValueError(f"there is no folder '{name}'")
+
+
+def _check_config(path: Path) -> None:
+    """transformers looks on its hub for what it cannot read here, and then speaks of the connection."""
+    if not path.is_file():
+        raise ValueError(f"the folder '{path.parent}' holds no model: there is no config.json in it")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not JSON: {error}") from error
+    known = CONFIG_MAPPING.keys()
+    if not isinstance(config, dict) or config.get("model_type") not in known:
+        said = f"the model type {config.get('model_type')!r}" if isinstance(config, dict) else "no object"
+        raise ValueError(f"'{path}' holds {said}, which the installed transformers ({version}) does not know")
+
+
+@contextmanager
+def _named(name: str, part: str) -> Iterator[None]:
+    """What a library says about a checkpoint's files, short and with the checkpoint's name."""
+    try:
+        yield
+    except (ImportError, TypeError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = shorten(str(error) or type(error).__name__, 240, placeholder=" ...")
+        if Path(name).is_dir():
+            raise ValueError(f"cannot load the {part} of the model in '{name}': {reason}") from error
+        raise ValueError(
+            f"cannot load the {part} of '{name}', which is no folder here, from the Hugging Face hub: {reason}"
+        ) from error
