@@ -18,6 +18,7 @@ from .records import (
     is_number,
     mark_subject,
     take,
+    take_space,
     take_text,
     take_texts,
 )
@@ -35,7 +36,8 @@ def load_counterfact(source: Source, *, skip_bad: bool = False, limit: int | Non
         {str, id}}, paraphrase_prompts, neighborhood_prompts, attribute_prompts, generation_prompts, ...}. The relation,
         the ids and the last two lists may be absent (no consistency or generation can be measured then). Other keys are
         kept as they are. EasyEdit's flat records {case_id, prompt, subject, target_new, ground_truth, rephrase_prompt,
-        locality_prompt, locality_ground_truth} are turned into this schema; see below.
+        locality_prompt, locality_ground_truth} are turned into this schema; see below. `space` (in requested_rewrite)
+        says whether a space stands before the targets, where that is not as the prompts' writing has it.
     skip_bad: leave bad records out (`.bad` of the result lists them) where otherwise a ValueError names them.
     limit: look at the first `limit` records of the source only.
 
@@ -75,6 +77,7 @@ def _check_rewrite(rewrite: Any) -> None:
         raise Problem("requested_rewrite", f"is {brief(rewrite)}, expected an object")
     check_template(take_text(rewrite, "prompt", REWRITE), f"{REWRITE}prompt")
     take_text(rewrite, "subject", REWRITE)
+    take_space(rewrite, REWRITE)
     _check_id(rewrite, "relation_id", REWRITE)
     targets = []
     for key in ("target_new", "target_true"):
@@ -102,13 +105,14 @@ def _from_flat(record: Mapping[str, Any]) -> Record:
     if "locality_ground_truth" in record:
         take_text(record, "locality_ground_truth")
     return {
-        **{key: value for key, value in record.items() if key not in FLAT},
+        **{key: value for key, value in record.items() if key not in (*FLAT, "space")},
         "requested_rewrite": {
             "prompt": mark_subject(text["prompt"], text["subject"], "prompt"),
             "relation_id": None,
             "target_new": {"str": text["target_new"], "id": None},
             "target_true": {"str": text["ground_truth"], "id": None},
             "subject": text["subject"],
+            **take_space(record),
         },
         "paraphrase_prompts": [text["rephrase_prompt"]],
         "neighborhood_prompts": [text["locality_prompt"]],

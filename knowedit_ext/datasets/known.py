@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 from ..model.facts import Fact
-from .records import read_records
+from ..model.spelling import mark_subject, marked_occurrence
+from .records import is_number, read_records
 
 REQUIRED = ("known_id", "prompt", "subject", "attribute")
 
@@ -24,14 +26,12 @@ class KnownFact:
 def load_known(source: str | Path | Iterable[Fact | Mapping[str, Any] | KnownFact]) -> list[KnownFact]:
     """Facts from a JSON file in the known_1000 format, from its records, or from `Fact`s (numbered in order).
 
-    A record is {known_id, prompt, subject, attribute, ...}; the prompt spells its subject out (the first occurrence is
-    meant, as published) or has a `{}` for it. Raises ValueError that names the record and the key that is wrong.
+    A record is {known_id, prompt, subject, attribute, ...}; the prompt has a `{}` for its subject, or spells it out: of
+    several occurrences the first is meant, as published, but whole words go before parts of longer ones. Raises
+    ValueError that names the record and the key that is wrong.
     """
-    name = "the facts given"
-    if isinstance(source, (str, Path)):
-        name = f"'{source}'"
-        source = read_records(source)
-    found = [_known(record, number, name) for number, record in enumerate(source)]
+    name = f"'{source}'" if isinstance(source, (str, Path)) else "the facts given"
+    found = [_known(record, number, name) for number, record in enumerate(read_records(source, "facts"))]
     if not found:
         raise ValueError(f"{name}: no facts")
     seen: dict[int, int] = {}
@@ -55,14 +55,17 @@ def _known(record: Fact | Mapping[str, Any] | KnownFact, number: int, name: str)
     for key in REQUIRED:
         if key not in record:
             raise ValueError(f"{where} lacks '{key}'")
-        kind = int if key == "known_id" else str
-        if not isinstance(record[key], kind) or isinstance(record[key], bool):
-            raise ValueError(f"{where}: '{key}' is {record[key]!r}, expected {'a number' if kind is int else 'text'}")
+        right = is_number(record[key]) if key == "known_id" else isinstance(record[key], str)
+        if not right:
+            wanted = "a number" if key == "known_id" else "text"
+            raise ValueError(f"{where}: '{key}' is {brief(record[key])}, expected {wanted}")
+    prompt, subject = record["prompt"], record["subject"]
     try:
-        if "{}" in record["prompt"]:
-            fact = Fact(record["prompt"], record["subject"])
-        else:
-            fact = Fact.from_prompt(record["prompt"], record["subject"], occurrence=0)
-    except ValueError as error:
+        if "{}" not in prompt and prompt.strip() and subject.strip():
+            prompt = mark_subject(prompt, subject, first=True)
+        several = "{}" in prompt and prompt.replace("{}", subject).count(subject) > 1
+        occurrence = marked_occurrence(prompt, subject) if several else None
+        fact = Fact(prompt, subject, attribute=record["attribute"], occurrence=occurrence)
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{where} (known_id {record['known_id']}): {error}") from error
-    return KnownFact(record["known_id"], replace(fact, attribute=record["attribute"]))
+    return KnownFact(record["known_id"], fact)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from reprlib import repr as brief
+from types import NoneType
 from typing import Any, NamedTuple
+
+from .. import documents
+from ..checks import Count, as_type
+from ..model import spelling
 
 logger = logging.getLogger(__name__)
 
@@ -46,21 +50,21 @@ class Problem(Exception):
         self.key, self.reason = key, reason
 
 
-def read_json(path: str | Path, kind: type, expected: str, object_hook: Callable[[dict], Any] | None = None) -> Any:
+def read_json(path: str | Path, kind: type, expected: str, keep: Callable[[dict], Any] | None = None) -> Any:
     """The content of a JSON file, which has to be of this kind (`expected` says it in words)."""
-    try:
-        with Path(path).open(encoding="utf-8") as file:
-            value = json.load(file, object_hook=object_hook)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{path}' is not JSON: {error}") from error
+    value = documents.read_json(path, keep)
     if not isinstance(value, kind):
         raise ValueError(f"'{path}' holds a {type(value).__name__}, expected {expected}")
     return value
 
 
-def read_records(path: str | Path) -> list[Any]:
-    """The list of records in a JSON file."""
-    return read_json(path, list, "a list of records")
+def read_records(source: Source, what: str = "records") -> list[Any]:
+    """The records in a JSON file, or in memory, as a list; what one of them is, is not looked at."""
+    if isinstance(source, (str, Path)):
+        return read_json(source, list, f"a list of {what}")
+    if isinstance(source, (Mapping, bytes)) or not isinstance(source, Iterable):
+        raise ValueError(f"{what} are {brief(source)}: expected a JSON file's path, or a list (of one, for one alone)")
+    return list(source)
 
 
 def collect_records(
@@ -70,10 +74,9 @@ def collect_records(
 
     Raises ValueError that names the bad ones (with `skip_bad`: only where no good one is left).
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}, expected a positive number of records")
+    limit = as_type("limit", limit, Count | None)
     name = f"'{source}'" if isinstance(source, (str, Path)) else "the records given"
-    raw = read_records(source) if isinstance(source, (str, Path)) else list(source)
+    raw = read_records(source)
     found, seen = Records(), {}  # seen: case_id -> index of the record that has it
     for index, record in enumerate(raw[:limit]):
         try:
@@ -114,7 +117,8 @@ def _case_id(record: Any) -> int | None:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """A whole number that can be part of a file's name."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def take(record: Mapping[str, Any], key: str, inside: str = "") -> Any:
@@ -143,6 +147,8 @@ def check_text(value: Any, key: str) -> str:
         raise Problem(key, f"is {brief(value)}, expected text")
     if not value.strip():
         raise Problem(key, "is empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise Problem(key, f"is {brief(value)}, with half of a character")
     return value
 
 
@@ -154,14 +160,21 @@ def check_template(prompt: str, key: str) -> str:
 
 
 def mark_subject(prompt: str, subject: str, key: str) -> str:
-    """The prompt with "{}" where its subject stands, which has to be at one place (as it is where it has a "{}")."""
+    """The prompt with "{}" where its subject stands (as it is where it has a "{}"); see `spelling.mark_subject`."""
     if "{}" in prompt:
         return check_template(prompt, key)
-    times = prompt.count(subject)
-    if times != 1:
-        where = "does not have" if not times else f"has {times} times"
-        raise Problem(key, f"'{prompt}' {where} the subject '{subject}', expected it once")
-    return prompt.replace(subject, "{}")
+    try:
+        return spelling.mark_subject(prompt, subject)
+    except ValueError as error:
+        raise Problem(key, f"is not usable: {error}") from error
+
+
+def take_space(record: Mapping[str, Any], inside: str = "") -> dict[str, bool]:
+    """{"space": ...} of a record that says whether a space stands before its targets, else nothing."""
+    space = record.get("space")
+    if not isinstance(space, (bool, NoneType)):
+        raise Problem(f"{inside}space", f"is {brief(space)}, expected true or false")
+    return {} if space is None else {"space": space}
 
 
 def check_pairs(record: Mapping[str, Any], key: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .records import BadRecord, Problem, Record, Records, brief, read_json, settle, take, take_text
+from .records import BadRecord, Problem, Record, Records, brief, read_json, read_records, settle, take, take_text
 
 Snippets = dict[str, dict[str, list[dict[str, str]]]]  # relation id -> target id -> [{name, text}]
 Pairs = Collection[tuple[str, str]]  # (relation id, target id)
@@ -22,11 +22,10 @@ def load_snippets(source: str | Path | Iterable[Mapping[str, Any]], *, only: Pai
 
     Raises ValueError that names the entry, the key and what is wrong.
     """
-    entries: Any = source
-    name = "the snippets given"
     if isinstance(source, (str, Path)):
-        name = f"'{source}'"
-        entries = _read(Path(source), only)
+        name, entries = f"'{source}'", _read(Path(source), only)
+    else:
+        name, entries = "the snippets given", read_records(source, "snippets")
     found: Snippets = {}
     for number, entry in enumerate(entries):
         try:
@@ -97,7 +96,7 @@ def _read(path: Path, only: Pairs | None) -> list[Any]:
         others = "samples" in entry and (entry.get("relation_id"), entry.get("target_id")) not in wanted
         return {**entry, "samples": []} if others else entry
 
-    return read_json(path, list, "a list of entries", object_hook=drop)
+    return read_json(path, list, "a list of entries", keep=drop)
 
 
 def _entry(entry: Any) -> tuple[str, str, list[dict[str, str]]]:

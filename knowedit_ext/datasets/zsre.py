@@ -14,6 +14,7 @@ from .records import (
     Source,
     collect_records,
     mark_subject,
+    take_space,
     take_text,
     take_texts,
 )
@@ -34,7 +35,7 @@ def load_zsre(source: Source, *, skip_bad: bool = False, limit: int | None = Non
         EasyEdit does.
     portability_prompts [{prompt, target}] come from `portability` ("New Question", "New Answer") of those records whose
         new target is `alt`: the question presupposes it ("..., which was established in 2006?").
-    skip_bad, limit: as in `load_counterfact`.
+    skip_bad, limit, `space` of a record: as in `load_counterfact`.
 
     Raises ValueError for records that lack a key, have something empty or of another type than text (`answers`: a list
     of texts), or whose `src` does not have the subject exactly once.
@@ -58,6 +59,7 @@ def _convert(index: int, record: Mapping[str, Any], target: str) -> Record:
             "subject": subject,
             "target_new": {"str": new},
             "target_true": {"str": NO_TARGET},
+            **take_space(record),
         },
         "paraphrase_prompts": [take_text(record, "rephrase")],
         "neighborhood_prompts": [{"prompt": f"{loc}?", "target": take_text(record, "loc_ans")}],

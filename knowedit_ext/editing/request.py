@@ -5,24 +5,33 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as brief
 from typing import Any
 
 import torch
 
+from .. import checks
 from ..model.facts import Fact, TokenizedFact
 from ..model.head import final_states, likeliest
 from ..model.load import EditableModel
+from ..model.spelling import mark_subject, marked_occurrence, spaced
+from ..runs.files import file_name
 from ..sweep.capture import clean_runs
 from ..sweep.engine import default_max_rows
 from ..sweep.packed import PackedPrompts, parts_of
+
+REQUIRED = ("prompt", "subject", "target_new")
+_KEYS = "prompt, subject and target_new"
 
 
 @dataclass(frozen=True)
 class EditRequest:
     """Make the model go on from `prompt` (with one `{}` for the subject) with `target_new`.
 
-    A target without a leading space gets one, as published. target_true: what the model says before; kept for reports.
+    target_true: what the model says before; kept for reports.
     case_id: the record it comes from; names files of results and values, and has no part in what is edited.
+    space: whether a space stands before the targets. None: published targets come without theirs and get it, except
+        where the prompt ends in whitespace (a chat's turn) or is in a writing without spaces; see `spelling.spaced`.
     """
 
     prompt: str
@@ -30,31 +39,48 @@ class EditRequest:
     target_new: str
     target_true: str | None = None
     case_id: int | str | None = field(default=None, compare=False)
+    space: bool | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.target_new, str) or not self.target_new.strip():
-            raise ValueError(f"target_new of '{self.prompt}' ('{self.subject}') is empty")
-        Fact(self.prompt, self.subject, occurrence=_slot(self.prompt, self.subject))
+        for name in ("prompt", "subject", "target_new"):
+            checks.text(name, getattr(self, name))
         for name in ("target_new", "target_true"):
             value = getattr(self, name)
-            if value is not None and not value.startswith(" "):
-                object.__setattr__(self, name, " " + value)
+            if value is not None and not checks.text(name, value).strip():
+                raise ValueError(f"{name} of '{self.prompt}' ('{self.subject}') is empty")
+        if self.case_id is not None:
+            if not isinstance(self.case_id, (int, str)) or isinstance(self.case_id, bool):
+                raise ValueError(f"case_id is {brief(self.case_id)}: expected a number or text")
+            file_name(self.case_id, "case_id")
+        occurrence = marked_occurrence(self.prompt, self.subject)
+        fact = Fact(self.prompt, self.subject, self.target_new, occurrence=occurrence, space=self.space)
+        object.__setattr__(self, "space", fact.space)
+        for name in ("target_new", "target_true"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, spaced(getattr(self, name), fact.text, fact.space))
 
     @classmethod
     def of(cls, raw: EditRequest | Mapping[str, Any]) -> EditRequest:
-        """From a request, its published dict form, or a CounterFact record."""
+        """From a request, its published dict form, or a CounterFact record.
+
+        A prompt without `{}` spells its subject out; see `spelling.mark_subject`. Raises ValueError that names the key
+        for what is missing, empty, ambiguous or of another type.
+        """
         if isinstance(raw, EditRequest):
             return raw
-        case_id = raw.get("case_id")
-        raw = raw.get("requested_rewrite", raw)
-        missing = [key for key in ("prompt", "subject", "target_new") if key not in raw]
-        if missing:
-            raise ValueError(f"an edit request lacks {', '.join(missing)}: {dict(raw)!r}")
-        text = lambda value: value["str"] if isinstance(value, Mapping) else value  # noqa: E731
-        prompt = raw["prompt"]
-        if "{}" not in prompt and raw["subject"] in prompt:
-            prompt = prompt.replace(raw["subject"], "{}", 1)
-        return cls(prompt, raw["subject"], text(raw["target_new"]), text(raw.get("target_true")), case_id)
+        if not isinstance(raw, Mapping):
+            raise ValueError(f"an edit request is {brief(raw)}: expected an EditRequest, or an object with {_KEYS}")
+        rewrite = raw.get("requested_rewrite", raw)
+        if not isinstance(rewrite, Mapping):
+            several = "; several rewrites are one request each" if isinstance(rewrite, (list, tuple)) else ""
+            raise ValueError(f"requested_rewrite is {brief(rewrite)}: expected an object with {_KEYS}{several}")
+        if missing := [key for key in REQUIRED if key not in rewrite]:
+            raise ValueError(f"an edit request lacks {', '.join(missing)}: {brief(dict(rewrite))}")
+        prompt, subject, new = (_text(rewrite, key) for key in REQUIRED)
+        true = None if rewrite.get("target_true") is None else _text(rewrite, "target_true")
+        if "{}" not in prompt and prompt.strip() and subject.strip():
+            prompt = mark_subject(prompt, subject)
+        return cls(prompt, subject, new, true, raw.get("case_id"), space=rewrite.get("space"))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -63,20 +89,36 @@ class EditRequest:
             "target_new": self.target_new,
             "target_true": self.target_true,
             "case_id": self.case_id,
+            "space": self.space,
         }
 
     def fact(self, context: str = "{}", target: bool = True) -> Fact:
         """The prompt inside a context template."""
-        if context.count("{}") != 1:
-            raise ValueError(f"context '{context}': exactly one '{{}}' must say where the prompt goes")
+        if not isinstance(context, str) or context.count("{}") != 1:
+            raise ValueError(f"context {brief(context)}: exactly one '{{}}' must say where the prompt goes")
         template = context.replace("{}", self.prompt)
-        occurrence = _slot(template, self.subject)
-        return Fact(template, self.subject, self.target_new if target else None, occurrence=occurrence)
+        occurrence = marked_occurrence(template, self.subject)
+        return Fact(template, self.subject, self.target_new if target else None, occurrence=occurrence, space=False)
 
 
-def check_requests(requests: Iterable[EditRequest | Mapping[str, Any]]) -> list[EditRequest]:
+def _text(rewrite: Mapping[str, Any], key: str) -> str:
+    value = rewrite[key]
+    if isinstance(value, Mapping):
+        key, value = f"{key}.str", value.get("str")
+    if not isinstance(value, str):
+        raise ValueError(f"'{key}' of an edit request is {brief(value)}, expected text: {brief(dict(rewrite))}")
+    return value
+
+
+def check_requests(
+    requests: EditRequest | Mapping[str, Any] | Iterable[EditRequest | Mapping[str, Any]],
+) -> list[EditRequest]:
     """Requests as `EditRequest`s. Raises ValueError when there are none, or two that contradict each other."""
-    found = [EditRequest.of(raw) for raw in ([requests] if isinstance(requests, (EditRequest, Mapping)) else requests)]
+    if isinstance(requests, (EditRequest, Mapping)):
+        requests = [requests]
+    if isinstance(requests, (str, bytes)) or not isinstance(requests, Iterable):
+        raise ValueError(f"edit requests are {brief(requests)}: expected EditRequests, or objects with {_KEYS}")
+    found = [EditRequest.of(raw) for raw in requests]
     if not found:
         raise ValueError("no edit requests")
     targets: dict[tuple[str, str], str] = {}
@@ -125,9 +167,3 @@ def lookup(tokenized: TokenizedFact, fact_token: str) -> int:
         raise ValueError(f"fact_token 'subject_first_after_last': nothing follows the subject in '{text}'")
     places = {"subject_last": after - 1, "subject_first": first, "subject_first_after_last": after, "last": last}
     return places[fact_token]
-
-
-def _slot(template: str, subject: str) -> int:
-    """Which occurrence of the subject, in the filled template, is the one in the `{}`."""
-    filled, at = template.replace("{}", subject), template.find("{}")
-    return sum(1 for i in range(at) if filled.startswith(subject, i))

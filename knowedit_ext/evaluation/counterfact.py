@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..model.load import EditableModel
+from ..model.spelling import spaced
 from .nll import Question, Score
 
 # The target that counts as correct behind each sort of prompt.
@@ -33,8 +34,12 @@ def ask(
     prompts = {"rewrite_prompts": [filled(rewrite)]}
     for sort in ("paraphrase_prompts", "neighborhood_prompts", *(("attribute_prompts",) if attributes else ())):
         prompts[sort] = list(record.get(sort, ()))
-    targets = tuple(spaced(rewrite[name]["str"]) for name in TARGETS)
-    questions = [Question(text, targets, edit) for texts in prompts.values() for text in texts]
+    space = rewrite.get("space")  # as the edit was asked for
+
+    def question(text: str) -> Question:
+        return Question(text, tuple(spaced(rewrite[name]["str"], text, space) for name in TARGETS), edit)
+
+    questions = [question(text) for texts in prompts.values() for text in texts]
     extra_questions, read_extras = ask_extras(record, edit)
 
     def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
@@ -52,6 +57,7 @@ def ask(
 def ask_extras(record: Mapping[str, Any], edit: int) -> Asked:
     """The extras that a record has; {sort}_correct is the share of the answer's tokens that are the likeliest."""
     asked = [(sort, x) for sort in EXTRAS for x in record.get(sort) or ()]
+    space = record["requested_rewrite"].get("space")
 
     def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -60,13 +66,8 @@ def ask_extras(record: Mapping[str, Any], edit: int) -> Asked:
             found.setdefault(f"{sort}_correct", []).append(sum(answer.right) / len(answer.right))
         return found
 
-    return [Question(x["prompt"], (spaced(x["target"]),), edit) for _, x in asked], read
+    return [Question(x["prompt"], (spaced(x["target"], x["prompt"], space),), edit) for _, x in asked], read
 
 
 def filled(rewrite: Mapping[str, Any]) -> str:
     return rewrite["prompt"].replace("{}", rewrite["subject"])
-
-
-def spaced(target: str) -> str:
-    """Targets are published without the space that stands before them."""
-    return target if target.startswith(" ") else " " + target

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..model.facts import encode
 from ..model.load import EditableModel
-from .counterfact import Asked, ask_extras, filled, spaced
+from ..model.spelling import spaced
+from .counterfact import Asked, ask_extras, filled
 from .nll import Question, Score, TokenizedQuestion
 
 
@@ -20,12 +21,13 @@ def ask(
     behind the text of those before it, tokenised anew; a token that is no whole character is wrong there.
     """
     rewrite = record["requested_rewrite"]
-    new = spaced(rewrite["target_new"]["str"])
-    asked = {
+    new, space = rewrite["target_new"]["str"], rewrite.get("space")
+    pairs_of = {
         "rewrite_prompts": [(filled(rewrite), new)],
         "paraphrase_prompts": [(text, new) for text in record["paraphrase_prompts"]],
-        "neighborhood_prompts": [(x["prompt"], spaced(x["target"])) for x in record["neighborhood_prompts"]],
+        "neighborhood_prompts": [(x["prompt"], x["target"]) for x in record["neighborhood_prompts"]],
     }
+    asked = {sort: [(text, spaced(answer, text, space)) for text, answer in pairs] for sort, pairs in pairs_of.items()}
     cut = _by_texts if compat == "reference" else lambda _, text, answer, number: [Question(text, (answer,), number)]
     by_sort = {sort: [q for pair in pairs for q in cut(model, *pair, edit)] for sort, pairs in asked.items()}
     extra_questions, read_extras = ask_extras(record, edit)

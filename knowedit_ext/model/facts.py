@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .. import checks
 from .load import EditableModel
+from .spelling import find_occurrence, mark_subject, marked_occurrence, spaced
 
 
 @dataclass(frozen=True)
@@ -17,10 +19,11 @@ class Fact:
     """A statement about a subject, cut before its object.
 
     prompt: template with exactly one `{}` where the subject goes, e.g. "{} plays the".
-    target: continuation to score, e.g. " trumpet" (with its leading space); None: what the model itself says.
+    target: continuation to score, e.g. "trumpet"; None: what the model itself says.
     attribute: what the model must say to count as knowing the fact (compared without surrounding space).
     occurrence: which occurrence of the subject in the prompt is meant, counted from 0, where there are several.
     prefix: text in front of the prompt (a chat prefix, context); never searched for the subject.
+    space: whether a space stands before the target; None: as the prompt's writing has it, see `spelling.spaced`.
     """
 
     prompt: str
@@ -29,11 +32,14 @@ class Fact:
     attribute: str | None = None
     occurrence: int | None = None
     prefix: str = ""
+    space: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "subject"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be a string, not {type(getattr(self, name)).__name__}")
+        for name in ("prompt", "subject", "prefix"):
+            checks.text(name, getattr(self, name))
+        for name in ("target", "attribute"):
+            if getattr(self, name) is not None:
+                checks.text(name, getattr(self, name))
         if not self.prompt.strip():
             raise ValueError("the prompt is empty")
         if not self.subject.strip():
@@ -46,19 +52,31 @@ class Fact:
             )
         if self.target is not None and not self.target.strip():
             raise ValueError(f"the target of prompt '{self.prompt}' is empty; None asks for the model's own answer")
+        for name, kind in (("occurrence", int | None), ("space", bool | None)):
+            object.__setattr__(self, name, checks.as_type(name, getattr(self, name), kind))
         self.subject_chars()
+        if self.target is not None:
+            object.__setattr__(self, "target", spaced(self.target, self.text, self.space))
 
     @classmethod
     def from_prompt(cls, prompt: str, subject: str, occurrence: int | None = None, **kwargs: Any) -> Fact:
-        """From a prompt that spells the subject out: `Fact.from_prompt("Miles Davis plays the", "Miles Davis")`."""
-        if not prompt.strip():
+        """From a prompt that spells the subject out: `Fact.from_prompt("Miles Davis plays the", "Miles Davis")`.
+
+        Whole words go before parts of longer ones, see `spelling.mark_subject`; `occurrence` counts both.
+        """
+        if not checks.text("prompt", prompt).strip():
             raise ValueError("the prompt is empty")
-        if not subject.strip():
+        if not checks.text("subject", subject).strip():
             raise ValueError(f"the subject of prompt '{prompt}' is empty")
         if "{}" in prompt:
             raise ValueError(f"prompt '{prompt}' already has a '{{}}'")
-        start = find_occurrence(prompt, subject, occurrence)[0]
-        template = prompt[:start] + "{}" + prompt[start + len(subject) :]
+        if occurrence is None:
+            template = mark_subject(prompt, subject)
+            if prompt.count(subject) > 1:
+                occurrence = marked_occurrence(template, subject)
+        else:
+            start, stop = find_occurrence(prompt, subject, occurrence)
+            template = prompt[:start] + "{}" + prompt[stop:]
         return cls(template, subject, occurrence=occurrence, **kwargs)
 
     @property
@@ -70,24 +88,6 @@ class Fact:
         """Character range [first, last + 1) of the subject in `text`."""
         start, stop = find_occurrence(self.prompt.replace("{}", self.subject), self.subject, self.occurrence)
         return len(self.prefix) + start, len(self.prefix) + stop
-
-
-def find_occurrence(text: str, subject: str, occurrence: int | None = None) -> tuple[int, int]:
-    """Character range of `subject` in `text`; ambiguous without `occurrence` where it stands there several times."""
-    starts = [i for i in range(len(text)) if text.startswith(subject, i)]
-    if not starts:
-        raise ValueError(f"subject '{subject}' does not occur in prompt '{text}'")
-    if occurrence is None and len(starts) > 1:
-        raise ValueError(
-            f"subject '{subject}' occurs {len(starts)} times in prompt '{text}': say which with "
-            f"occurrence=0..{len(starts) - 1}"
-        )
-    if occurrence is not None and not 0 <= occurrence < len(starts):
-        raise ValueError(
-            f"subject '{subject}' occurs {len(starts)} times in prompt '{text}': no occurrence={occurrence}"
-        )
-    start = starts[occurrence or 0]
-    return start, start + len(subject)
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,8 @@ def test_a_bad_record_is_named(path, value, key, reason):
 
 
 FLAT_BAD = [
-    ("prompt", "Davis plays the", "prompt", "does not have the subject 'Miles Davis'"),
-    ("prompt", "Miles Davis, that is Miles Davis, plays the", "prompt", "has 2 times the subject"),
+    ("prompt", "Davis plays the", "prompt", "subject 'Miles Davis' does not occur"),
+    ("prompt", "Miles Davis, that is Miles Davis, plays the", "prompt", "subject 'Miles Davis' occurs 2 times"),
     ("ground_truth", ..., "ground_truth", "is missing"),
     ("ground_truth", "drums", "target_new", "nothing to edit"),
     ("locality_prompt", "", "locality_prompt", "is empty"),

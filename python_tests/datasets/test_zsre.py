@@ -65,7 +65,7 @@ def test_portability_goes_with_the_target_it_presupposes():
 BAD = [
     ("subject", ..., "subject", "is missing"),
     ("subject", "", "subject", "is empty"),
-    ("src", "When was it?", "src", "does not have the subject 'IAAF'"),
+    ("src", "When was it?", "src", "subject 'IAAF' does not occur"),
     ("src", "Is IAAF the IAAF?", "src", "2 times"),
     ("answers", [], "answers", "empty list"),
     ("answers", "1998", "answers", "expected a list"),

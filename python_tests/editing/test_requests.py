@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import normalizers
 
 import knowedit_ext as ke
+from knowedit_ext.datasets import load_counterfact
 from knowedit_ext.editing.methods.memit import MEMITParams, memit
 from knowedit_ext.editing.methods.rome import ROMEParams, rome
 from knowedit_ext.editing.request import EditRequest, check_requests
+from knowedit_ext.evaluation import counterfact, zsre
 from knowedit_ext.moments import Moments
 
 from ..support.tokenizers import word_level
@@ -20,6 +25,13 @@ from .models import editable, fresh
 from .plain import covariance, down_projection, moments_of
 from .test_edit import bits
 
+FIELDS = ("prompt", "subject", "target_new", "target_true", "case_id", "space", "requested_rewrite")
+TEXTS = st.sampled_from(["{} a", "b", "b is a", "", " ", "{}", "{} {}", "北京", "a\ud800", "a\n"])
+ANYTHING = st.recursive(
+    TEXTS | st.none() | st.booleans() | st.integers() | st.floats() | st.binary(max_size=2),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["str", "id"]), inner, max_size=2),
+    max_leaves=3,
+)
 GOOD = EditRequest("w5 {} w9", "w3 w7", "w20")
 ROME = ROMEParams(layers=(0,), v_num_grad_steps=2)
 MEMIT = MEMITParams(layers=(0, 1), v_num_grad_steps=2)
@@ -51,6 +63,61 @@ def test_targets_get_their_space() -> None:
     assert EditRequest("{} a", "b", "c", "d") == EditRequest("{} a", "b", " c", " d")
 
 
+# prompt, subject, target, and the target as it is learnt by default
+WRITINGS = [
+    ("{} plays the", "Anna", "harp", " harp"),
+    ("{}的首都是", "中国", "北京", "北京"),
+    ("user: who plays the {}?\nassistant:\n", "harp", "Anna", "Anna"),
+    ("Who plays the {}? A:", "harp", "Anna", " Anna"),
+]
+
+
+@pytest.mark.parametrize("space", [None, True, False])
+@pytest.mark.parametrize("prompt, subject, target, default", WRITINGS)
+def test_what_is_learnt_is_what_is_asked(prompt: str, subject: str, target: str, default: str, space) -> None:
+    """One rule for a request, a fact, a record and the questions about it; it outlives the dict form."""
+    want = {None: default, True: f" {target}", False: target}[space]
+    request = EditRequest(prompt, subject, target, target, space=space)
+    assert (request.target_new, request.target_true, request.space) == (want, want, space)
+    assert EditRequest.of(request.to_dict()) == request
+    assert ke.Fact(prompt, subject, target=target, space=space).target == want == request.fact().target
+    assert request.fact("Anna! {}").target == want
+    rewrite = {"prompt": prompt, "subject": subject, "target_new": {"str": target}, "target_true": {"str": "Bo"}}
+    if space is not None:
+        rewrite["space"] = space
+    record = {
+        "case_id": 0,
+        "requested_rewrite": rewrite,
+        "paraphrase_prompts": [prompt.format("Bo")],
+        "neighborhood_prompts": ["{} plays the".format("Bo")],
+    }
+    assert EditRequest.of(record).target_new == want
+    asked, _ = counterfact.ask(None, load_counterfact([record])[0], 0)
+    assert [question.targets[0] for question in asked[:2]] == [want] * 2
+    assert asked[2].targets[0] == (target if space is False else f" {target}")  # another writing
+    question = {"prompt": prompt.format(subject), "target": target}
+    asked, _ = zsre.ask(None, record | {"neighborhood_prompts": [question], "portability_prompts": [question]}, 0)
+    assert [question.targets for question in asked] == [(want,)] * 4
+
+
+def test_a_space_of_flat_records() -> None:
+    flat = {"case_id": 1, "prompt": "Anna plays the", "subject": "Anna", "target_new": "a", "ground_truth": "b"}
+    flat |= {"rephrase_prompt": "Anna has a", "locality_prompt": "Bo plays the"}
+    assert "space" not in load_counterfact([flat])[0]["requested_rewrite"]
+    assert EditRequest.of(load_counterfact([flat | {"space": False}])[0]).target_new == "a"
+    with pytest.raises(ValueError, match="'space' is 'no', expected true or false"):
+        load_counterfact([flat | {"space": "no"}])
+
+
+def test_a_subject_that_is_spelled_out() -> None:
+    """Whole words before parts of longer ones."""
+    raw = {"prompt": "In Annaburg, Anna plays the", "subject": "Anna", "target_new": "harp"}
+    assert EditRequest.of(raw).prompt == "In Annaburg, {} plays the"
+    assert EditRequest.of(raw).fact().subject_chars() == (13, 17)
+    with pytest.raises(ValueError, match="'Anna' occurs 2 times in prompt 'Anna and Anna': put '{}' in the place of"):
+        EditRequest.of(raw | {"prompt": "Anna and Anna"})
+
+
 def test_braces_say_which_subject() -> None:
     assert EditRequest("b and {}", "b", "c").fact().subject_chars() == (6, 7)
     assert EditRequest("a {}", "b", "c").fact("b b. {}").subject_chars() == (7, 8)
@@ -63,10 +130,31 @@ def test_braces_say_which_subject() -> None:
         ({"prompt": "{} a", "subject": "b"}, "lacks target_new"),
         ({"prompt": "{} a", "subject": "b", "target_new": " "}, r"target_new of '{} a' \('b'\) is empty"),
         ({"prompt": "{} a", "subject": "b", "target_new": {"str": ""}}, "target_new .* is empty"),
-        ({"prompt": "{} a", "subject": "b", "target_new": None}, "target_new .* is empty"),
-        ({"prompt": "a", "subject": "b", "target_new": "c"}, r"prompt 'a' has no '{}'"),
+        (
+            {"prompt": "{} a", "subject": "b", "target_new": None},
+            "'target_new' of an edit request is None, expected",
+        ),
+        ({"prompt": "a", "subject": "b", "target_new": "c"}, "subject 'b' does not occur in prompt 'a'"),
         ({"prompt": "{} {}", "subject": "b", "target_new": "c"}, r"prompt '{} {}' has 2 '{}'"),
         ({"prompt": "{} a", "subject": " ", "target_new": "c"}, "the subject .* is empty"),
+        ("Anna plays the harp", "an edit request is 'Anna plays the harp': expected an EditRequest, or an object"),
+        (None, "an edit request is None"),
+        (["prompt"], "an edit request is"),
+        ({"requested_rewrite": [GOOD.to_dict()]}, "requested_rewrite is .*; several rewrites are one request each"),
+        ({"requested_rewrite": "x"}, "requested_rewrite is 'x': expected an object"),
+        (GOOD.to_dict() | {"target_true": ["c"]}, r"'target_true' of an edit request is \['c'\], expected text"),
+        (GOOD.to_dict() | {"target_true": {"id": "Q1"}}, "'target_true.str' of an edit request is None"),
+        (GOOD.to_dict() | {"target_new": 1990}, "'target_new' of an edit request is 1990"),
+        (GOOD.to_dict() | {"target_new": float("nan")}, "'target_new' of an edit request is nan"),
+        (GOOD.to_dict() | {"subject": 1250}, "'subject' of an edit request is 1250"),
+        (GOOD.to_dict() | {"prompt": b"{} a"}, "'prompt' of an edit request is b'{} a'"),
+        (GOOD.to_dict() | {"prompt": None}, "'prompt' of an edit request is None"),
+        (GOOD.to_dict() | {"target_new": "a\ud800"}, "target_new is .* half of a character"),
+        (GOOD.to_dict() | {"space": "no"}, "space is 'no': expected true or false"),
+        (GOOD.to_dict() | {"case_id": "../x"}, "case_id '../x' cannot name a file"),
+        (GOOD.to_dict() | {"case_id": 10**400}, "case_id '1000.* cannot name a file"),
+        (GOOD.to_dict() | {"case_id": True}, "case_id is True"),
+        (GOOD.to_dict() | {"case_id": [1]}, r"case_id is \[1\]"),
     ],
 )
 def test_requests_that_make_no_sense(raw: dict, message: str) -> None:
@@ -84,6 +172,24 @@ def test_contradictions() -> None:
     spelled = {"prompt": "b a", "subject": "b", "target_new": "d"}
     with pytest.raises(ValueError, match="contradictory"):
         check_requests([same[0], spelled])
+
+
+@pytest.mark.parametrize("requests", ["Anna plays", b"x", None, 3, [None], ["Anna"], [[GOOD]], [("a", "b", "c")]])
+def test_what_is_no_list_of_requests(requests: object) -> None:
+    with pytest.raises(ValueError, match="an edit request is|edit requests are .*: expected EditRequests"):
+        check_requests(requests)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, ANYTHING)), st.booleans())
+def test_any_object_is_a_request_or_an_error(raw: dict, inside: bool) -> None:
+    raw = {"requested_rewrite": raw} if inside else raw
+    try:
+        request = EditRequest.of(raw)
+    except ValueError as error:
+        assert 0 < len(str(error)) < 500
+    else:
+        assert EditRequest.of(json.loads(json.dumps(request.to_dict()))) == request
 
 
 def bad_moments(**changes: float) -> Moments:

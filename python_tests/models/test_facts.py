@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from transformers import GPT2TokenizerFast
 
 import knowedit_ext as ke
-from knowedit_ext.model.facts import encode, find_occurrence, tokenize_fact
+from knowedit_ext.model.facts import encode, tokenize_fact
+from knowedit_ext.model.spelling import find_occurrence
 
 from ..support.families import tiny_hf
 from ..support.tokenizers import TOKENIZERS, tokenizer, word_level
@@ -100,7 +101,7 @@ def test_known_facts_with_the_gpt2_tokenizer(data_dir) -> None:
 @pytest.mark.parametrize("target", [" trumpet", " 東京", " 北京 opera", " a", "'s"])
 def test_prompt_and_target_are_tokenised_jointly(name: str, target: str) -> None:
     model = model_with(name)
-    fact = ke.Fact("{} plays the", "Miles Davis", target=target)
+    fact = ke.Fact("{} plays the", "Miles Davis", target=target, space=False)
     found = tokenize_fact(model, fact)
     joint, _ = encode(model, fact.text + target)
     assert list(found.ids + found.target_ids) == joint
@@ -113,7 +114,7 @@ def test_prompt_and_target_are_tokenised_jointly(name: str, target: str) -> None
     [(n, p, t) for n in TOKENIZERS for p, t in [("{} plays", "the"), ("{} plays the t", "rumpet")]],
 )
 def test_a_target_that_merges_into_the_prompt(name: str, prompt: str, target: str) -> None:
-    model, fact = model_with(name), ke.Fact(prompt, "Miles Davis", target=target)
+    model, fact = model_with(name), ke.Fact(prompt, "Miles Davis", target=target, space=False)
     ids, joint = encode(model, fact.text)[0], encode(model, fact.text + target)[0]
     if joint[: len(ids)] == ids:
         assert list(tokenize_fact(model, fact).target_ids) == joint[len(ids) :]
@@ -174,6 +175,8 @@ def test_overlapping_occurrences_are_counted() -> None:
 
 
 def test_from_prompt() -> None:
+    whole = ke.Fact.from_prompt("In Annaburg, Anna plays the", "Anna")
+    assert (whole.prompt, whole.subject_chars()) == ("In Annaburg, {} plays the", (13, 17))
     fact = ke.Fact.from_prompt("The mayor of 東京 lives", "東京", target=" in")
     assert (fact.prompt, fact.subject, fact.target) == ("The mayor of {} lives", "東京", " in")
     second = ke.Fact.from_prompt("a needle, a needle", "needle", occurrence=1)
@@ -200,7 +203,16 @@ def test_bad_facts(arguments, message) -> None:
         ke.Fact(**arguments)
 
 
-@pytest.mark.parametrize("arguments", [dict(prompt=None, subject="x"), dict(prompt="{}", subject=3)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(prompt=None, subject="x"),
+        dict(prompt="{}", subject=3),
+        dict(prompt="{}", subject="x", target=3),
+        dict(prompt="{}", subject="x", attribute=3),
+        dict(prompt="{}", subject="x", prefix=None),
+    ],
+)
 def test_not_a_string(arguments) -> None:
     with pytest.raises(TypeError, match="must be a string, not (NoneType|int)"):
         ke.Fact(**arguments)

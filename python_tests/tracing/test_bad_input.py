@@ -101,7 +101,7 @@ def test_two_answers_are_compared_by_one_token(model) -> None:
 def test_a_target_that_merges() -> None:
     model = ke.load_model((tiny_hf("gpt2", vocab_size=400), tokenizer("byte_bpe")))
     with pytest.raises(ValueError, match="target 'pet' merges with the last token of prompt 'Miles plays the trum'"):
-        ke.trace(model, ke.Fact("{} plays the trum", "Miles", target="pet"), noise=0.5)
+        ke.trace(model, ke.Fact("{} plays the trum", "Miles", target="pet", space=False), noise=0.5)
 
 
 def test_what_is_no_fact(model) -> None:
