@@ -8,17 +8,18 @@ forward. Both read what the layer in progress attends by from a context variable
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AttentionInterface
 
-from ..model.families import ModuleMap
+from ..model.families import ModuleMap, UnsupportedModelError
 from ..ops import tree_attention
 
 NAME = "knowedit_tree"
@@ -38,6 +39,17 @@ class Attending:
 
 _attending: ContextVar[Attending] = ContextVar("knowedit_attending")
 
+# Keyword arguments that change nothing here, and the values they may have (None always may): rows are placed by the
+# table and by their rotary angles, there is no cache, and what a row sees is causal.
+_HARMLESS: dict[str, Callable[[Any], bool]] = {
+    "position_ids": lambda value: True,
+    "cache_position": lambda value: True,
+    "use_cache": lambda value: not value,
+    "output_attentions": lambda value: not value,
+    "is_causal": lambda value: value is True,
+    "dropout": lambda value: value == 0,
+}
+
 
 def _attend(
     module: nn.Module,
@@ -48,16 +60,28 @@ def _attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
+    for name, given in (others | {"attention_mask": attention_mask}).items():
+        if given is not None and not (name in _HARMLESS and _HARMLESS[name](given)):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} attends with {name}={_brief(given)}, which the sweep's attention does not "
+                "compute: its numbers would be wrong"
+            )
+    layer = _attending.get()
+    if layer.recorded is not None:
+        raise UnsupportedModelError(f"{type(module).__name__} attends more than once in a layer: no sweep does that")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [rows, heads, d]
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    layer = _attending.get()
     layer.recorded = (k, v)
     if layer.frozen is not None:
         k, v = (torch.cat(pair) for pair in zip(layer.frozen, (k, v), strict=True))
     out = tree_attention(q, k, v, layer.segments.to(q.device), scale, sliding_window or 0, softcap or 0.0)
     return out[None], None  # [1, rows, heads, d]
+
+
+def _brief(value: Any) -> str:
+    return f"tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
 
 
 AttentionInterface.register(NAME, _attend)
@@ -70,9 +94,10 @@ def _calls_attn(attention: nn.Module) -> bool:
 
 def _attn_without_interface(module: nn.Module):
     """As GPT-J's `_attn(query, key, value, mask)`: heads first, scale 1 / scale_attn, result [1, heads, rows, d]."""
+    scaling = 1.0 / float(module.scale_attn)
 
-    def attend(query, key, value, attention_mask=None):
-        out, weights = _attend(module, query, key, value, None, scaling=1.0 / float(module.scale_attn))
+    def attend(query, key, value, attention_mask=None, **others):
+        out, weights = _attend(module, query, key, value, attention_mask, scaling, **others)
         return out.transpose(1, 2), weights
 
     return attend
@@ -86,9 +111,11 @@ def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
     configs: dict[int, tuple[Any, str]] = {}
     try:
         for attention in attentions:
-            if _calls_attn(attention):
+            if _calls_attn(attention) and hasattr(attention, "scale_attn"):
                 attention._attn = _attn_without_interface(attention)
                 wrapped.append(attention)
+            elif not hasattr(getattr(attention, "config", None), "_attn_implementation"):
+                raise _not_taken(attention)
             elif id(attention.config) not in configs:
                 configs[id(attention.config)] = (attention.config, attention.config._attn_implementation)
                 attention.config._attn_implementation = NAME
@@ -101,11 +128,26 @@ def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
 
 
 @contextmanager
-def attending(segments: torch.Tensor, frozen: tuple[torch.Tensor, torch.Tensor] | None = None) -> Iterator[Attending]:
-    """What the layer that runs inside attends by; holds its keys and values afterwards."""
+def attending(
+    attention: nn.Module, segments: torch.Tensor, frozen: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> Iterator[Attending]:
+    """What the layer that runs inside attends by; holds its keys and values afterwards.
+
+    Raises `UnsupportedModelError` where the layer's `attention` went another way than through the tree.
+    """
     layer = Attending(segments, frozen)
     token = _attending.set(layer)
     try:
         yield layer
     finally:
         _attending.reset(token)
+    if layer.recorded is None:
+        raise _not_taken(attention)
+
+
+def _not_taken(attention: nn.Module) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{type(attention).__name__} does not attend by transformers' AttentionInterface (transformers "
+        f"{transformers.__version__}), so a sweep cannot give it its own; where the class was chosen by the model's "
+        'attn_implementation, load it with "eager" or "sdpa"'
+    )

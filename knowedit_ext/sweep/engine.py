@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..model.families import on_device
 from ..model.head import final_states
 from ..model.load import EditableModel
 from ..ops import restore_rows
-from .attention import attending, tree_attention_in
+from .attention import tree_attention_in
 from .capture import CleanRun, RowArguments
 from .interventions import Interventions, Root, Run
+from .layer import run_layer
 from .layout import Layout, RestoreRows, lay_out
 from .segments import Planner
 
@@ -159,11 +159,9 @@ def _sweep_layers(
     offsets = torch.tensor([0, *(len(prompt.ids) for prompt in prompts)]).cumsum(0)
     arguments = RowArguments(prompts, layout.position + offsets[layout.prompt])
     with tree_attention_in(modules), _restoring(model, layout):
-        for number, layer in enumerate(modules.layers):
-            hidden = on_device(_bear(hidden, layout, number), layer)
-            with attending(layout.segments[number]):
-                out = layer(hidden[None], **arguments.layer(number, len(hidden), hidden.device))
-            hidden = (out[0] if isinstance(out, tuple) else out)[0]
+        for number in range(model.num_layers):
+            born = _bear(hidden, layout, number)
+            hidden, _ = run_layer(modules, number, born, arguments, layout.segments[number])
             _restore(hidden, layout.restores.get(("layer", number), ()))
     return _bear(hidden, layout, model.num_layers)
 

@@ -14,16 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..model.families import on_device
 from ..model.head import final_states
 from ..model.load import EditableModel
-from .attention import attending, tree_attention_in
+from .attention import tree_attention_in
 from .capture import CleanRun, RowArguments
 from .interventions import Interventions, Patch
+from .layer import KeysValues, run_layer
 from .layout import Layout, lay_out
 from .segments import Planner
-
-KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 class PackedPrompts:
@@ -70,13 +68,10 @@ class PackedPrompts:
         """Rows [rows, hidden] entering layer `first` -> entering `last`; `keep` collects keys and values by layer."""
         with tree_attention_in(self.model.modules):
             for number in range(first, last):
-                layer = self.model.modules.layers[number]
-                hidden = on_device(hidden, layer)
-                arguments = self._arguments.layer(number, self.rows, hidden.device)
-                with attending(self._layout.segments[number]) as attended:
-                    hidden = _untuple(layer(hidden[None], **arguments))[0]
+                segments = self._layout.segments[number]
+                hidden, own = run_layer(self.model.modules, number, hidden, self._arguments, segments)
                 if keep is not None:
-                    keep[number] = attended.recorded
+                    keep[number] = own
         return hidden
 
 
@@ -174,11 +169,8 @@ class FrozenPrompts:
                     hidden = hidden.index_add(0, at.to(hidden.device), added.to(hidden.device, hidden.dtype))
                 if hidden is None or number == self.last:
                     continue
-                layer = modules.layers[number]
-                hidden = on_device(hidden, layer)
-                arguments = self._arguments.layer(number, len(hidden), hidden.device)
-                with attending(self._segments[number], self._keys_values[number]):
-                    hidden = _untuple(layer(hidden[None], **arguments))[0]
+                segments, frozen = self._segments[number], self._keys_values[number]
+                hidden, _ = run_layer(modules, number, hidden, self._arguments, segments, frozen)
         rows = torch.cat([self._final.to(hidden.device), hidden])[self._readout.to(hidden.device)]
         return final_states(self.model, rows)
 

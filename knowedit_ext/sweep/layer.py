@@ -1,0 +1,30 @@
+"""One decoder layer on packed rows."""
+
+from __future__ import annotations
+
+import torch
+
+from ..model.families import ModuleMap, on_device
+from .attention import attending
+from .capture import RowArguments
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+
+
+def run_layer(
+    modules: ModuleMap,
+    number: int,
+    hidden: torch.Tensor,  # [rows, hidden]
+    arguments: RowArguments,
+    segments: torch.Tensor,
+    frozen: KeysValues | None = None,
+) -> tuple[torch.Tensor, KeysValues]:
+    """Rows entering a layer -> those behind it, where the layer computes, and the layer's keys and values.
+
+    Within `tree_attention_in`. segments, frozen: see `Attending`.
+    """
+    layer = modules.layers[number]
+    hidden = on_device(hidden, layer)
+    with attending(modules.attn(number), segments, frozen) as attended:
+        out = layer(hidden[None], **arguments.layer(number, len(hidden), hidden.device))
+    return (out[0] if isinstance(out, tuple) else out)[0], attended.recorded
