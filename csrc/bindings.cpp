@@ -8,6 +8,7 @@
 #include "knowedit/cpu_isa.h"
 #include "knowedit/low_rank_rows.h"
 #include "knowedit/moment_update.h"
+#include "knowedit/null.h"
 #include "knowedit/restore_rows.h"
 #include "knowedit/target_logprob.h"
 #include "knowedit/tree_attention.h"
@@ -120,6 +121,10 @@ MomentUpdate moment_update_params(Pointer acc, Pointer x, Pointer mask, int acc_
             sum_rows};
 }
 
+Null null_params(Pointer x, Pointer out, int dtype, int64_t rows, int64_t width, int64_t x_stride) {
+    return {at(x), at(out), static_cast<DType>(dtype), rows, width, x_stride};
+}
+
 std::vector<std::string> cuda_archs() {
 #ifdef KNOWEDIT_CUDA_ARCHS
     return {KNOWEDIT_CUDA_ARCHS};
@@ -162,10 +167,14 @@ PYBIND11_MODULE(_C, m) {
         .def(py::init(&moment_update_params), py::kw_only(), "acc"_a, "x"_a, "mask"_a, "acc_dtype"_a, "x_dtype"_a,
              "rows"_a, "width"_a, "acc_stride"_a, "x_stride"_a, "sum_rows"_a);
 
+    py::class_<Null>(m, "Null").def(py::init(&null_params), py::kw_only(), "x"_a, "out"_a, "dtype"_a, "rows"_a,
+                                    "width"_a, "x_stride"_a);
+
     using Released = py::call_guard<py::gil_scoped_release>;
     m.def("tree_attention_cpu", &tree_attention_cpu, "params"_a, "threads"_a, Released());
     m.def("tree_attention_backward_cpu", &tree_attention_backward_cpu, "params"_a, "threads"_a, Released());
     m.def("restore_rows_cpu", &restore_rows_cpu, "params"_a, "threads"_a, Released());
+    m.def("null_cpu", &null_cpu, "params"_a, "threads"_a, Released());
     m.def("low_rank_rows_cpu", &low_rank_rows_cpu, "params"_a, "threads"_a, Released());
 #ifdef KNOWEDIT_CUDA_ARCHS
     m.def(
@@ -183,6 +192,9 @@ PYBIND11_MODULE(_C, m) {
     m.def(
         "restore_rows_cuda",
         [](const RestoreRows& params, int device, Pointer stream) { restore_rows_cuda(params, device, at(stream)); },
+        "params"_a, "device"_a, "stream"_a, Released());
+    m.def(
+        "null_cuda", [](const Null& params, int device, Pointer stream) { null_cuda(params, device, at(stream)); },
         "params"_a, "device"_a, "stream"_a, Released());
     m.def("target_logprob_pieces", &target_logprob_pieces, "rows"_a, "vocab"_a);
     m.def(

@@ -16,6 +16,7 @@ __all__ = [
     "cholesky_solve_update",
     "low_rank_rows",
     "moment_update",
+    "null",
     "restore_rows",
     "target_logprob",
     "tree_attention",
@@ -133,6 +134,18 @@ def moment_update(acc: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
         RuntimeError: a gradient is asked for; the op has none.
     """
     torch.ops.knowedit_ext.moment_update(acc, x, mask)
+
+
+def null(x: Tensor) -> Tensor:
+    """x again, in new memory: the op that does nothing, to begin another from (CONTRIBUTING.md). Differentiable.
+
+    Args:
+        x: `[rows, d]`, float32, float64, bfloat16 or float16; the row stride is free.
+
+    Raises:
+        ValueError: shape or dtype do not fit.
+    """
+    return torch.ops.knowedit_ext.null(x)
 
 
 def cholesky_factor(

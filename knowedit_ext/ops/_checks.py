@@ -182,6 +182,12 @@ def low_rank_rows(y: Tensor, x: Tensor, left: Tensor, right: Tensor, index: Tens
     _same_device(op, y=y, x=x, left=left, right=right, index=index)
 
 
+def null(x: Tensor) -> None:
+    """Shape and dtype of `null`; ValueError in words."""
+    _require(x.dim() == 2, f"null: x must be [rows, d], got {_shape(x)}")
+    _require(x.dtype in FLOATS, f"null: x must be a floating point tensor, got {x.dtype}")
+
+
 def memory_of_its_own(op: str, written: tuple[str, Tensor], **others: Tensor) -> None:
     """What is written must not lie in what is read, nor in itself (an expanded tensor); ValueError names both."""
     name, target = written

@@ -174,3 +174,22 @@ def low_rank_rows(native: ModuleType, y: Tensor, x: Tensor, left: Tensor, right:
         native.low_rank_rows_cuda(params, device, stream)
     if target is not y:
         y.copy_(target)
+
+
+def null(native: ModuleType, x: Tensor) -> Tensor:
+    """Checked argument to the native body of x's device; returns [rows, d] contiguous."""
+    x = _packed(x)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    params = native.Null(
+        x=x.data_ptr(),
+        out=out.data_ptr(),
+        dtype=_DTYPES[x.dtype],
+        rows=len(x),
+        width=x.shape[1],
+        x_stride=x.stride(0),
+    )
+    if x.device.type == "cpu":
+        native.null_cpu(params, torch.get_num_threads())
+    else:
+        native.null_cuda(params, *_stream(x))
+    return out

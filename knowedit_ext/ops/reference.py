@@ -140,3 +140,7 @@ def target_logprob(
         logits = softcap * torch.tanh(logits / softcap)
     logp = torch.log_softmax(logits, -1)  # [rows, vocab]
     return logp.gather(1, targets if targets.dim() == 2 else targets[:, None]).view(targets.shape)
+
+
+def null(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)

@@ -34,6 +34,7 @@ LIBRARY.define(
     tags=_TAGS,
 )
 LIBRARY.define("moment_update(Tensor(a!) acc, Tensor x, Tensor? mask=None) -> ()", tags=_TAGS)
+LIBRARY.define("null(Tensor x) -> Tensor", tags=_TAGS)
 LIBRARY.define(
     "cholesky_factor(Tensor moment, float weight, float ridge=0.0, bool low_precision=False) -> (Tensor, Tensor)",
     tags=_TAGS,
@@ -246,3 +247,24 @@ def _(moment, keys, weight, ridge=0.0, factor=None, norm=0.0, tolerance=1e-14, s
     _checks.cholesky("cholesky_solve_update", moment, weight, ridge, keys, factor)
     new = keys.new_empty
     return new(keys.shape, dtype=torch.float64), new(3, dtype=torch.float64), new((), dtype=torch.int64)
+
+
+# ---- null: the op that does nothing, to begin another from ----
+
+
+def _null(x: Tensor) -> Tensor:
+    _checks.null(x)
+    device = x.device.type
+    native = _native.module(device) if device in ("cpu", "cuda") else None
+    return reference.null(x) if native is None else launch.null(native, x)
+
+
+for key in ("CPU", "CUDA", "CompositeExplicitAutograd"):
+    LIBRARY.impl("null", _null, key)
+torch.library.register_autograd("knowedit_ext::null", lambda ctx, grad: grad, lib=LIBRARY)
+
+
+@torch.library.register_fake("knowedit_ext::null", lib=LIBRARY)
+def _(x):
+    _checks.null(x)
+    return x.new_empty(x.shape)

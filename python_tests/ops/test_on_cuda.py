@@ -53,6 +53,7 @@ def cases(device: str) -> dict[str, Call]:
         "moment_update bfloat16": lambda: in_place(ops.moment_update, acc, keys.bfloat16(), mask),
         "cholesky_factor": lambda: ops.cholesky_factor(moments, 2.0)[0].tril(),
         "cholesky_factor float32": lambda: ops.cholesky_factor(moments, 2.0, 0.0, True)[0].tril(),
+        "null": lambda: ops.null(hidden),
         "low_rank_rows": lambda: in_place(ops.low_rank_rows, y, hidden, left, right, index),
     }
 
