@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-
-class UnsupportedModelError(ValueError):
-    """The model is not one whose parts we know; the message names what is missing."""
+from .errors import UnsupportedModelError as UnsupportedModelError
+from .wrappers import inside
 
 
 @dataclass(frozen=True)
@@ -67,15 +66,19 @@ class ModuleMap:
         base = self._find(hf, self.family.base)
         self.embedding: nn.Module = self._find(base, self.family.embedding, self.family.base)
         self.final_norm: nn.Module = self._find(base, self.family.final_norm, self.family.base)
-        self.layers: list[nn.Module] = list(self._find(base, self.family.layers, self.family.base))
+        self.layers: list[nn.Module] = [inside(x) for x in self._find(base, self.family.layers, self.family.base)]
         self.head: nn.Module = hf.get_output_embeddings()
+        if self.head is None:
+            raise UnsupportedModelError(
+                f"{type(hf).__name__} has no language-model head: load the model with AutoModelForCausalLM"
+            )
         for layer in self.layers:
             for part in (self.family.attn, self.family.mlp, self.family.down_projection):
                 self._find(layer, part, f"{self.family.base}.{self.family.layers}.*")
 
     def _find(self, module: nn.Module, path: str, where: str = "") -> nn.Module:
         try:
-            return module.get_submodule(path)
+            return inside(module.get_submodule(path))
         except AttributeError as error:
             place = f"{where}.{path}" if where else path
             raise UnsupportedModelError(
@@ -84,13 +87,13 @@ class ModuleMap:
             ) from error
 
     def attn(self, layer: int) -> nn.Module:
-        return self.layers[layer].get_submodule(self.family.attn)
+        return inside(self.layers[layer].get_submodule(self.family.attn))
 
     def mlp(self, layer: int) -> nn.Module:
-        return self.layers[layer].get_submodule(self.family.mlp)
+        return inside(self.layers[layer].get_submodule(self.family.mlp))
 
     def down_projection(self, layer: int) -> nn.Module:
-        return self.layers[layer].get_submodule(self.family.down_projection)
+        return inside(self.layers[layer].get_submodule(self.family.down_projection))
 
     def site(self, site: str, layer: int) -> nn.Module:
         """The module whose output is the site: "layer" (the residual stream after it), "attn" or "mlp"."""

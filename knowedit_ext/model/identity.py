@@ -14,6 +14,7 @@ import torch
 
 from ..runs.checksums import checksum as checksum
 from .load import EditableModel
+from .weights import stored_weights
 
 _SAMPLE = 1 << 16  # entries of a weight that are compared with one in another dtype
 _ROUNDED = (torch.bfloat16, torch.float16)
@@ -35,16 +36,18 @@ def weight_checksum(weight: torch.Tensor) -> list[str]:
 def weight_checksums(
     model: EditableModel, wanted: Callable[[str], bool], originals: Mapping[str, torch.Tensor] | None = None
 ) -> Checksums:
-    """Checksums of the parameters whose name is `wanted`.
+    """Checksums of the weights whose real name is `wanted`.
 
-    originals: weights, by parameter name, to take instead of the model's own: those that known edits have replaced.
+    originals: weights, by name, to take instead of the model's own: those that known edits have replaced.
     """
     found: Checksums = {}
-    for name, parameter in model.hf.named_parameters():
+    for name, stored in stored_weights(model.hf):
         if wanted(name):
-            weight = (originals or {}).get(name, parameter)
+            weight = (originals or {}).get(name, stored)
             if weight.is_meta:
-                raise ValueError(f"weight '{name}' is not in memory: it takes part in telling which model this is")
+                raise ValueError(
+                    f"weight '{name}' is offloaded: it takes part in telling which model this is, and must be in memory"
+                )
             found[name] = weight_checksum(weight)
     return found
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -12,12 +15,31 @@ from .device import device_named, dtype_named
 from .families import ModuleMap, device_of
 from .precision import TF32Within
 from .pretrained import load_pretrained
+from .wrappers import unwrapped
+
+
+@dataclass
+class Shared:
+    """What all `EditableModel`s of one Hugging Face model have in common.
+
+    applied_edits: those whose changes are in the weights, oldest first. layer_arguments: what the model passes to its
+    layers beside the hidden state, for prompts of one length.
+    """
+
+    applied_edits: list[Any] = field(default_factory=list)
+    layer_arguments: dict[Any, Any] = field(default_factory=dict)
+
+
+_SHARED: WeakKeyDictionary[nn.Module, Shared] = WeakKeyDictionary()
 
 
 class EditableModel:
     """A Hugging Face decoder (`hf`), its tokenizer, and where it keeps things (`modules`).
 
-    The Hugging Face module is the model: nothing is re-implemented, no weight is copied. It is put in eval mode.
+    The Hugging Face module is the model: nothing is re-implemented, no weight is copied. It is put in eval mode. Of a
+    wrapped model (torch.compile, DataParallel, a PEFT model with LoRA) `hf` is the Hugging Face model inside; the
+    wrapper shares its weights, so that it says what `hf` says.
+    `name`: the hub's, or the last component of a folder's path: files that are passed on tell no local path.
     `bos`: True puts the tokenizer's beginning-of-sequence token in front of every prompt, False leaves all special
     tokens out, None does what the tokenizer does by itself. `precision`: see `load_model`.
     """
@@ -40,6 +62,7 @@ class EditableModel:
             raise ValueError("bos=True, but the tokenizer has no beginning-of-sequence token")
         if precision not in (None, "tf32"):
             raise ValueError(f"unknown precision '{precision}': expected 'tf32', or None for exact float32")
+        hf = unwrapped(hf)
         self.modules = ModuleMap(hf)
         self.hf = hf.eval()
         self.tokenizer = tokenizer
@@ -47,7 +70,9 @@ class EditableModel:
         self.precision = precision
         if precision == "tf32":
             TF32Within([*self.modules.layers, self.modules.head])
-        self.name = name or getattr(hf.config, "_name_or_path", "") or type(hf).__name__
+        self.name = public_name(name or getattr(hf.config, "_name_or_path", "")) or type(hf).__name__
+        shared = _SHARED.setdefault(hf, Shared())
+        self.applied_edits, self.layer_arguments = shared.applied_edits, shared.layer_arguments
 
     @property
     def num_layers(self) -> int:
@@ -82,7 +107,8 @@ def load_model(
     """Load a decoder-only model for tracing and editing.
 
     model: a hub name, a folder with config, weights and tokenizer, `(hf_model, tokenizer)`, or what this returned
-        before. Of a model handed over no copy is made: `device` and `dtype` move and convert that very object.
+        before. Of a model handed over no copy is made: `device` and `dtype` move and convert that very object, and
+        edits applied to it are known however often it is handed over. It may be wrapped, see `EditableModel`.
     device: e.g. "cpu", "cuda:1"; None leaves the model where it is (or where `device_map` puts it).
     dtype: e.g. "float32", "bfloat16"; None keeps what the checkpoint says.
     bos: see `EditableModel`.
@@ -91,7 +117,8 @@ def load_model(
         are exact either way.
     kwargs: passed to `AutoModelForCausalLM.from_pretrained` (e.g. `device_map="auto"`, `revision=...`).
 
-    Raises `UnsupportedModelError` for encoder-decoders, mixtures of experts and unknown architectures.
+    Raises `UnsupportedModelError` for encoder-decoders, mixtures of experts, unknown architectures, models without a
+    language-model head, and wrappers that cannot be taken off (FSDP, adapters other than plain LoRA).
     """
     device, dtype = device_named(device), dtype_named(dtype)
     if isinstance(model, (tuple, EditableModel)) and kwargs:
@@ -102,8 +129,15 @@ def load_model(
             return model
         hf, tokenizer, name, bos = model.hf, model.tokenizer, model.name, model.bos if bos is None else bos
     elif isinstance(model, tuple):
+        if len(model) != 2 or not isinstance(model[0], nn.Module):
+            kinds = ", ".join(type(part).__name__ for part in model)
+            raise TypeError(f"expected (hf_model, tokenizer), got ({kinds})")
         hf, tokenizer = model
         name = None
+    elif not isinstance(model, (str, Path)):
+        raise TypeError(
+            f"cannot load a {type(model).__name__}: expected a hub name, a folder, or (hf_model, tokenizer)"
+        )
     else:
         name = str(model)
         if kwargs.pop("trust_remote_code", False):
@@ -114,3 +148,14 @@ def load_model(
     if dtype is not None:
         hf = hf.to(dtype)
     return EditableModel(hf, tokenizer, bos=bos, name=name, precision=precision)
+
+
+def public_name(name: str) -> str:
+    """A model's name without the place where somebody keeps it: a folder's last component, a hub cache's repository."""
+    cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]", name)
+    if cached:
+        return cached[1].replace("--", "/")
+    path = Path(name)
+    if name and (path.is_absolute() or name.startswith((".", "~")) or path.is_dir()):
+        return path.expanduser().resolve().name
+    return name

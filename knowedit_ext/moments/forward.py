@@ -58,10 +58,15 @@ def key_weights(
     """For each of `layers` the checksums of the weights on which its keys depend.
 
     These are all below it and its own but for its down projection; later layers, the final norm and the head may
-    differ. originals: see `weight_checksums`.
+    differ. originals: see `weight_checksums`. ValueError where none are found: moments would fit any model.
     """
     found = weight_checksums(model, lambda name: any(_matters(model, name, layer) for layer in layers), originals)
-    return {layer: {n: found[n] for n in found if _matters(model, n, layer)} for layer in layers}
+    by_layer = {layer: {n: found[n] for n in found if _matters(model, n, layer)} for layer in layers}
+    for layer, weights in by_layer.items():
+        own = f"{model.modules.parameter_name(layer, 'mlp')}."
+        if not any(name.startswith(own) for name in weights):
+            raise ValueError(f"the model has no weights '{own}...' to tell by which model's moments these are")
+    return by_layer
 
 
 def _matters(model: EditableModel, name: str, layer: int) -> bool:

@@ -99,7 +99,7 @@ def clean_runs(model: EditableModel, prompts: Sequence[Sequence[int]]) -> list[C
 
 def _arguments(model: EditableModel, ids: Sequence[int]) -> list[dict[str, Any]]:
     """What the layers get beside the hidden state: the same for all prompts of a length, so kept with the model."""
-    kept = model.__dict__.setdefault("layer_arguments", {})
+    kept = model.layer_arguments
     key = (len(ids), model.dtype, tuple(str(device_of(layer)) for layer in model.modules.layers))
     if key not in kept:
         while len(kept) >= KEPT_LENGTHS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import signal
@@ -118,7 +119,7 @@ def test_weights_that_were_saved_with_an_edit_are_another_base() -> None:
     model = fresh("gpt2")
     first, second = (random_edit(model, seed=n).bind(model) for n in (1, 2))
     first.apply(model)
-    baked = ke.load_model((model.hf, model.tokenizer))  # knows of no edit
+    baked = ke.load_model((copy.deepcopy(model.hf), model.tokenizer))  # knows of no edit
     with pytest.raises(ValueError, match="another base"):
         second.apply(baked)
 
