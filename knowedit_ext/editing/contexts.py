@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
+from ..model.hooks import at_rest
 from ..model.load import EditableModel
 
 TOP_K = 5  # util/generate.py
 STARTS = ("The", "Therefore", "Because", "I", "You")  # memit_main.py:296
 
 
+@at_rest
 def rome_contexts(model: EditableModel, lengths: Sequence[Sequence[int]], seed: int = 0) -> list[str]:
     """The bare prompt, and `count` generated texts of each `length` in tokens (rome_main.py:154-177)."""
     start = model.tokenizer.bos_token or model.tokenizer.eos_token or "The"
@@ -19,12 +21,12 @@ def rome_contexts(model: EditableModel, lengths: Sequence[Sequence[int]], seed: 
     return ["{}", *(f"{text}. {{}}" for text in texts)]
 
 
+@at_rest
 def memit_contexts(model: EditableModel, seed: int = 0, length: int = 10) -> list[list[str]]:
     """[[the bare prompt], [one generated text for each start]] (memit_main.py:290-309); groups weigh the same."""
     return [["{}"], [f"{text}. {{}}" for text in _generate(model, list(STARTS), length, seed)]]
 
 
-@torch.no_grad()
 def _generate(model: EditableModel, starts: list[str], length: int, seed: int) -> list[str]:
     """Sampled continuations (top 5), `length` tokens with their start; seeded, so an edit can be made again."""
     generator = torch.Generator().manual_seed(seed)

@@ -13,6 +13,7 @@ import torch
 from .. import checks
 from ..model.facts import Fact, TokenizedFact
 from ..model.head import final_states, likeliest
+from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..model.spelling import mark_subject, marked_occurrence, spaced
 from ..runs.files import file_name
@@ -137,7 +138,7 @@ def check_compat(compat: str | None) -> None:
         raise ValueError(f"unknown compat '{compat}': expected None or 'reference'")
 
 
-@torch.no_grad()
+@at_rest
 def warn_of_known(model: EditableModel, facts: Sequence[TokenizedFact]) -> None:
     """Warn of targets that the model's own continuation of the bare prompt begins with: nothing needs editing there."""
     texts = [fact.ids + fact.target_ids[:-1] for fact in facts]

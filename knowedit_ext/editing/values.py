@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..model.facts import Fact, tokenize_fact
 from ..model.head import distribution, log_probabilities
+from ..model.hooks import at_rest, learning
 from ..model.load import EditableModel
 from ..sweep.capture import clean_runs
 from ..sweep.packed import FrozenPrompts, PackedPrompts
@@ -54,6 +55,7 @@ class Values:
     steps: torch.Tensor
 
 
+@at_rest
 def optimise_values(
     model: EditableModel,
     requests: Sequence[TokenizedRequest],
@@ -79,8 +81,9 @@ def optimise_values(
     prompts = [_prompts(model, n, request, params.fact_token) for n, request in enumerate(requests)]
     size = batch or _batch_size(model, prompts, last - layer)
     parts = []
-    for first in tqdm(range(0, len(requests), size), desc="values", unit="batch", disable=not progress):
-        parts.append(_Batch(model, prompts[first : first + size], params, site, layer, last).optimise())
+    with learning(model):
+        for first in tqdm(range(0, len(requests), size), desc="values", unit="batch", disable=not progress):
+            parts.append(_Batch(model, prompts[first : first + size], params, site, layer, last).optimise())
     names = ("values", "initial", "loss", "steps")
     found = Values(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
     for request, loss in zip(requests, found.loss.tolist(), strict=True):

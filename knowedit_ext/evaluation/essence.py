@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..model.head import final_states, log_probabilities
+from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..moments.batches import token_ids
 from ..sweep import default_max_rows
@@ -30,7 +31,7 @@ def essence_texts(samples: Sequence[Mapping[str, str]], subject: str) -> list[st
     return [sample["text"] for sample in samples if sample["name"] == subject]
 
 
-@torch.no_grad()
+@at_rest
 def perplexity(
     model: EditableModel,
     texts: Sequence[str],

@@ -20,6 +20,7 @@ from ..datasets.records import BadRecord, Record, Records, describe_bad, read_re
 from ..datasets.zsre import load_zsre
 from ..editing.edit import Edit, LowRank
 from ..editing.request import check_compat
+from ..model.hooks import at_rest
 from ..model.identity import checksum, fingerprint, weight_checksums
 from ..model.load import EditableModel
 from ..runs.ranks import Ranks
@@ -35,6 +36,7 @@ WIDE_GROUP = 256
 KINDS = {"counterfact": counterfact, "zsre": zsre}
 
 
+@at_rest
 def evaluate(
     model: EditableModel,
     records: str | Path | Iterable[Mapping[str, Any]],

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..moments.batches import token_ids
 from ..sweep.engine import free_bytes, row_bytes
@@ -53,7 +54,7 @@ def record_seed(case_id: int | str, number: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{case_id}/{number}".encode(), digest_size=8).digest(), "big")
 
 
-@torch.no_grad()
+@at_rest
 def generate(
     model: EditableModel,
     prompts: Sequence[str],

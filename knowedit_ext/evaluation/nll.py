@@ -14,6 +14,7 @@ import torch
 
 from ..model.facts import encode
 from ..model.head import final_states, read_targets
+from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..sweep.capture import clean_runs
 from ..sweep.engine import default_max_rows
@@ -85,7 +86,7 @@ def tokenize_question(model: EditableModel, question: Question | TokenizedQuesti
     return TokenizedQuestion(tuple(ids), tuple(joints), tuple(shared), question.edit)
 
 
-@torch.no_grad()
+@at_rest
 def score(
     model: EditableModel,
     questions: Sequence[Question | TokenizedQuestion],

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .. import ops
 from ..model.families import device_of
+from ..model.hooks import at_rest
 from ..model.identity import Checksums, differing_weights, fingerprint, tokenizer_hash
 from ..model.load import EditableModel
 from ..runs.ranks import Ranks
@@ -29,6 +30,7 @@ from .triangle import symmetric, unpack
 logger = logging.getLogger(__name__)
 
 
+@at_rest
 def collect_moments(
     model: EditableModel,
     texts: str | Path | Iterable[str],
@@ -97,12 +99,7 @@ def collect_moments(
     checkpoint = Checkpoint(folder, ranks, begun, checkpoint_seconds)
     settling = Settling(tolerance, {layer: key_width(model, layer) for layer in wanted}) if stop else None
     run = _Pass(model, corpus, wanted, settings, ranks, checkpoint, settling)
-    training = model.hf.training
-    model.hf.eval()  # dropout would be in the keys
-    try:
-        ended = run.go(progress and ranks.first)
-    finally:
-        model.hf.train(training)
+    ended = run.go(progress and ranks.first)
     origin = {"model": model.name, "tokenizer": tokenizer, "settings": settings}
     origin["texts"] = [
         {"sha256": run.cursor.sha256, "texts": run.cursor.texts, "tokens": run.cursor.tokens, "ended": ended}
@@ -188,7 +185,7 @@ class _Pass:
         )
         start, first = time.monotonic(), self.cursor.tokens
         ended = "text"
-        with bar, torch.no_grad():
+        with bar:
             for texts in self.corpus.groups(GROUP, self.cursor.text):
                 batches, used = self._plan(texts)
                 for number in range(self.cursor.batch, len(batches)):

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from typing import Any
 
 import torch
-from torch import nn
 
+from ..model.hooks import Hooks, Stop, at_rest
 from ..model.identity import Checksums, weight_checksums
 from ..model.load import EditableModel
 
 
-class _Stop(Exception):
-    """Ends a forward pass once the last input is known."""
-
-
-@torch.no_grad()
+@at_rest
 def visit_keys(
     model: EditableModel, ids: torch.Tensor, layers: Sequence[int], visit: Callable[[int, torch.Tensor], None]
 ) -> None:
@@ -27,21 +23,17 @@ def visit_keys(
     last = max(layers)
 
     def look(layer: int) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def act(args: tuple, kwargs: dict[str, Any]) -> None:
             visit(layer, args[0] if args else next(iter(kwargs.values())))
             if layer == last:
-                raise _Stop
+                raise Stop
 
-        return hook
+        return act
 
-    with ExitStack() as stack:
+    with Hooks() as hooks:
         for layer in layers:
-            module = model.modules.down_projection(layer)
-            stack.callback(module.register_forward_pre_hook(look(layer), with_kwargs=True).remove)
-        try:
-            model.hf(ids.to(model.device), use_cache=False)
-        except _Stop:
-            pass
+            hooks.before(model.modules.down_projection(layer), look(layer))
+        model.hf(ids.to(model.device), use_cache=False)
 
 
 def key_width(model: EditableModel, layer: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from ..model.families import device_of
+from ..model.hooks import Hooks, Stop, at_rest, named_arguments
 from ..model.load import EditableModel
 
 # Arguments that a sweep gives its own way: the attention table is mask and cache in one.
@@ -42,36 +42,32 @@ class CleanRun:
     arguments: list[dict[str, Any]]
 
 
-@torch.no_grad()
+@at_rest
 def clean_run(model: EditableModel, ids: Sequence[int]) -> CleanRun:
     """Run a prompt through the model as it is, keeping what enters its layers."""
     arguments: list[dict[str, Any]] = [{} for _ in model.modules.layers]
     hidden: list[torch.Tensor] = []
 
-    def keep(layer: int) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            named = bind(module, args, kwargs)
+    def keep(number: int, layer: nn.Module) -> Callable[[tuple, dict[str, Any]], None]:
+        def act(args: tuple, kwargs: dict[str, Any]) -> None:
+            named = named_arguments(layer, args, kwargs)
             x = named.pop("hidden_states")
-            if layer == 0:
+            if number == 0:
                 hidden.append(x.clone())
-            arguments[layer] = named
+            arguments[number] = named
 
-        return hook
+        return act
 
-    with ExitStack() as stack:
+    with Hooks() as hooks:
         for number, layer in enumerate(model.modules.layers):
-            stack.callback(layer.register_forward_pre_hook(keep(number), with_kwargs=True, prepend=True).remove)
+            hooks.before(layer, keep(number, layer), first=True)
         inputs = torch.tensor([list(ids)], device=model.device)
         last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.hf.forward).parameters else {}
         logits = model.hf(inputs, use_cache=False, **last).logits[0, -1].float()
     return CleanRun(tuple(ids), hidden[0], logits, arguments)
 
 
-class _Stop(Exception):
-    """Ends a forward pass once layer 0's input is known."""
-
-
-@torch.no_grad()
+@at_rest
 def layer_zero_input(
     model: EditableModel, ids: Sequence[int], copies: int, corrupt: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> torch.Tensor:
@@ -79,7 +75,7 @@ def layer_zero_input(
     return _embedded(model, [list(ids)] * copies, corrupt)
 
 
-@torch.no_grad()
+@at_rest
 def clean_runs(model: EditableModel, prompts: Sequence[Sequence[int]]) -> list[CleanRun]:
     """What enters the layers for many prompts, without computing the layers but once for each length a model meets.
 
@@ -116,31 +112,18 @@ def _embedded(
 ) -> torch.Tensor:
     """[prompts, tokens, hidden] entering layer 0; the forward pass is stopped there."""
     found: list[torch.Tensor] = []
+    first = model.modules.layers[0]
 
-    def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        found.append(bind(module, args, kwargs)["hidden_states"])
-        raise _Stop
+    def stop(args: tuple, kwargs: dict[str, Any]) -> None:
+        found.append(named_arguments(first, args, kwargs)["hidden_states"])
+        raise Stop
 
-    with ExitStack() as stack:
+    with Hooks() as hooks:
         if corrupt is not None:
-            hook = model.modules.embedding.register_forward_hook(lambda module, args, output: corrupt(output))
-            stack.callback(hook.remove)
-        first = model.modules.layers[0].register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
-        stack.callback(first.remove)
-        try:
-            model.hf(torch.tensor(ids, device=model.device), use_cache=False)
-        except _Stop:
-            pass
+            hooks.behind(model.modules.embedding, corrupt)
+        hooks.before(first, stop, first=True)
+        model.hf(torch.tensor(ids, device=model.device), use_cache=False)
     return found[0]
-
-
-def bind(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A layer call's arguments by name, however they were passed."""
-    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
-    named = dict(bound)
-    named.pop("self")
-    named.update(named.pop("kwargs", {}))
-    return named
 
 
 class RowArguments:

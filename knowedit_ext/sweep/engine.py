@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from ..model.head import final_states
+from ..model.hooks import Hooks, at_rest
 from ..model.load import EditableModel
 from ..ops import restore_rows
 from .attention import tree_attention_in
@@ -51,7 +51,7 @@ class SweepResult:
         return self.states[self.index[run]]
 
 
-@torch.no_grad()
+@at_rest
 def sweep(
     model: EditableModel, prompts: Sequence[CleanRun], interventions: Interventions, max_rows: int | None = None
 ) -> SweepResult:
@@ -184,15 +184,8 @@ def _restore(hidden: torch.Tensor, restores: Sequence[RestoreRows]) -> None:
 def _restoring(model: EditableModel, layout: Layout) -> Iterator[None]:
     """Hooks on the attention and MLP modules whose outputs the runs patch."""
 
-    def hook(restores: Sequence[RestoreRows]):
-        def overwrite(module: nn.Module, args: tuple, output):
-            _restore((output[0] if isinstance(output, tuple) else output)[0], restores)
-
-        return overwrite
-
-    with ExitStack() as stack:
+    with Hooks() as hooks:
         for (site, layer), restores in layout.restores.items():
             if site in ("attn", "mlp"):
-                module = model.modules.site(site, layer)
-                stack.callback(module.register_forward_hook(hook(restores)).remove)
+                hooks.behind(model.modules.site(site, layer), lambda out, restores=restores: _restore(out[0], restores))
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..model.families import ModuleMap, on_device
+from ..model.hooks import first_of
 from .attention import attending
 from .capture import RowArguments
 
@@ -27,4 +28,4 @@ def run_layer(
     hidden = on_device(hidden, layer)
     with attending(modules.attn(number), segments, frozen) as attended:
         out = layer(hidden[None], **arguments.layer(number, len(hidden), hidden.device))
-    return (out[0] if isinstance(out, tuple) else out)[0], attended.recorded
+    return first_of(out)[0], attended.recorded

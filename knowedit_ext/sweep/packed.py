@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from typing import Any
 
 import torch
-from torch import nn
 
 from ..model.head import final_states
+from ..model.hooks import Hooks
 from ..model.load import EditableModel
 from .attention import tree_attention_in
 from .capture import CleanRun, RowArguments
@@ -125,13 +123,12 @@ class FrozenPrompts:
         self._born: dict[int, torch.Tensor] = {}
         module = self.model.modules.site(self.site, self.edited)
 
-        def record(_module: nn.Module, args: tuple, output: Any) -> None:
-            out = _untuple(output)[0]
-            self.initial = out[rows.to(out.device)].clone()
+        def record(out: torch.Tensor) -> None:
+            self.initial = out[0, rows.to(out.device)].clone()
 
         hidden = packed.start
-        with ExitStack() as stack:
-            stack.callback(module.register_forward_hook(record).remove)
+        with Hooks() as hooks:
+            hooks.behind(module, record)
             for layer in range(self.last + 1):
                 births = self._layout.births[layer]
                 if len(births):
@@ -152,15 +149,12 @@ class FrozenPrompts:
         hidden = None
         at = self._at.to(added.device)
 
-        def inject(module: nn.Module, args: tuple, output: Any) -> Any:
-            out = _untuple(output)
-            changed = out[0].index_add(0, at.to(out.device), added.to(out.device, out.dtype))[None]
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        def inject(out: torch.Tensor) -> torch.Tensor:
+            return out[0].index_add(0, at.to(out.device), added.to(out.device, out.dtype))[None]
 
-        with ExitStack() as stack:
-            stack.enter_context(tree_attention_in(modules))
+        with tree_attention_in(modules), Hooks() as hooks:
             if self.site != "layer":
-                stack.callback(modules.site(self.site, self.edited).register_forward_hook(inject).remove)
+                hooks.behind(modules.site(self.site, self.edited), inject)
             for number in range(self.edited, self.last + 1):
                 born = self._born.get(number)
                 if born is not None:
@@ -185,7 +179,3 @@ def parts_of(rows: Sequence[int], most: int) -> Iterator[slice]:
         held += count
     if rows:
         yield slice(first, len(rows))
-
-
-def _untuple(output: Any) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output

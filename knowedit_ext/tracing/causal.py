@@ -15,6 +15,7 @@ import torch
 
 from ..model.facts import Fact, TokenizedFact, encode, tokenize_fact
 from ..model.head import log_probabilities
+from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..sweep import Interventions, Patch, clean_run, layer_zero_input, sweep
 from ..sweep.capture import CleanRun
@@ -60,6 +61,7 @@ class TraceSettings:
             raise ValueError(f"max_rows is {self.max_rows}: expected at least 1")
 
 
+@at_rest
 def trace(
     model: EditableModel,
     fact: Fact | Sequence[Fact],
@@ -123,7 +125,7 @@ def trace(
     return traces[0] if isinstance(fact, Fact) else traces
 
 
-@torch.no_grad()
+@at_rest
 def trace_facts(
     model: EditableModel,
     facts: Sequence[Fact],
@@ -143,7 +145,7 @@ def trace_facts(
     return [{kind: plan.trace(kind, scores) for kind in kinds} for plan in plans]
 
 
-@torch.no_grad()
+@at_rest
 def plan_traces(
     model: EditableModel,
     facts: Sequence[Fact],
@@ -177,6 +179,7 @@ def _score(logp: torch.Tensor, settings: TraceSettings) -> torch.Tensor:
     return total if settings.score == "logprob" else total.exp()
 
 
+@at_rest
 def model_answer(model: EditableModel, ids: tuple[int, ...], tokens: int) -> tuple[tuple[int, ...], CleanRun]:
     """The model's greedy continuation, and the clean run of the prompt alone."""
     most = model.modules.max_positions

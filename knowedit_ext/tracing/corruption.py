@@ -10,6 +10,7 @@ from numbers import Real
 import numpy as np
 import torch
 
+from ..model.hooks import at_rest
 from ..model.load import EditableModel
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
@@ -65,6 +66,7 @@ def noise_of(
     return Noise(float(noise), replace=replace)
 
 
+@at_rest
 def noise_level(
     model: EditableModel, rule: str, subjects: Sequence[str] | None = None, texts: Sequence[str] | None = None
 ) -> float | Sampler:
@@ -95,7 +97,6 @@ def noise_level(
     return value
 
 
-@torch.no_grad()
 def _embed(model: EditableModel, text: str) -> torch.Tensor:
     """Output of the embedding module for a text by itself, [tokens, hidden]."""
     ids = torch.tensor([model.tokenizer.encode(text)], device=model.device)

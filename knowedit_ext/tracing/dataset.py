@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..datasets import KnownFact, load_known
 from ..model.facts import Fact, tokenize_fact
+from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..runs.files import write_npz
 from ..runs.ranks import Ranks
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 _KEPT = ("window", "samples", "seed", "sever", "compat", "replace", "answer_tokens", "score", "max_rows")
 
 
+@at_rest
 def trace_dataset(
     model: EditableModel,
     facts: str | Path | Iterable[Fact | Mapping[str, Any]],

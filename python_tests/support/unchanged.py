@@ -19,6 +19,7 @@ def snapshot(hf: nn.Module) -> dict:
         "hooks": [[list(getattr(m, kind)) for kind in HOOKS] for m in hf.modules()],
         "attributes": [sorted(m.__dict__) for m in hf.modules()],
         "training": [m.training for m in hf.modules()],
+        "checkpointing": [getattr(m, "gradient_checkpointing", None) for m in hf.modules()],
         "parameters": {n: (p.detach().clone(), p.requires_grad, p.grad) for n, p in hf.named_parameters()},
         "grad": torch.is_grad_enabled(),
         "random": torch.get_rng_state(),
@@ -28,7 +29,7 @@ def snapshot(hf: nn.Module) -> dict:
 
 def assert_unchanged(before: dict, hf: nn.Module) -> None:
     after = snapshot(hf)
-    for name in ("config", "attention", "hooks", "attributes", "training", "grad"):
+    for name in ("config", "attention", "hooks", "attributes", "training", "checkpointing", "grad"):
         assert before[name] == after[name], name
     assert torch.equal(before["random"], after["random"]) and np.array_equal(before["numpy"], after["numpy"])
     for name, (value, requires_grad, grad) in before["parameters"].items():

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar, Literal
@@ -23,8 +22,8 @@ from tqdm import tqdm
 from ...checks import Count, NotNegative, Positive
 from ...model.facts import tokenize_fact
 from ...model.head import final_states, log_probabilities
+from ...model.hooks import at_rest, learning
 from ...model.load import EditableModel
-from ...runs.interrupts import uninterrupted
 from ...sweep.capture import CleanRun, clean_runs
 from ...sweep.packed import PackedPrompts
 from ..edit import Edit
@@ -91,6 +90,7 @@ STOP_LOSS = 1e-2
 TRAINABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+@at_rest
 def finetune(
     model: EditableModel,
     requests: Iterable[EditRequest | Mapping[str, Any]],
@@ -121,12 +121,12 @@ def finetune(
     objective = params.objective_optimization or ("target_new" if compat is None else "prompt_last")
     score = {"target_new": _examples, "prompt_last": _published_examples}[objective]
     examples = [score(model, batch) for batch in batches]
-    with _at_rest(model.hf), torch.enable_grad():
-        if compat is None:
-            warn_of_known(model, [tokenize_fact(model, request.fact()) for request in found])
-        first = min(_layer_of(model)[id(weight)] for weight in weights.values())
-        runs = iter(clean_runs(model, [example.ids for batch in examples for example in batch]))
-        packed = [_Batch(model, batch, [next(runs) for _ in batch], first) for batch in examples]
+    if compat is None:
+        warn_of_known(model, [tokenize_fact(model, request.fact()) for request in found])
+    first = min(_layer_of(model)[id(weight)] for weight in weights.values())
+    runs = iter(clean_runs(model, [example.ids for batch in examples for example in batch]))
+    packed = [_Batch(model, batch, [next(runs) for _ in batch], first) for batch in examples]
+    with learning(model):
         trained = _train(
             _Loss(model, first), packed, weights, params, _weight_decay(params, len(found), compat), progress
         )
@@ -241,8 +241,7 @@ class _Batch:
     ) -> None:
         self.size = len(examples)
         self.packed = PackedPrompts(model, runs)
-        with torch.no_grad():
-            self.hidden = self.packed.run(self.packed.start, 0, first)
+        self.hidden = self.packed.run(self.packed.start, 0, first)
         scored = [(number, *at) for number, example in enumerate(examples) for at in example.scored]
         self.rows = torch.tensor([self.packed.row(number, position) for number, position, _ in scored])
         self.targets = torch.zeros(len(scored), max(len(targets) for *_, targets in scored), dtype=torch.int64)
@@ -320,24 +319,6 @@ def _clamp(trained: dict[str, torch.Tensor], weights: dict[str, nn.Parameter], m
 
 def _precise(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-@contextmanager
-def _at_rest(hf: nn.Module) -> Iterator[None]:
-    """Without dropout, and no parameter asks for a gradient; afterwards as before."""
-    modes = [(module, module.training) for module in hf.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in hf.parameters()]
-    try:
-        hf.eval()
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        with uninterrupted():
-            for module, training in modes:
-                module.training = training
-            for parameter, asked in flags:
-                parameter.requires_grad_(asked)
 
 
 def _unbounded(params: FTParams) -> None:

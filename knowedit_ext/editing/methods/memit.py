@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from ...checks import Positive
+from ...model.hooks import at_rest
 from ...model.load import EditableModel
 from ...moments import Moments
 from ..contexts import memit_contexts
@@ -53,6 +54,7 @@ class MEMITParams(EditParams):
     }
 
 
+@at_rest
 def memit(
     model: EditableModel,
     requests: Iterable[EditRequest | Mapping[str, Any]],
@@ -108,6 +110,7 @@ def memit(
     return edit
 
 
+@at_rest
 def memit_values(
     model: EditableModel,
     requests: Iterable[EditRequest | Mapping[str, Any]],

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...checks import Count
+from ...model.hooks import at_rest
 from ...model.load import EditableModel
 from ...moments import Moments
 from ..contexts import rome_contexts
@@ -87,6 +88,7 @@ def rome(
     return rome_each(model, found, params, moments, **options)[0]
 
 
+@at_rest
 def rome_each(
     model: EditableModel,
     requests: Iterable[EditRequest | Mapping[str, Any]],

@@ -1,0 +1,123 @@
+"""Hooks on a model's modules, and the state it computes in: at rest, whatever it was doing when we were called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+
+from ..runs.interrupts import uninterrupted
+from .load import EditableModel
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+class Stop(Exception):
+    """Raised by a hook once what was wanted is known: ends the forward pass, and with it the block of `Hooks`."""
+
+
+class Hooks(ExitStack):
+    """Hooks that are removed when the block ends, whatever ends it."""
+
+    def before(self, module: nn.Module, act: Callable[[tuple, dict[str, Any]], None], first: bool = False) -> None:
+        """act(args, kwargs) in front of each call; `first`: in front of the hooks that are there already."""
+        hook = lambda module, args, kwargs: act(args, kwargs)  # noqa: E731
+        self.callback(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=first).remove)
+
+    def behind(self, module: nn.Module, act: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
+        """act(output, or the first of several) behind each call; what it returns, if anything, takes its place."""
+
+        def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+            changed = act(first_of(output))
+            if changed is None:
+                return None
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        self.callback(module.register_forward_hook(hook).remove)
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: Any) -> bool:
+        super().__exit__(kind, *raised)
+        return kind is not None and issubclass(kind, Stop)
+
+
+def first_of(output: Any) -> torch.Tensor:
+    """A module's output tensor, whether or not it comes with more."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def named_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name, however they were passed."""
+    named = dict(inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments)
+    named.pop("self")
+    named.update(named.pop("kwargs", {}))
+    return named
+
+
+@contextmanager
+def resting(model: EditableModel) -> Iterator[None]:
+    """Without dropout, gradient checkpointing, recorded gradients or inference mode; afterwards as before.
+
+    Every module is in eval mode and no parameter asks for a gradient. Within another `resting` it does nothing.
+    """
+    if not isinstance(model, EditableModel):
+        raise TypeError(
+            f"the model is a {type(model).__name__}: expected what knowedit_ext.load_model returns "
+            "(it takes a name, a folder, or (hf_model, tokenizer))"
+        )
+    modules = list(model.hf.modules())
+    named = [(module, name, p) for module in modules for name, p in module._parameters.items() if p is not None]
+    training = [module for module in modules if module.training]
+    checkpointing = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
+    asking = [(module, name) for module, name, p in named if p.requires_grad and not p.is_inference()]
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():  # its tensors could never be used with gradients
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        try:
+            _flag(training, checkpointing, asking, False)
+            yield
+        finally:
+            with uninterrupted():
+                _flag(training, checkpointing, asking, True)
+
+
+def _flag(
+    training: list[nn.Module], checkpointing: list[nn.Module], asking: list[tuple[nn.Module, str]], value: bool
+) -> None:
+    for module in training:
+        module.training = value
+    for module in checkpointing:
+        module.gradient_checkpointing = value
+    for module, name in asking:  # by name: accelerate puts new parameters in the place of offloaded ones
+        module._parameters[name].requires_grad_(value)
+
+
+def at_rest(
+    function: Callable[Concatenate[EditableModel, Given], Result],
+) -> Callable[Concatenate[EditableModel, Given], Result]:
+    """Decorates a function of a model: it runs while the model is `resting`."""
+
+    @wraps(function)
+    def run(model: EditableModel, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with resting(model):
+            return function(model, *args, **kwargs)
+
+    return run
+
+
+@contextmanager
+def learning(model: EditableModel) -> Iterator[None]:
+    """Gradients are recorded inside, whoever has switched that off around it."""
+    for name, parameter in model.hf.named_parameters():
+        if parameter.is_inference():
+            raise ValueError(
+                f"'{name}' was made inside torch.inference_mode(), so no gradient can pass it: load the model outside"
+            )
+    with torch.enable_grad():
+        yield
