@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
 
 import torch
-from torch import nn
 
+from ..model.hooks import Hooks
 from ..model.load import EditableModel
 from ..sweep.capture import clean_runs
 from ..sweep.engine import default_max_rows
@@ -56,12 +54,12 @@ class KeyRows:
         for (packed, lookups), rows in zip(self.parts, hidden, strict=True):
             kept: list[torch.Tensor] = []
 
-            def keep(_module: nn.Module, args: tuple, output: Any, kept=kept, lookups=lookups) -> None:
-                at = lookups.to(output.device)
-                kept += [x.reshape(-1, x.shape[-1])[at] for x in (args[0], output)]
+            def keep(x: torch.Tensor, kept=kept, lookups=lookups) -> None:
+                kept.append(x.reshape(-1, x.shape[-1])[lookups.to(x.device)])
 
-            with ExitStack() as stack:
-                stack.callback(module.register_forward_hook(keep).remove)
+            with Hooks() as hooks:
+                hooks.before(module, lambda args, _, keep=keep: keep(args[0]))
+                hooks.behind(module, keep)
                 reached = packed.run(rows, first, last)
             found.append((reached[lookups.to(reached.device)], *kept))
         return tuple(torch.cat(columns) for columns in zip(*found, strict=True))

@@ -156,8 +156,13 @@ def test_dropout_would_be_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     model.hf.train()
     monkeypatch.setattr("knowedit_ext.model.hooks._flag", lambda *_: None)
     for action in ACTIONS:
-        if action != "noise_level":  # the embedding alone
-            assert not same(ACTIONS[action](model, tmp_path), calm("gpt2", action)), action
+        if action == "noise_level":  # the embedding alone
+            continue
+        try:
+            got = ACTIONS[action](model, tmp_path)
+        except ke.UnsupportedModelError:  # of attention with dropout
+            continue
+        assert not same(got, calm("gpt2", action)), action
 
 
 @pytest.mark.parametrize("how", ["disk", "some layers on disk"])
