@@ -1,18 +1,24 @@
-"""CounterFact: the published schema (also of multi_counterfact) and EasyEdit's flat one, told apart by record."""
+"""CounterFact: the published schema (also of multi_counterfact) and EasyEdit's flat one, told apart by record; and what
+is asked about a record (eval_utils_counterfact.py:124-183)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from reprlib import repr as brief
 from typing import Any
 
+from ..model.load import EditableModel
+from ..model.spelling import spaced
+from .dataset import Dataset
+from .questions import EXTRAS, Asked, Question, Score, ask_extras, filled
 from .records import (
+    REWRITE,
     Problem,
     Record,
     Records,
     Source,
     check_pairs,
-    check_template,
+    check_rewrite,
     check_text,
     collect_records,
     is_number,
@@ -23,10 +29,16 @@ from .records import (
     take_texts,
 )
 
-REWRITE = "requested_rewrite."
 FLAT = ("prompt", "subject", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt")
 MAY_BE_ABSENT = ("attribute_prompts", "generation_prompts")  # and may be empty
-PAIRS = ("reversal_prompts", "same_subject_prompts", "portability_prompts")  # not in the published files
+# The target that counts as correct behind each sort of prompt.
+CORRECT = {
+    "rewrite_prompts": "target_new",
+    "paraphrase_prompts": "target_new",
+    "neighborhood_prompts": "target_true",
+    "attribute_prompts": "target_new",
+}
+TARGETS = ("target_new", "target_true")
 
 
 def load_counterfact(source: Source, *, skip_bad: bool = False, limit: int | None = None) -> Records:
@@ -61,32 +73,24 @@ def _convert(_: int, record: Mapping[str, Any]) -> Record:
         raise Problem("case_id", f"is {brief(case_id)}, expected a number")
     if "requested_rewrite" not in record and any(key in record for key in FLAT):
         return _from_flat(record)
-    _check_rewrite(take(record, "requested_rewrite"))
+    _check_rewrite(record)
     for key in ("paraphrase_prompts", "neighborhood_prompts"):
         take_texts(record, key)
     for key in MAY_BE_ABSENT:
         if record.get(key, []) != []:
             take_texts(record, key)
-    for key in PAIRS:
+    for key in EXTRAS:
         check_pairs(record, key)
     return dict(record)
 
 
-def _check_rewrite(rewrite: Any) -> None:
-    if not isinstance(rewrite, Mapping):
-        raise Problem("requested_rewrite", f"is {brief(rewrite)}, expected an object")
-    check_template(take_text(rewrite, "prompt", REWRITE), f"{REWRITE}prompt")
-    take_text(rewrite, "subject", REWRITE)
-    take_space(rewrite, REWRITE)
+def _check_rewrite(record: Mapping[str, Any]) -> None:
+    new, true = check_rewrite(record, TARGETS)
+    rewrite = record["requested_rewrite"]
     _check_id(rewrite, "relation_id", REWRITE)
-    targets = []
-    for key in ("target_new", "target_true"):
-        target = take(rewrite, key, REWRITE)
-        if not isinstance(target, Mapping):
-            raise Problem(REWRITE + key, f"is {brief(target)}, expected an object with 'str'")
-        targets.append(take_text(target, "str", f"{REWRITE}{key}."))
-        _check_id(target, "id", f"{REWRITE}{key}.")
-    _check_targets(*targets, f"{REWRITE}target_new.str")
+    for key in TARGETS:
+        _check_id(rewrite[key], "id", f"{REWRITE}{key}.")
+    _check_targets(new, true, f"{REWRITE}target_new.str")
 
 
 def _check_id(record: Mapping[str, Any], key: str, inside: str) -> None:
@@ -119,3 +123,42 @@ def _from_flat(record: Mapping[str, Any]) -> Record:
         "attribute_prompts": [],
         "generation_prompts": [],
     }
+
+
+def ask(
+    model: EditableModel, record: Mapping[str, Any], edit: int, attributes: bool = False, compat: str | None = None
+) -> Asked:
+    """Questions, and what turns their scores into a case's "pre" or "post".
+
+    Both targets are asked behind every prompt: {sort}_probs holds their NLLs, {sort}_correct whether all tokens of the
+    right one are the likeliest. attributes: ask also about other subjects that have the new object.
+    """
+    rewrite = record["requested_rewrite"]
+    prompts = {"rewrite_prompts": [filled(rewrite)]}
+    for sort in ("paraphrase_prompts", "neighborhood_prompts", *(("attribute_prompts",) if attributes else ())):
+        prompts[sort] = list(record.get(sort, ()))
+    space = rewrite.get("space")  # as the edit was asked for
+
+    def question(text: str) -> Question:
+        return Question(text, tuple(spaced(rewrite[name]["str"], text, space) for name in TARGETS), edit)
+
+    questions = [question(text) for texts in prompts.values() for text in texts]
+    extra_questions, read_extras = ask_extras(record, edit)
+
+    def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
+        left = iter(scores)
+        found: dict[str, Any] = {}
+        for sort, texts in prompts.items():
+            here = [dict(zip(TARGETS, next(left), strict=True)) for _ in texts]
+            found[f"{sort}_probs"] = [{name: x[name].nll for name in TARGETS} for x in here]
+            found[f"{sort}_correct"] = [x[CORRECT[sort]].correct for x in here]
+        return found | read_extras(list(left))
+
+    return questions + extra_questions, read
+
+
+def _detect(record: Mapping[str, Any]) -> bool:
+    return "requested_rewrite" in record or any(key in record for key in FLAT)
+
+
+DATASET = Dataset("counterfact", _detect, load_counterfact, ask, generates=True)

@@ -15,6 +15,7 @@ from ..model import spelling
 
 logger = logging.getLogger(__name__)
 
+REWRITE = "requested_rewrite."
 NAMED = 5  # bad records that one error spells out
 Record = dict[str, Any]
 Source = str | Path | Iterable[Mapping[str, Any]]
@@ -167,6 +168,23 @@ def mark_subject(prompt: str, subject: str, key: str) -> str:
         return spelling.mark_subject(prompt, subject)
     except ValueError as error:
         raise Problem(key, f"is not usable: {error}") from error
+
+
+def check_rewrite(record: Mapping[str, Any], targets: Iterable[str]) -> list[str]:
+    """Check a record's requested_rewrite: prompt with "{}", subject, and these targets, whose texts are returned."""
+    rewrite = take(record, "requested_rewrite")
+    if not isinstance(rewrite, Mapping):
+        raise Problem("requested_rewrite", f"is {brief(rewrite)}, expected an object")
+    check_template(take_text(rewrite, "prompt", REWRITE), f"{REWRITE}prompt")
+    take_text(rewrite, "subject", REWRITE)
+    take_space(rewrite, REWRITE)
+    found = []
+    for key in targets:
+        target = take(rewrite, key, REWRITE)
+        if not isinstance(target, Mapping):
+            raise Problem(REWRITE + key, f"is {brief(target)}, expected an object with 'str'")
+        found.append(take_text(target, "str", f"{REWRITE}{key}."))
+    return found
 
 
 def take_space(record: Mapping[str, Any], inside: str = "") -> dict[str, bool]:

@@ -11,13 +11,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 from tqdm import tqdm
 
-from ..datasets.counterfact import load_counterfact
+from ..datasets import DATASETS
 from ..datasets.records import BadRecord, Record, Records, describe_bad, read_records
-from ..datasets.zsre import load_zsre
 from ..editing.edit import Edit, LowRank
 from ..editing.request import check_compat
 from ..model.hooks import at_rest
@@ -25,7 +25,6 @@ from ..model.identity import checksum, fingerprint, weight_checksums
 from ..model.load import EditableModel
 from ..runs.ranks import Ranks
 from ..runs.settings import settle
-from . import counterfact, zsre
 from .job import Job, Method
 from .nll import tokenize_question
 from .report import Report
@@ -33,7 +32,6 @@ from .texts import Texts
 
 GROUP = {"cpu": 16}  # records a group: enough rows to keep the matrices busy
 WIDE_GROUP = 256
-KINDS = {"counterfact": counterfact, "zsre": zsre}
 
 
 @at_rest
@@ -78,7 +76,7 @@ def evaluate(
     """
     check_compat(compat)
     loaded, kind = load(records, dataset, skip_bad, limit)
-    texts = Texts(model, snippets, tfidf, max_length, compat) if generation and kind == "counterfact" else None
+    texts = Texts(model, snippets, tfidf, max_length, compat) if generation and DATASETS[kind].generates else None
     total, numbers = len(loaded) + len(loaded.bad), places(loaded)
     loaded = usable(model, loaded, kind, skip_bad, texts=texts, attributes=attributes, compat=compat)
     at = {number: n for n, number in enumerate(numbers)}
@@ -110,7 +108,19 @@ def evaluate(
     shared = edit if isinstance(edit, Edit) else None
     facts = 0 if edit is None else len(edit.requests) if shared else settings["group"] if _together(edit) else 1
     job = Job(
-        model, KINDS[kind].ask, loaded, shared, edits, facts, baseline, attributes, compat, texts, time, max_rows, out
+        model,
+        DATASETS[kind].ask,
+        loaded,
+        shared,
+        edits,
+        facts,
+        baseline,
+        attributes,
+        compat,
+        texts,
+        time,
+        max_rows,
+        out,
     )
     groups = [range(n, min(n + settings["group"], len(loaded))) for n in range(0, len(loaded), settings["group"])]
     with tqdm(total=len(loaded), desc="evaluating", unit="record", disable=not progress) as bar:
@@ -138,19 +148,16 @@ def load(
     zsre_target: str = "answer",
 ) -> tuple[Records, str]:
     """Checked records, and which data set they are of."""
-    if dataset is not None and dataset not in KINDS:
-        raise ValueError(f"unknown dataset '{dataset}': expected {' or '.join(KINDS)}")
-    raw = read_records(records) if isinstance(records, (str, Path)) else list(records)
+    if dataset is not None and dataset not in DATASETS:
+        raise ValueError(f"unknown dataset {brief(dataset)}: expected {' or '.join(map(repr, DATASETS))}")
+    raw = read_records(records)
     first = raw[0] if raw and isinstance(raw[0], Mapping) else {}
-    near = first.get("neighborhood_prompts")
-    kind = dataset or ("zsre" if "src" in first or (near and isinstance(near[0], Mapping)) else "counterfact")
-    checked = isinstance(records, Records) or (kind == "zsre" and "requested_rewrite" in first)
-    if checked:
+    kind = dataset or next((name for name, known in DATASETS.items() if known.detect(first)), "counterfact")
+    if isinstance(records, Records):  # as a loader made them
         found = Records(raw[:limit], _bad_before(records, len(raw[:limit])))
-    elif kind == "zsre":
-        found = load_zsre(raw, skip_bad=skip_bad, limit=limit, target=zsre_target)
     else:
-        found = load_counterfact(raw, skip_bad=skip_bad, limit=limit)
+        options = {"target": zsre_target} if kind == "zsre" else {}
+        found = DATASETS[kind].load(raw, skip_bad=skip_bad, limit=limit, **options)
     if not found:
         raise ValueError(f"no records to evaluate ({len(found.bad)} were skipped)" if found.bad else "no records")
     return found, kind
@@ -187,7 +194,7 @@ def usable(
     for number, record in zip(places(records), records, strict=True):
         key = "prompts"
         try:
-            for question in KINDS[kind].ask(model, record, 0, attributes, compat)[0]:
+            for question in DATASETS[kind].ask(model, record, 0, attributes, compat)[0]:
                 tokenize_question(model, question)
             if texts is not None:
                 key = "generation_prompts"

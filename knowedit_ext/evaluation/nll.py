@@ -8,10 +8,10 @@ the scored rows only. Layers below the lowest edited one are the same before and
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
+from ..datasets.questions import Question, Score, TokenizedQuestion
 from ..model.facts import encode
 from ..model.head import final_states, read_targets
 from ..model.hooks import at_rest
@@ -20,45 +20,6 @@ from ..sweep.capture import clean_runs
 from ..sweep.engine import default_max_rows
 from ..sweep.packed import PackedPrompts, parts_of
 from .edited import Edited
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt, the texts to score behind it (with their leading space), the number of the edit it is asked under."""
-
-    prompt: str
-    targets: tuple[str, ...]
-    edit: int = 0
-
-
-@dataclass(frozen=True)
-class Score:
-    """nll: mean negative log-probability of the target's tokens, teacher forced, in nats.
-
-    right: for each of them whether it was the likeliest.
-    """
-
-    nll: float
-    right: tuple[bool, ...]
-
-    @property
-    def correct(self) -> bool:
-        return all(self.right)
-
-
-@dataclass(frozen=True)
-class TokenizedQuestion:
-    """ids: the prompt's; joint: for each target the ids of prompt and target together; shared: how many tokens of these
-    are the prompt's own, so that the target is joint[shared:]. edit: as in `Question`."""
-
-    ids: tuple[int, ...]
-    joint: tuple[tuple[int, ...], ...]
-    shared: tuple[int, ...]
-    edit: int = 0
-
-    @property
-    def rows(self) -> int:
-        return len(self.ids) + sum(len(j) - s - 1 for j, s in zip(self.joint, self.shared, strict=True))
 
 
 def tokenize_question(model: EditableModel, question: Question | TokenizedQuestion) -> TokenizedQuestion:

@@ -104,3 +104,17 @@ def test_real_records(data_dir):
     assert all(len(r["portability_prompts"]) == 1 for r in asked) and len(asked) == 1037
     with pytest.raises(ValueError, match="record 534: 'alt' is empty\n  record 723: 'alt' is empty"):
         load_zsre(train, target="alt")
+
+
+def test_loaded_records_are_checked_again():
+    loaded = load_zsre([record()])
+    assert load_zsre(list(loaded)) == loaded
+    for path, value, message in (
+        ("paraphrase_prompts", [], "'paraphrase_prompts' is an empty list"),
+        ("neighborhood_prompts", ["a"], r"'neighborhood_prompts\[0\]' is 'a'"),
+        ("portability_prompts", {"a": 1}, "'portability_prompts' is"),
+        ("requested_rewrite", [loaded[0]["requested_rewrite"]], "'requested_rewrite' is"),
+        ("case_id", float("nan"), "'case_id' is nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_zsre([loaded[0] | {path: value}])

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 import knowedit_ext as ke
-from knowedit_ext.datasets import load_counterfact
+from knowedit_ext.datasets import counterfact, load_counterfact, zsre
 from knowedit_ext.editing.methods.memit import MEMITParams, memit
 from knowedit_ext.editing.methods.rome import ROMEParams, rome
 from knowedit_ext.editing.request import EditRequest, check_requests
-from knowedit_ext.evaluation import counterfact, zsre
 from knowedit_ext.moments import Moments
 
 from ..support.tokenizers import word_level
