@@ -21,7 +21,7 @@ from knowedit_ext.editing.request import EditRequest, lookup
 from knowedit_ext.editing.tokenized import tokenize_requests
 from knowedit_ext.editing.values import KL_PROMPT, optimise_values
 from knowedit_ext.model.facts import tokenize_fact
-from knowedit_ext.moments.batches import token_ids
+from knowedit_ext.model.tokens import encode_all
 from knowedit_ext.sweep import sweep
 from knowedit_ext.tracing.causal import TraceSettings, plan_traces, window_layers
 from knowedit_ext.tracing.kinds import KINDS, window_for
@@ -130,7 +130,7 @@ def _moments(bench: Bench, dtype: torch.dtype, ceiling: str) -> Row:
     def collect(texts: list[str]) -> None:
         counts.append(ke.collect_moments(model, texts, EDITED_LAYERS, progress=False)[layer].count)
 
-    ids = token_ids(model, few, model.modules.max_positions)
+    ids = encode_all(model, few, model.modules.max_positions)
     module = model.modules.down_projection(layer)
     plain, count = naive_moments.layer_moment(model.hf, module, ids, model.modules.max_positions)
     found = ke.collect_moments(model, few, [layer], progress=False)[layer]

@@ -16,7 +16,7 @@ import naive_moments
 import torch
 
 import knowedit_ext as ke
-from knowedit_ext.moments.batches import token_ids
+from knowedit_ext.model.tokens import encode_all
 from knowedit_ext.world import load_world
 
 LAYERS = (7, 8, 9, 10, 11)
@@ -50,7 +50,7 @@ def long_texts(tokens: int) -> list[str]:
 def moments_case(model: ke.EditableModel, timed: Callable, repeat: int, tokens: int = 4000) -> dict[str, Any]:
     """Layers 7-11: one pass for all against a pass each that stops at its layer."""
     texts = long_texts(tokens)
-    ids = token_ids(model, texts, model.modules.max_positions)
+    ids = encode_all(model, texts, model.modules.max_positions)
 
     def loop() -> dict[int, tuple[torch.Tensor, int]]:
         positions = model.modules.max_positions

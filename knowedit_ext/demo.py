@@ -13,6 +13,7 @@ from .editing.request import EditRequest
 from .evaluation.evaluate import evaluate
 from .evaluation.report import Report
 from .model.load import EditableModel, load_model
+from .model.tokens import encode_part
 from .moments import Moments, collect_moments
 from .tracing.causal import trace
 from .tracing.dataset import trace_dataset
@@ -36,7 +37,7 @@ def run(out: Path, say: Callable[[str], None], facts: int = 24, edits: int = 100
 
 
 def _trace(model: EditableModel, world: World, out: Path, say: Callable[[str], None], count: int) -> list[Path]:
-    one_token = [f for f in world.facts() if len(model.tokenizer.encode(" " + f["attribute"])) == 1]
+    one_token = [f for f in world.facts() if len(encode_part(model, " " + f["attribute"])) == 1]
     records = random.Random(1).sample(one_token, count)
     effects = trace_dataset(model, records, out / "traces")
     say(f"\nCausal tracing of {count} facts, 10 noise samples each, every token and layer:")

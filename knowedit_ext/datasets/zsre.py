@@ -8,9 +8,9 @@ from functools import partial
 from reprlib import repr as brief
 from typing import Any
 
-from ..model.facts import encode
 from ..model.load import EditableModel
 from ..model.spelling import spaced
+from ..model.tokens import encode, encode_part
 from .dataset import Dataset
 from .questions import EXTRAS, Asked, Question, Score, TokenizedQuestion, ask_extras, filled
 from .records import (
@@ -137,11 +137,11 @@ def ask(
 
 def _by_texts(model: EditableModel, text: str, answer: str, edit: int) -> list[TokenizedQuestion]:
     tokenizer = model.tokenizer
-    tokens = tokenizer(answer)["input_ids"]
+    tokens = encode_part(model, answer)
     found = []
     for n, token in enumerate(tokens):
         ids = tuple(encode(model, text + tokenizer.decode(tokens[:n]))[0])
-        first = (tokenizer(tokenizer.decode([token]))["input_ids"] or [token])[0]
+        first = (encode_part(model, tokenizer.decode([token])) or [token])[0]
         found.append(TokenizedQuestion(ids, ((*ids, first),), (len(ids),), edit))
     return found
 

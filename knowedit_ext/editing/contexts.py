@@ -8,6 +8,7 @@ import torch
 
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
+from ..model.tokens import encode
 
 TOP_K = 5  # util/generate.py
 STARTS = ("The", "Therefore", "Because", "I", "You")  # memit_main.py:296
@@ -32,7 +33,7 @@ def _generate(model: EditableModel, starts: list[str], length: int, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     texts = []
     for start in starts:
-        ids = model.tokenizer.encode(start, add_special_tokens=False)
+        ids, _ = encode(model, start)
         prompt = torch.tensor([ids], device=model.device)
         while prompt.shape[1] < max(length, len(ids) + 1):
             logits = model.hf(prompt, use_cache=False).logits[0, -1].float().cpu()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..model.facts import TokenizedFact, tokenize_fact
 from ..model.load import EditableModel
+from ..model.tokens import split_bos
 from .request import EditRequest, lookup
 
 
@@ -26,7 +27,9 @@ def tokenize_requests(
     """contexts: templates with one `{}`. ValueError for prompts that the model cannot take."""
     found = []
     for request in requests:
-        facts = tuple(tokenize_fact(model, request.fact(context)) for context in contexts)
+        bos, prompt = split_bos(model, request.prompt)  # contexts stand behind the one that a prompt begins with
+        inner = replace(request, prompt=prompt) if bos else request
+        facts = tuple(tokenize_fact(model, inner.fact(bos + split_bos(model, context)[1])) for context in contexts)
         found.append(TokenizedRequest(request, facts, tuple(lookup(fact, fact_token) for fact in facts)))
     return found
 

@@ -12,7 +12,7 @@ import torch
 from ..model.head import final_states, log_probabilities
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
-from ..moments.batches import token_ids
+from ..model.tokens import encode_all
 from ..sweep import default_max_rows
 from ..sweep.capture import clean_runs
 from ..sweep.packed import PackedPrompts
@@ -75,7 +75,7 @@ def _token_ids(model: EditableModel, texts: Sequence[str], max_length: int) -> l
     most = model.modules.max_positions
     if max_length < 2 or (most is not None and max_length - 1 > most):
         raise ValueError(f"max_length is {max_length}: expected 2..{'' if most is None else most + 1}")
-    ids = token_ids(model, texts, max_length)
+    ids = encode_all(model, texts, max_length)
     for number, (text, tokens) in enumerate(zip(texts, ids, strict=True)):
         if len(tokens) < 2:
             raise ValueError(f"text {number} ({text!r}) has {len(tokens)} tokens: perplexity takes at least 2")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
-from ..moments.batches import token_ids
+from ..model.tokens import encode_all
 from ..sweep.engine import free_bytes, row_bytes
 
 MAX_LENGTH, TOP_K = 100, 5  # test_generation and generate_fast, as published
@@ -108,7 +108,7 @@ def _texts(
         if given is not None and len(given) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts, but {len(given)} {name}: expected one a prompt")
     texts = []
-    for number, ids in enumerate(token_ids(model, prompts, None)):
+    for number, ids in enumerate(encode_all(model, prompts)):
         if not ids:
             raise ValueError(f"prompt {number} ({prompts[number]!r}) has no token to go on from")
         uniforms = np.random.Generator(np.random.PCG64(seeds[number])).random(max(0, max_length - len(ids)))

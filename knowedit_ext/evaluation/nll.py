@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..datasets.questions import Question, Score, TokenizedQuestion
-from ..model.facts import encode
 from ..model.head import final_states, read_targets
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
+from ..model.tokens import encode
 from ..sweep.capture import clean_runs
 from ..sweep.engine import default_max_rows
 from ..sweep.packed import PackedPrompts, parts_of

@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from ..datasets.snippets import snippets_for
-from ..model.facts import encode
 from ..model.load import EditableModel
+from ..model.tokens import encode
 from .consistency import TfIdf, consistency
 from .edited import Edited
 from .essence import essence_texts, perplexity

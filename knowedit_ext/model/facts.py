@@ -12,6 +12,7 @@ from typing import Any
 from .. import checks
 from .load import EditableModel
 from .spelling import find_occurrence, mark_subject, marked_occurrence, spaced
+from .tokens import encode, token_span
 
 
 @dataclass(frozen=True)
@@ -138,23 +139,3 @@ def tokenize_fact(model: EditableModel, fact: Fact) -> TokenizedFact:
         what = f"'{text[:60]}...'" + (" with its target" if target_ids else "")
         raise ValueError(f"prompt {what} takes {needed} tokens, more than the model's {most} positions")
     return TokenizedFact(fact, tuple(ids), tuple(tokens), (first, last), tuple(target_ids))
-
-
-def encode(model: EditableModel, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids and character offsets of `text`, special tokens as `model.bos` asks; trailing ones never."""
-    tokenizer = model.tokenizer
-    out = tokenizer(text, return_offsets_mapping=True, add_special_tokens=model.bos is not False)
-    ids, offsets = list(out["input_ids"]), [tuple(o) for o in out["offset_mapping"]]
-    special = set(tokenizer.all_special_ids)
-    while ids and ids[-1] in special and offsets[-1][0] == offsets[-1][1]:  # e.g. an end-of-sequence token
-        ids.pop(), offsets.pop()
-    if model.bos and (not ids or ids[0] != tokenizer.bos_token_id):
-        ids.insert(0, tokenizer.bos_token_id)
-        offsets.insert(0, (0, 0))
-    return ids, offsets
-
-
-def token_span(offsets: list[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:
-    """(first, last + 1) of the tokens that overlap the characters [start, stop)."""
-    inside = [n for n, (first, last) in enumerate(offsets) if first < stop and last > start and last > first]
-    return (inside[0], inside[-1] + 1) if inside else (0, 0)

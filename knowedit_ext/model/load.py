@@ -41,7 +41,8 @@ class EditableModel:
     wrapper shares its weights, so that it says what `hf` says.
     `name`: the hub's, or the last component of a folder's path: files that are passed on tell no local path.
     `bos`: True puts the tokenizer's beginning-of-sequence token in front of every prompt, False leaves all special
-    tokens out, None does what the tokenizer does by itself. `precision`: see `load_model`.
+    tokens out, None does what the tokenizer does by itself. One that a text begins with itself is not doubled.
+    `precision`: see `load_model`.
     """
 
     def __init__(

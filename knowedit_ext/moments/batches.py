@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..model.load import EditableModel
-
 GROUP = 1000  # texts sorted by length together
 ENOUGH, NEAR = 1024, 0.85  # matrices run at full speed from so many rows on
 
@@ -21,33 +19,6 @@ class Batch:
     ids: torch.Tensor
     mask: torch.Tensor
     tokens: int
-
-
-def token_ids(model: EditableModel, texts: Sequence[str], max_length: int | None) -> list[list[int]]:
-    """Token ids of each text, cut to `max_length`; special tokens as `model.bos` asks, trailing ones never.
-
-    A text without a token of its own gives none at all.
-    """
-    tokenizer = model.tokenizer
-    if not texts:
-        return []
-    out = tokenizer(
-        list(texts),
-        add_special_tokens=model.bos is not False,
-        return_special_tokens_mask=True,
-        return_attention_mask=False,
-        padding=False,
-        truncation=False,
-        verbose=False,
-    )
-    found = []
-    for ids, special in zip(out["input_ids"], out["special_tokens_mask"], strict=True):
-        while ids and special[len(ids) - 1]:
-            ids = ids[:-1]
-        if ids and model.bos and ids[0] != tokenizer.bos_token_id:
-            ids = [tokenizer.bos_token_id, *ids]
-        found.append(ids[:max_length])
-    return found
 
 
 def limited(ids: Sequence[list[int]], left: int | None) -> list[list[int]]:

@@ -18,8 +18,9 @@ from ..model.families import device_of
 from ..model.hooks import at_rest
 from ..model.identity import Checksums, differing_weights, fingerprint, tokenizer_hash
 from ..model.load import EditableModel
+from ..model.tokens import encode_all
 from ..runs.ranks import Ranks
-from .batches import GROUP, Batch, limited, make_batches, token_ids
+from .batches import GROUP, Batch, limited, make_batches
 from .checkpoint import Checkpoint, Cursor, differing
 from .corpora import Corpus, add_text, open_corpus
 from .forward import key_weights, key_width, visit_keys
@@ -239,7 +240,7 @@ class _Pass:
 
     def _plan(self, texts: list[str]) -> tuple[list[Batch], int]:
         """The batches of the current group, and how many of its texts they take."""
-        ids = token_ids(self.model, texts, self.settings["max_length"])
+        ids = encode_all(self.model, texts, self.settings["max_length"])
         limit = self.settings["max_tokens"]
         ids = limited(ids, None if limit is None else limit - self.cursor.before)
         for text in texts[: len(ids)]:

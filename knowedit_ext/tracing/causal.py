@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
-from ..model.facts import Fact, TokenizedFact, encode, tokenize_fact
+from ..model.facts import Fact, TokenizedFact, tokenize_fact
 from ..model.head import log_probabilities
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
+from ..model.tokens import encode
 from ..sweep import Interventions, Patch, clean_run, layer_zero_input, sweep
 from ..sweep.capture import CleanRun
 from .corruption import Noise, Sampler, noise_of

@@ -12,6 +12,7 @@ import torch
 
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
+from ..model.tokens import encode
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
 
@@ -99,7 +100,7 @@ def noise_level(
 
 def _embed(model: EditableModel, text: str) -> torch.Tensor:
     """Output of the embedding module for a text by itself, [tokens, hidden]."""
-    ids = torch.tensor([model.tokenizer.encode(text)], device=model.device)
+    ids = torch.tensor([encode(model, text)[0]], dtype=torch.int64, device=model.device)
     return model.modules.embedding(ids)[0]
 
 

@@ -10,6 +10,7 @@ from support.families import FAMILIES, POSITIONS, tiny_hf, tiny_model
 from support.tokenizers import byte_bpe, word_level
 
 import knowedit_ext as ke
+from knowedit_ext.model.tokens import encode_all
 from knowedit_ext.moments import batches
 
 LAYERS = [0, 2, 3]
@@ -96,14 +97,14 @@ def test_special_tokens_as_the_model_asks():
     for bos, tokenizer in [(None, byte_bpe()), (True, byte_bpe()), (None, byte_bpe(eos=True))]:
         model = ke.load_model((hf, tokenizer), bos=bos)
         some = ["Miles", "", "trumpet Miles"]
-        ids = [t for t in batches.token_ids(model, some, None) if t]
+        ids = [t for t in encode_all(model, some) if t]
         assert len(ids) == 2 and all(t[-1] != 2 for t in ids)
         if bos or tokenizer.bos_token_id in tokenizer("Miles")["input_ids"]:
             assert all(t[0] == 1 for t in ids)
         found = ke.collect_moments(model, some, [0], progress=False)
         assert_same(found[0], *plain(model, ids, 0))
     model = ke.load_model((hf, byte_bpe(bos=True)), bos=False)
-    assert all(t[0] != 1 for t in batches.token_ids(model, ["Miles"], None))
+    assert all(t[0] != 1 for t in encode_all(model, ["Miles"]))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])

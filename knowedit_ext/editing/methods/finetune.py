@@ -24,6 +24,7 @@ from ...model.facts import tokenize_fact
 from ...model.head import final_states, log_probabilities
 from ...model.hooks import at_rest, learning
 from ...model.load import EditableModel
+from ...model.tokens import encode_part
 from ...sweep.capture import CleanRun, clean_runs
 from ...sweep.packed import PackedPrompts
 from ..edit import Edit
@@ -220,7 +221,7 @@ def _published_examples(model: EditableModel, batch: Sequence[EditRequest]) -> l
     tokenizer, found = model.tokenizer, []
     unknown = tokenizer.unk_token_id
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    targets = [tokenizer(request.target_new)["input_ids"] for request in batch]
+    targets = [encode_part(model, request.target_new) for request in batch]
     longest = max(map(len, targets))
     for request, target in zip(batch, targets, strict=True):
         if padding is not None and unknown is not None:

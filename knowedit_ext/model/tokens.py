@@ -1,0 +1,78 @@
+"""Text to tokens: the one place that calls the tokenizer.
+
+`EditableModel.bos` says which special tokens stand in front: None: those that the tokenizer puts there itself; True:
+its beginning-of-sequence token; False: none. What a text spells itself (a chat template's output) is not doubled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .load import EditableModel
+
+Offsets = list[tuple[int, int]]
+
+
+def encode(model: EditableModel, text: str) -> tuple[list[int], Offsets]:
+    """Token ids and character offsets of `text`, special tokens as `model.bos` asks; trailing ones never."""
+    out = model.tokenizer(
+        text,
+        add_special_tokens=model.bos is not False,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        verbose=False,
+    )
+    front, own = _split(model, out["input_ids"], out["special_tokens_mask"])
+    return front + out["input_ids"][own], [(0, 0)] * len(front) + [tuple(o) for o in out["offset_mapping"][own]]
+
+
+def encode_all(model: EditableModel, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+    """Token ids of each text, as by `encode`, cut to `max_length`. A text without a token of its own gives none."""
+    if not texts:
+        return []
+    out = model.tokenizer(
+        list(texts),
+        add_special_tokens=model.bos is not False,
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
+        padding=False,
+        truncation=False,
+        verbose=False,
+    )
+    found = []
+    for ids, added in zip(out["input_ids"], out["special_tokens_mask"], strict=True):
+        front, own = _split(model, ids, added)
+        found.append((front + ids[own])[:max_length] if ids[own] else [])
+    return found
+
+
+def encode_part(model: EditableModel, text: str) -> list[int]:
+    """Token ids of a text that is to stand behind another: no special tokens but those it spells."""
+    return list(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def split_bos(model: EditableModel, text: str) -> tuple[str, str]:
+    """The beginning-of-sequence token that a text spells out at its beginning ("" where it does not), and the rest."""
+    bos = model.tokenizer.bos_token
+    return (bos, text[len(bos) :]) if bos and text.startswith(bos) else ("", text)
+
+
+def token_span(offsets: Offsets, start: int, stop: int) -> tuple[int, int]:
+    """(first, last + 1) of the tokens that overlap the characters [start, stop)."""
+    inside = [n for n, (first, last) in enumerate(offsets) if first < stop and last > start and last > first]
+    return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+def _split(model: EditableModel, ids: list[int], added: list[int]) -> tuple[list[int], slice]:
+    """The special tokens to put in front, and which ids are the text's own. added: 1 for each the tokenizer added."""
+    bos = model.tokenizer.bos_token_id
+    first = added.index(0) if 0 in added else len(added)
+    last = len(added) - added[::-1].index(0) if 0 in added else first
+    front, own = (ids[:first] if first < last else []), ids[first:last]
+    if own[: len(front)] == front:
+        front = []
+    elif own[0] == bos:
+        front = [token for token in front if token != bos]
+    if model.bos and (front + own)[:1] != [bos]:
+        front = [bos, *front]
+    return front, slice(first, last)
