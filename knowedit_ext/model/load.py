@@ -69,6 +69,7 @@ class EditableModel:
         self.tokenizer = tokenizer
         self.bos = bos
         self.precision = precision
+        self.probed = False  # whether a sweep was seen to give what the model does, see sweep/probe.py
         if precision == "tf32":
             TF32Within([*self.modules.layers, self.modules.head])
         self.name = public_name(name or getattr(hf.config, "_name_or_path", "")) or type(hf).__name__

@@ -10,6 +10,7 @@ import torch
 from ..model.hooks import Hooks, Stop, at_rest
 from ..model.identity import Checksums, weight_checksums
 from ..model.load import EditableModel
+from ..sweep.probe import probe
 
 
 @at_rest
@@ -20,6 +21,7 @@ def visit_keys(
 
     Attention is causal, so texts padded on the right need no mask: a token never sees what is behind it.
     """
+    probe(model)
     last = max(layers)
 
     def look(layer: int) -> Callable:

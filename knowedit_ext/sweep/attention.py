@@ -46,6 +46,7 @@ _HARMLESS: dict[str, Callable[[Any], bool]] = {
     "cache_position": lambda value: True,
     "use_cache": lambda value: not value,
     "output_attentions": lambda value: not value,
+    "output_router_logits": lambda value: not value,
     "is_causal": lambda value: value is True,
     "dropout": lambda value: value == 0,
 }

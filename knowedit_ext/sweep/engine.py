@@ -23,6 +23,7 @@ from .capture import CleanRun, RowArguments
 from .interventions import Interventions, Root, Run
 from .layer import run_layer
 from .layout import Layout, RestoreRows, lay_out
+from .probe import probe
 from .segments import Planner
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def sweep(
         raise ValueError("no runs: there is nothing to sweep")
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows is {max_rows}: expected at least 1")
+    probe(model)
     limit = max_rows or default_max_rows(model)
     weights = [sum(p.numel() for p in layer.parameters() if p.dim() > 1) for layer in model.modules.layers]
     states, index, done, most, row_layers, flops = [], [], 0, 0, 0, 0

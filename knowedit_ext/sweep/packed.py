@@ -19,6 +19,7 @@ from .capture import CleanRun, RowArguments
 from .interventions import Interventions, Patch
 from .layer import KeysValues, run_layer
 from .layout import Layout, lay_out
+from .probe import probe
 from .segments import Planner
 
 
@@ -37,6 +38,7 @@ class PackedPrompts:
         prompts: Sequence[CleanRun],
         begins: Sequence[tuple[int, int] | None] | None = None,
     ) -> None:
+        probe(model)
         self.model, self.prompts = model, prompts
         self._begins = list(begins or [None] * len(prompts))
         self.interventions = Interventions()
