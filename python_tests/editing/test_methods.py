@@ -162,3 +162,20 @@ def test_r_rome_is_rome_with_one_key() -> None:
     assert torch.equal(one.delta(name), other.delta(name))
     published = edited(model, METHODS["rome"], RECORDS[:1], "reference")
     assert not torch.allclose(one.delta(name), published.delta(name))
+
+
+def test_r_rome_with_the_bare_prompts_key() -> None:
+    """u is the bare prompt's own; what it adds at that key is what ROME adds there, contexts and all."""
+    model, given, contexts = fresh("llama"), moments_of(fresh("llama"), LAYERS), ["{}", "w1 w2. {}", "w4. {}"]
+    plain = brief(METHODS["r-rome"])
+    one_key = replace(plain, enable_prompt_keys=True, enable_random_prefix_keys=False)
+    made = ke.r_rome(model, RECORDS[0], one_key, given, contexts=contexts)
+    published = ke.rome(model, RECORDS[0], plain, given, contexts=contexts, compat="reference")
+    (name,) = made.changes
+    alone = ke.rome(model, RECORDS[0], plain, given, contexts=["{}"]).changes[name]
+    assert torch.allclose(made.changes[name].inputs, alone.inputs, atol=1e-5)
+    key = given[LAYERS[0]].mean.double() @ alone.inputs  # u is C^-1 k: so this is k, up to its length
+    added = [edit.changes[name].outputs * (edit.changes[name].inputs * key).sum() for edit in (made, published)]
+    assert torch.allclose(*added, rtol=1e-5)
+    with pytest.raises(ValueError, match="one of enable_prompt_keys"):
+        replace(plain, enable_prompt_keys=True)

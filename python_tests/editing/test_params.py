@@ -10,6 +10,7 @@ import yaml
 
 from knowedit_ext.editing.methods.finetune import FTParams
 from knowedit_ext.editing.methods.memit import MEMITParams
+from knowedit_ext.editing.methods.r_rome import RROMEParams
 from knowedit_ext.editing.methods.rome import ROMEParams
 
 # The keys of the published files (hparams/ROME/gpt2-xl.json and hparams/MEMIT/gpt2-xl.json).
@@ -192,7 +193,7 @@ EXTRAS = {
     "FT": "num_steps: 25\nlr: 5e-4\nweight_decay: 0\nkl_factor: 0\nnorm_constraint: 5e-5\n"
     "objective_optimization: target_new",
 }
-KINDS = {"ROME": ROMEParams, "R-ROME": ROMEParams, "MEMIT": MEMITParams, "AlphaEdit": MEMITParams, "FT": FTParams}
+KINDS = {"ROME": ROMEParams, "R-ROME": RROMEParams, "MEMIT": MEMITParams, "AlphaEdit": MEMITParams, "FT": FTParams}
 
 
 @pytest.mark.parametrize("name", EXTRAS)

@@ -1,4 +1,4 @@
-"""R-ROME: ROME with one key, the mean over the contexts, wherever a key stands (Gupta et al. 2024).
+"""R-ROME: ROME with one key wherever a key stands (Gupta et al. 2024): the mean over the contexts.
 
 That is how `rome` reads the paper where `compat` is None; here it has its own name, whatever `compat` says.
 """
@@ -13,25 +13,37 @@ from ...model.load import EditableModel
 from ...moments import Moments
 from ..edit import Edit
 from ..method import Method
-from ..request import EditRequest, check_compat
+from ..request import EditRequest, check_compat, check_requests
 from .rome import METHOD as ROME
-from .rome import ROMEParams, rome, rome_each
+from .rome import ROMEParams, rome_each
 
 
 @dataclass(frozen=True)
 class RROMEParams(ROMEParams):
-    """As `ROMEParams`; the presets are those of EasyEdit, hparams/R-ROME."""
+    """As `ROMEParams`; the presets are those of EasyEdit, hparams/R-ROME.
 
+    enable_prompt_keys: the one key is that of the bare prompt; enable_random_prefix_keys: it is the mean over contexts.
+    """
+
+    enable_prompt_keys: bool = False
+    enable_random_prefix_keys: bool = True
+
+    fixed = {"original_implementation": False}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         name: ROMEParams.presets[name]
         for name in ("gpt2-xl", "gpt-j", "llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b", "world")
     }
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.enable_prompt_keys == self.enable_random_prefix_keys:
+            raise ValueError("one of enable_prompt_keys and enable_random_prefix_keys must be on, the other off")
+
 
 def r_rome(
     model: EditableModel,
     request: EditRequest | Mapping[str, Any],
-    params: ROMEParams,
+    params: RROMEParams,
     moments: Moments | None = None,
     *,
     contexts: Sequence[str] | None = None,
@@ -42,13 +54,16 @@ def r_rome(
     """One fact, one rank-one change. Arguments and errors are those of `rome`; the released code has no quirk that
     compat="reference" would repeat."""
     check_compat(compat)
-    return _named(rome(model, request, params, moments, contexts=contexts, ridge=ridge, seed=seed))
+    found = check_requests(request)
+    if len(found) > 1:
+        raise ValueError(f"R-ROME edits one fact at a time, not {len(found)}: use MEMIT")
+    return r_rome_each(model, found, params, moments, contexts=contexts, ridge=ridge, seed=seed)[0]
 
 
 def r_rome_each(
     model: EditableModel,
     requests: Iterable[EditRequest | Mapping[str, Any]],
-    params: ROMEParams,
+    params: RROMEParams,
     moments: Moments | None = None,
     *,
     compat: str | None = None,
@@ -56,12 +71,10 @@ def r_rome_each(
 ) -> list[Edit]:
     """An edit for each request, see `rome_each`."""
     check_compat(compat)
-    return [_named(edit) for edit in rome_each(model, requests, params, moments, **options)]
-
-
-def _named(edit: Edit) -> Edit:
-    edit.method = METHOD.name
-    return edit
+    edits = rome_each(model, requests, params, moments, prompt_keys=params.enable_prompt_keys, **options)
+    for edit in edits:
+        edit.method = METHOD.name
+    return edits
 
 
 METHOD = Method(

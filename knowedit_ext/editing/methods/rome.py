@@ -101,11 +101,13 @@ def rome_each(
     seed: int = 0,
     batch: int | None = None,
     progress: bool = False,
+    prompt_keys: bool = False,
 ) -> list[Edit]:
     """An edit for each request, each as `rome` makes it on the model as it is; their values are optimised together.
 
     Requests may contradict each other. batch: values optimised at once; None: from free memory. Where `params.layers`
-    are several, the upper ones depend on the edit below and the edits are made one after the other.
+    are several, the upper ones depend on the edit below and the edits are made one after the other. prompt_keys: the
+    bare prompt's key is the one on both sides (see `r_rome`).
     """
     check_compat(compat)
     found = [one for request in requests for one in check_requests(request)]
@@ -132,7 +134,7 @@ def rome_each(
         with ExitStack() as stack:
             puts = [stack.enter_context(stacked(model, edit, params.layers)) for edit in made]
             for layer in params.layers:
-                factors = _one_layer(model, group, params, direction, layer, compat, batch, progress)
+                factors = _one_layer(model, group, params, direction, layer, compat, batch, progress, prompt_keys)
                 for put, (u, v) in zip(puts, factors, strict=True):
                     put(layer, u, v)
         edits += made
@@ -148,16 +150,16 @@ def _one_layer(
     compat: str | None,
     batch: int | None,
     progress: bool,
+    prompt_keys: bool,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """u [d_in, 1] and v [d_out, 1] of each request."""
     rows = KeyRows(model, requests, context_weights([requests[0].facts]))
     _, inputs, outputs = rows.pass_through(rows.start, 0, layer + 1, layer)
-    keys = rows.mean(inputs)  # k*, [requests, d_in]
+    bare = [x[:: rows.per_request].double() for x in (inputs, outputs)]
+    mean = [rows.mean(x) for x in (inputs, outputs)]
+    keys = (bare if prompt_keys else mean)[0]  # k*, [requests, d_in]
     targets = optimise_values(model, requests, params, "mlp", layer, batch, progress).values
-    if compat == "reference":  # of the bare prompts
-        keys_now, values_now = (x[:: rows.per_request].double() for x in (inputs, outputs))
-    else:
-        keys_now, values_now = keys, rows.mean(outputs)
+    keys_now, values_now = bare if prompt_keys or compat == "reference" else mean
     found = []
     for n, key in enumerate(keys):
         u = direction(layer, key)
