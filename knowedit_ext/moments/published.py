@@ -18,12 +18,17 @@ _CONSTRUCTOR = "util.runningstats.SecondMoment()"
 
 
 def npz_path(
-    stats_dir: str | Path, model_name: str, layer_name: str, dataset: str = "wikipedia", sample_size: int | None = None
+    stats_dir: str | Path,
+    model_name: str,
+    layer_name: str,
+    dataset: str = "wikipedia",
+    sample_size: int | None = None,
+    precision: str = "float32",
 ) -> Path:
-    """`{stats_dir}/{model}/{dataset}_stats/{layer name}_float32_mom2[_{sample size}].npz`, "/" in the model as "_"."""
+    """`{stats_dir}/{model}/{dataset}_stats/{layer name}_{precision}_mom2[_{sample size}].npz`; model: "/" as "_"."""
     suffix = "" if sample_size is None else f"_{sample_size}"
     folder = Path(stats_dir) / model_file_name(model_name) / f"{file_name(dataset, 'dataset')}_stats"
-    return folder / f"{file_name(layer_name, 'layer_name')}_float32_mom2{suffix}.npz"
+    return folder / f"{file_name(layer_name, 'layer_name')}_{precision}_mom2{suffix}.npz"
 
 
 def export_npz(
@@ -33,20 +38,24 @@ def export_npz(
     dataset: str = "wikipedia",
     sample_size: int | None = None,
     model_name: str | None = None,
+    precision: str = "float32",
 ) -> list[Path]:
     """Write `moments` where the published code looks for them; returns the paths.
 
-    sample_size: what the reader will ask for, in texts (`mom2_n_samples`, 100000 in the published settings).
-    model_name: default the model's own name.
+    sample_size, precision: what the reader will ask for: texts (`mom2_n_samples`, 100000 in the published settings) and
+    `mom2_dtype`, "float32" or "float64". model_name: default the model's own name.
     """
+    if precision not in ("float32", "float64"):
+        raise ValueError(f"unknown precision '{precision}': expected 'float32' or 'float64'")
     paths = []
     for layer in moments.layers:
         moment = moments.check(model, layer)
-        path = npz_path(stats_dir, model_name or model.name, model.modules.parameter_name(layer), dataset, sample_size)
+        name = model.modules.parameter_name(layer)
+        path = npz_path(stats_dir, model_name or model.name, name, dataset, sample_size, precision)
         arrays = {
             "mom2.constructor": np.array(_CONSTRUCTOR),
             "mom2.count": np.array(moment.count),
-            "mom2.mom2": (moment.mean.double() * moment.count).to(torch.float32).numpy(),
+            "mom2.mom2": (moment.mean.double() * moment.count).to(getattr(torch, precision)).numpy(),
             "sample_size": np.array(np.nan if sample_size is None else sample_size),
         }
         atomic_write(path, lambda file, arrays=arrays: save_npz(file, arrays))

@@ -200,6 +200,12 @@ def test_published_files(tmp_path, collected):
         again = import_npz(source)
         assert again.layers == [1, 2] and again[1].count == collected[1].count
         torch.testing.assert_close(again[1].matrix(), collected[1].matrix(), rtol=1e-6, atol=1e-6)
+    (double, _) = export_npz(collected, tmp_path, model, precision="float64")
+    assert double.name == "transformer.h.1.mlp.c_proj_float64_mom2.npz"
+    assert np.load(double)["mom2.mom2"].dtype == np.float64
+    torch.testing.assert_close(import_npz(double)[1].mean, collected[1].mean, rtol=1e-15, atol=1e-15)
+    with pytest.raises(ValueError, match="unknown precision 'float16'"):
+        export_npz(collected, tmp_path, model, precision="float16")
     import_npz(paths[1]).check(model, 2)
     again.save(tmp_path / "store")
     assert ke.Moments.load(tmp_path / "store")[1].origin is None
