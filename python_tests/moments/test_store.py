@@ -152,6 +152,16 @@ def test_a_store_from_before_float16_was_told_apart(collected):
         old.check(ke.load_model((tiny_hf("gpt2").to(dtype), word_level())), 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(128, 128), (33, 512), (1024, 64), (5, 7)])
+def test_checksums_see_what_is_done_to_a_whole_matrix(shape, dtype):
+    """Arithmetic on all entries alike, which sums of bits may not see."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    changed = [x, -x, x.abs(), x.flip(0), x.flip(1), x.roll(1, 0), x.roll(1, 1), x.roll(len(x) // 2, 0), x + 1]
+    changed += [x * 2.0**power for power in range(-8, 9) if power]
+    assert len({checksum(y) for y in changed}) == len(changed)
+
+
 def test_checksums_see_every_entry_and_its_place():
     x = torch.randn(1000, 3)
     seen = {checksum(x), checksum(x.flip(0)), checksum(x.T)}
