@@ -2,6 +2,8 @@
 
 from .editing.edit import Edit
 from .editing.methods import METHODS, edit
+from .editing.methods.alphaedit import AlphaEditParams, alphaedit
+from .editing.methods.emmet import EMMETParams, emmet
 from .editing.methods.finetune import FTParams, finetune
 from .editing.methods.memit import MEMITParams, memit
 from .editing.methods.r_rome import RROMEParams, r_rome
@@ -20,6 +22,8 @@ from .tracing.effects import Effects
 from .tracing.trace import Trace
 
 __all__ = [
+    "AlphaEditParams",
+    "EMMETParams",
     "METHODS",
     "Edit",
     "EditRequest",
@@ -34,8 +38,10 @@ __all__ = [
     "Report",
     "Trace",
     "UnsupportedModelError",
+    "alphaedit",
     "collect_moments",
     "edit",
+    "emmet",
     "evaluate",
     "finetune",
     "load_model",

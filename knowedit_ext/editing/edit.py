@@ -56,6 +56,7 @@ class Edit:
 
     method, requests, params, contexts, compat, seed: how it was made (seed: of contexts that were generated).
     model, base: what it belongs to: name, type and shapes, and checksums of the changed weights before any edit.
+    keys: by layer the keys [d_in, requests] that it was solved with, for edits that come later (see `history`).
     """
 
     changes: dict[str, LowRank | torch.Tensor]
@@ -67,6 +68,7 @@ class Edit:
     model: dict[str, Any] = field(default_factory=dict)
     base: Checksums = field(default_factory=dict)
     seed: int | None = None
+    keys: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def delta(self, name: str) -> torch.Tensor:
         """The dense change of a parameter, in its own shape."""
@@ -210,7 +212,8 @@ class Edit:
             else:
                 kinds[name] = {}
                 tensors[f"{name}.dense"] = change
-        described = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "changes"}
+        tensors |= {f"keys.{layer}": keys for layer, keys in self.keys.items()}
+        described = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("changes", "keys")}
         metadata = {
             "format": "knowedit_ext.edit.1",
             "edit": json.dumps({**described, "changes": kinds}, sort_keys=True),
@@ -230,7 +233,8 @@ class Edit:
                     changes[name] = LowRank(tensors[f"{name}.inputs"], tensors[f"{name}.outputs"], kind["input_first"])
                 else:
                     changes[name] = tensors[f"{name}.dense"]
-            return cls(changes, **described)
+            keys = {int(n.removeprefix("keys.")): x for n, x in tensors.items() if n.startswith("keys.")}
+            return cls(changes, **described, keys=keys)
         except json.JSONDecodeError as error:
             raise ValueError(f"'{path}' has a broken description: {error}") from error
         except (KeyError, TypeError, AttributeError) as error:
@@ -260,7 +264,13 @@ class Edit:
                 changes[name] = sum(edit.delta(name).double() for edit in edits if name in edit.changes)
         requests = [request for edit in edits for request in edit.requests]
         method = "+".join(dict.fromkeys(edit.method for edit in edits))
-        return cls(changes, method, requests, model=edits[0].model, base=_joint_base(edits))
+        return cls(changes, method, requests, model=edits[0].model, base=_joint_base(edits), keys=_joint_keys(edits))
+
+
+def _joint_keys(edits: Sequence[Edit]) -> dict[int, torch.Tensor]:
+    """Of the layers that all edits keep keys of, side by side."""
+    layers = set.intersection(*(set(edit.keys) for edit in edits))
+    return {layer: torch.cat([edit.keys[layer] for edit in edits], 1) for layer in sorted(layers)}
 
 
 def _joint_base(edits: Sequence[Edit]) -> Checksums:

@@ -5,7 +5,7 @@ The methods differ in their solve, see `Solve`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -24,27 +24,28 @@ def spread(
     edit: Edit,
     layers: Sequence[int],
     requests: Sequence[TokenizedRequest],
-    preserved: Sequence[TokenizedRequest],
     weights: Sequence[float],
     values: torch.Tensor,
+    earlier: Mapping[int, torch.Tensor],
     solve: Solve,
 ) -> None:
     """Add to `edit` a change of the down projection of each layer, so that the last one puts out `values`.
 
-    preserved: earlier requests, whose keys are to keep their values. weights: of a request's contexts, in its key.
-    values: [n, hidden].
+    weights: of a request's contexts, in its key. values: [n, hidden]. earlier: by layer the keys [d_in, m] that are to
+    keep their values. The edit keeps the keys of its own requests.
 
     Each pass gives a layer's keys and the values reached so far, and starts from the first layer that has changed.
     """
-    rows = KeyRows(model, [*preserved, *requests], weights)
-    last, old = layers[-1], len(preserved)
+    rows = KeyRows(model, requests, weights)
+    last = layers[-1]
     start, hidden = layers[0], rows.run(rows.start, 0, layers[0])
     with stacked(model, edit, layers) as put:
         for number, layer in enumerate(layers):
             if layer > start:  # the layer below has been changed since
                 hidden, start = rows.run(hidden, start, layer), layer
             reached, inputs, _ = rows.pass_through(hidden, layer, last + 1, layer)
-            keys = rows.mean(inputs).T  # K, [d_in, old + n]
-            now = reached[:: rows.per_request][old:].double()  # values of the bare prompts, [n, hidden]
+            keys = rows.mean(inputs).T  # K, [d_in, n]
+            edit.keys[layer] = keys.float().cpu()
+            now = reached[:: rows.per_request].double()  # values of the bare prompts, [n, hidden]
             residual = (values.to(now.device, torch.float64) - now).T / (len(layers) - number)  # Eqn. 20, MEMIT
-            put(layer, solve(layer, keys[:, old:], keys[:, :old]), residual)
+            put(layer, solve(layer, keys, earlier[layer].to(keys.device)), residual)

@@ -15,6 +15,7 @@ from ..model.identity import differing_weights, fingerprint
 from ..model.load import EditableModel
 from ..runs.files import read_tensors, write_json, write_tensors
 from .forward import key_weights, key_width
+from .null_space import NullSpace, null_space
 from .solver import FactorCache, Solution, solve
 from .triangle import pack, symmetric, unpack
 
@@ -54,6 +55,8 @@ class Moments:
 
     by_layer: dict[int, Moment]
     factors: FactorCache = field(default_factory=FactorCache, repr=False)
+    folder: Path | None = None  # where they were read from: what is derived from them is kept there
+    null_spaces: dict[tuple, tuple[Moment, NullSpace]] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, layer: int) -> Moment:
         if layer not in self.by_layer:
@@ -102,6 +105,18 @@ class Moments:
         Raises `NotPositiveDefiniteError`, which names layer, count, smallest pivot and the ridge that would do.
         """
         return solve(self[layer], keys, weight, ridge, low_precision, self.factors)
+
+    def null_space(self, layer: int, threshold: float | None = None, share: float | None = None) -> NullSpace:
+        """The eigenvectors of a layer's moment whose eigenvalues are below `threshold` (AlphaEdit: 2e-2), or as many of
+        the smallest as hold at most `share` of the eigenvalues' sum, whatever the scale of the model's keys.
+
+        Computed once, and kept in the folder that the moments were loaded from. Raises ValueError where no direction or
+        every one is in it, with the eigenvalues' range.
+        """
+        key = (layer, threshold, share)
+        if key not in self.null_spaces or self.null_spaces[key][0] is not self[layer]:
+            self.null_spaces[key] = (self[layer], null_space(self[layer], threshold, share, self.folder))
+        return self.null_spaces[key][1]
 
     def check(self, model: EditableModel, layer: int, originals: Mapping[str, torch.Tensor] | None = None) -> Moment:
         """The moment of `layer`, once it is sure to belong to `model`; ValueError says what differs.
@@ -153,7 +168,7 @@ class Moments:
         absent = [layer for layer in wanted if layer not in there]
         if absent:
             raise ValueError(f"'{folder}' has no moments of layer {absent[0]}: there are {sorted(there)}")
-        return cls({layer: load_moment(folder, layer) for layer in wanted})
+        return cls({layer: load_moment(folder, layer) for layer in wanted}, folder=folder)
 
 
 def save_moment(folder: Path, moment: Moment) -> None:

@@ -180,19 +180,22 @@ def plain_memit(
     groups: Sequence[Sequence[str]],
     values: torch.Tensor,
     kept: Sequence[EditRequest] = (),
+    solve: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """memit_main.py's insertion loop: changes in the weights' own shape, by name; the model is left as it was.
 
-    kept: facts whose keys count with the known ones: their K K^T joins the covariance.
+    kept: facts whose keys, as they are before this edit, count with the known ones: their K K^T joins the covariance.
+    solve: what else the residuals are multiplied by, from a layer's keys [d_in, n].
     """
     changes, before = {}, {}
+    kept_keys = {layer: [plain_group_key(model, request, groups, layer) for request in kept] for layer in layers}
     for number, layer in enumerate(layers):
         keys = torch.stack([plain_group_key(model, request, groups, layer) for request in requests], dim=1)
         now = torch.stack([plain_state(model, request, layers[-1]) for request in requests], dim=1).double()
         known = weight * covariance[layer].double()
-        for request in kept:
-            known += torch.outer(*[plain_group_key(model, request, groups, layer)] * 2)
-        adjusted = torch.linalg.solve(known + keys @ keys.T, keys)
+        for key in kept_keys[layer]:
+            known += torch.outer(key, key)
+        adjusted = solve(layer, keys) if solve else torch.linalg.solve(known + keys @ keys.T, keys)
         change = ((values.T.double() - now) / (len(layers) - number)) @ adjusted.T  # [d_out, d_in]
         module, name = down_projection(model, layer), weight_name(model, layer)
         change = change if isinstance(module, nn.Linear) else change.T

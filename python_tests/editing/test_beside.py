@@ -99,8 +99,8 @@ def test_rounding_is_reported() -> None:
     assert nothing < 1e-12
 
 
-def test_a_later_edit_leaves_preserved_keys_alone() -> None:
-    """With preserve=, what an earlier edit wrote at its keys changes less when the next one is made."""
+def test_a_later_edit_leaves_earlier_keys_alone() -> None:
+    """With earlier=, what an earlier edit wrote at its keys changes less when the next one is made."""
     world = load_world()
     model = ke.load_model(world.folder, dtype="float32")
     width = model.modules.down_projection(2).weight.shape[0]
@@ -114,8 +114,8 @@ def test_a_later_edit_leaves_preserved_keys_alone() -> None:
     keys = next(iter(first.changes.values())).inputs  # spans the first edit's keys, seen through the moments
     later = world.records()[6:18]
     moved = []
-    for preserve in ([], [first]):
-        second = ke.memit(model, later, params, moments, contexts=contexts, preserve=preserve)
+    for earlier in ([], [first]):
+        second = ke.memit(model, later, params, moments, contexts=contexts, earlier=earlier)
         (change,) = second.changes.values()
         c = moments[2].matrix().double()
         moved.append(float((change.outputs @ (change.inputs.T @ (c @ keys))).norm()))

@@ -107,7 +107,7 @@ def test_keys_of_earlier_edits_keep_their_values() -> None:
     earlier = memit(model, first, BRIEF, moments, contexts=GROUPS, values=values[:2])
     with earlier.applied(model):
         want = plain_memit(model, second, LAYERS, 30.0, found, GROUPS, values[2:], kept=first)
-        later = memit(model, second, BRIEF, moments, contexts=GROUPS, values=values[2:], preserve=[earlier])
+        later = memit(model, second, BRIEF, moments, contexts=GROUPS, values=values[2:], earlier=[earlier])
         free = memit(model, second, BRIEF, moments, contexts=GROUPS, values=values[2:])
     for name, change in want.items():
         assert (later.delta(name) - change).norm() <= 1e-4 * change.norm()

@@ -1,0 +1,116 @@
+"""What MEMIT and its kin do alike: values of the last edited layer, spread over the layers by a metric's solve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..model.load import EditableModel
+from ..moments import Moments
+from .contexts import memit_contexts
+from .edit import Edit
+from .history import earlier_keys
+from .params import EditParams
+from .published import import_values
+from .ready import check_ready
+from .request import EditRequest, check_compat, check_requests, warn_of_known
+from .spread import Solve, spread
+from .tokenized import TokenizedRequest, context_weights, tokenize_requests
+from .values import optimise_values
+
+Requests = Iterable[EditRequest | Mapping[str, Any]]
+Contexts = Sequence[Sequence[str]] | None
+GivenValues = torch.Tensor | str | Path | Sequence[str | Path] | None
+
+
+def closed_form(
+    name: str,
+    model: EditableModel,
+    requests: Requests,
+    params: EditParams,
+    moments: Moments,
+    solve: Solve,
+    *,
+    contexts: Contexts,
+    values: GivenValues,
+    compat: str | None,
+    earlier: Iterable[Edit],
+    seed: int,
+    batch: int | None,
+    progress: bool,
+) -> Edit:
+    """The edit of method `name`: see `memit` for the arguments, whose solve is handed over here."""
+    check_compat(compat)
+    found = check_requests(requests)
+    refuse_post_norm(model)
+    check_ready(model, params, moments, needed=True)
+    history = earlier_keys(model, earlier, params.layers)
+    generated = seed if contexts is None else None
+    contexts = context_groups(model, contexts, seed)
+    tokenized = _tokenized(model, found, params, contexts)
+    if values is None:
+        values = _optimised(model, tokenized, params, batch, progress)
+    else:
+        values = _given(model, values, found, params)
+    edit = Edit({}, name, [r.to_dict() for r in found], params.to_dict(), contexts, compat, seed=generated)
+    spread(model, edit, params.layers, tokenized, context_weights(contexts), values, history, solve)
+    return edit
+
+
+def closed_form_values(
+    model: EditableModel,
+    requests: Requests,
+    params: EditParams,
+    contexts: Contexts,
+    seed: int,
+    batch: int | None,
+    progress: bool,
+) -> torch.Tensor:
+    """[n, hidden] float32: what `closed_form` would make the last edited layer put out for each request (z)."""
+    found = check_requests(requests)
+    refuse_post_norm(model)
+    check_ready(model, params, None, needed=False)
+    tokenized = _tokenized(model, found, params, context_groups(model, contexts, seed))
+    return _optimised(model, tokenized, params, batch, progress)
+
+
+def _tokenized(
+    model: EditableModel, requests: Sequence[EditRequest], params: EditParams, groups: Sequence[Sequence[str]]
+) -> list[TokenizedRequest]:
+    return tokenize_requests(model, requests, [text for group in groups for text in group], params.fact_token)
+
+
+def _optimised(
+    model: EditableModel, requests: Sequence[TokenizedRequest], params: EditParams, batch: int | None, progress: bool
+) -> torch.Tensor:
+    warn_of_known(model, [request.facts[0] for request in requests])
+    return optimise_values(model, requests, params, "layer", params.layers[-1], batch, progress).values
+
+
+def _given(model: EditableModel, values: Any, requests: Sequence[EditRequest], params: EditParams) -> torch.Tensor:
+    """Values that somebody computed before, or ValueError."""
+    if not isinstance(values, torch.Tensor):
+        return import_values(values, requests, params, model)
+    if tuple(values.shape) != (len(requests), model.hidden_size):
+        raise ValueError(f"values are {list(values.shape)}: expected [{len(requests)} requests, {model.hidden_size}]")
+    if not torch.isfinite(values).all():
+        raise ValueError("values hold NaN or infinite numbers")
+    return values
+
+
+def refuse_post_norm(model: EditableModel) -> None:
+    if model.modules.family.post_norm:
+        raise ValueError(
+            f"MEMIT is not defined for '{model.modules.model_type}': it normalises the MLP's output before adding it, "
+            "so the residual that MEMIT spreads is not the down projection's; ROME works"
+        )
+
+
+def context_groups(model: EditableModel, contexts: Sequence[Sequence[str]] | None, seed: int) -> list[list[str]]:
+    groups = memit_contexts(model, seed) if contexts is None else [list(group) for group in contexts]
+    if not groups or not groups[0] or groups[0][0] != "{}" or not all(groups):
+        raise ValueError("contexts must be groups of templates that begin with the bare prompt, [['{}'], [...]]")
+    return groups

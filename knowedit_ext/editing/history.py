@@ -1,0 +1,46 @@
+"""The keys of earlier edits, which a new edit is to leave as they are.
+
+An edit keeps the keys that it was solved with (`Edit.keys`). History is what is handed over as `earlier`, no more: an
+edit that was taken back since is left out by the caller, and its keys no longer count; edits that were made while it
+was in place stay as they were computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from ..model.load import EditableModel
+from ..moments.forward import key_width
+from .edit import Edit
+
+
+def earlier_keys(model: EditableModel, earlier: Iterable[Edit], layers: Sequence[int]) -> dict[int, torch.Tensor]:
+    """{layer: [d_in, m]} float64 of all earlier edits, side by side in their order; m = 0 without any.
+
+    Raises ValueError for an edit without keys at one of the layers, with keys of another width or that are not finite.
+    """
+    edits = [earlier] if isinstance(earlier, Edit) else list(earlier)
+    for number, edit in enumerate(edits):
+        if not isinstance(edit, Edit):
+            raise TypeError(f"earlier[{number}] is a {type(edit).__name__}: expected an Edit")
+    found = {}
+    for layer in layers:
+        width = key_width(model, layer)
+        parts = [_keys_of(edit, number, layer, width) for number, edit in enumerate(edits)]
+        found[layer] = torch.cat([torch.zeros(width, 0, dtype=torch.float64), *parts], 1)
+    return found
+
+
+def _keys_of(edit: Edit, number: int, layer: int, width: int) -> torch.Tensor:
+    name = f"earlier[{number}] ({edit.method or 'an edit'} of {len(edit.requests)} requests)"
+    keys = edit.keys.get(layer)
+    if keys is None:
+        there = f"it has those of {', '.join(map(str, edit.keys))}" if edit.keys else "it keeps none"
+        raise ValueError(f"{name} has no keys of layer {layer}: {there}; edits by closed-form methods keep them")
+    if keys.dim() != 2 or len(keys) != width:
+        raise ValueError(f"{name} has keys {list(keys.shape)} at layer {layer}: not [{width}, n], another model's?")
+    if not torch.isfinite(keys).all():
+        raise ValueError(f"{name} has keys at layer {layer} that are not finite")
+    return keys.double()

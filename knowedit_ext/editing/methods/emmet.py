@@ -1,0 +1,97 @@
+"""EMMET: many facts at once, whose keys come out exactly as wanted (Gupta et al. 2024; unified-model-editing).
+
+For one request S = N k (k^T N k)^-1 with N = (w C + mu I)^-1: the value is met exactly. For more the released code adds
+emmet_lambda I to K^T N K, and that is MEMIT with mom2_update_weight = emmet_lambda w (and mu emmet_lambda): so it is
+computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ...checks import Positive
+from ...model.hooks import at_rest
+from ...model.load import EditableModel
+from ...moments import Moments
+from ..closed_form import Contexts, GivenValues, Requests, closed_form
+from ..contexts import memit_contexts
+from ..edit import Edit
+from ..method import Method
+from ..metric import Preserving, solve_in_keys
+from .memit import MEMITParams
+
+
+@dataclass(frozen=True)
+class EMMETParams(MEMITParams):
+    """mom2_update_weight: w. emmet_lambda: how far, with several requests, values may be missed."""
+
+    mom2_update_weight: Positive = 1.0
+    emmet_lambda: Positive = 0.1
+
+    algorithms = ("EMMET",)
+    other = frozenset({"context_template_length_params", "calculate_objective_value"})
+
+    # unified-model-editing, hparams/EMMET/*.json
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "gpt2-xl": dict(layers=(17,), mom2_update_weight=1000.0),
+        "gpt-j": dict(layers=(5,)),
+        "llama-2-7b": dict(layers=(5,), mom2_update_weight=10.0),
+        "world": MEMITParams.presets["world"] | dict(mom2_update_weight=4000.0),
+    }
+
+
+@at_rest
+def emmet(
+    model: EditableModel,
+    requests: Requests,
+    params: EMMETParams,
+    moments: Moments | None = None,
+    *,
+    contexts: Contexts = None,
+    values: GivenValues = None,
+    compat: str | None = None,
+    earlier: Iterable[Edit] = (),
+    ridge: float | str | None = None,
+    seed: int = 0,
+    batch: int | None = None,
+    progress: bool = False,
+) -> Edit:
+    """One fact exactly, or many at once, see above; published with one layer. Arguments and errors are `memit`'s."""
+    exact = Preserving(moments, params.mom2_update_weight, params.update_norm_lambda, ridge)
+    lambda_ = params.emmet_lambda
+    several = Preserving(moments, lambda_ * params.mom2_update_weight, lambda_ * params.update_norm_lambda, ridge)
+
+    def solve(layer: int, keys: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        if keys.shape[1] + before.shape[1] == 1:
+            return solve_in_keys(exact, layer, keys, before, epsilon=0.0)
+        return several.solve(layer, keys, before)
+
+    return closed_form(
+        METHOD.name,
+        model,
+        requests,
+        params,
+        moments,
+        solve,
+        contexts=contexts,
+        values=values,
+        compat=compat,
+        earlier=earlier,
+        seed=seed,
+        batch=batch,
+        progress=progress,
+    )
+
+
+METHOD = Method(
+    "emmet",
+    "EMMET: facts whose keys come out as wanted",
+    emmet,
+    EMMETParams,
+    contexts=lambda model, params, seed: memit_contexts(model, seed),
+    many=True,
+)
