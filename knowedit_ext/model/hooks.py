@@ -61,7 +61,7 @@ def named_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> d
 
 @contextmanager
 def resting(model: EditableModel) -> Iterator[None]:
-    """Without dropout, gradient checkpointing, recorded gradients or inference mode; afterwards as before.
+    """Without dropout, gradient checkpointing, autocast, recorded gradients or inference mode; afterwards as before.
 
     Every module is in eval mode and no parameter asks for a gradient. Within another `resting` it does nothing.
     """
@@ -79,6 +79,9 @@ def resting(model: EditableModel) -> Iterator[None]:
         if torch.is_inference_mode_enabled():  # its tensors could never be used with gradients
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
+        for kind in {"cpu", model.device.type}:  # numbers are those of the model's own precision
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         try:
             _flag(training, checkpointing, asking, False)
             yield

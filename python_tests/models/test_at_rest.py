@@ -97,6 +97,7 @@ CALLERS: dict[str, Callable[[], AbstractContextManager]] = {
     "a caller as usual": nullcontext,
     "a caller without gradients": torch.no_grad,
     "a caller in inference mode": torch.inference_mode,
+    "a caller in mixed precision": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
 }
 
 
