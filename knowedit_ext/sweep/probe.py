@@ -14,6 +14,7 @@ import transformers
 
 from ..model.families import UnsupportedModelError
 from ..model.head import final_states, logits
+from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from .attention import tree_attention_in
 from .capture import CleanRun, RowArguments, clean_run
@@ -31,24 +32,28 @@ FLOAT32_ROUNDING = 2.0**-12
 SEED = 1
 
 
-@torch.no_grad()
 def probe(model: EditableModel) -> None:
     """Raise `UnsupportedModelError` where a sweep's logits are not the model's own; nothing the second time.
 
     A model whose own logits are not finite is left to those who read them.
     """
-    if model.probed:
-        return
+    if not model.probed:
+        model.probed = _measured(model)
+
+
+@at_rest
+def _measured(model: EditableModel) -> bool:
+    """Whether there was something to measure."""
     first, second = (clean_run(model, ids) for ids in _prompts(model))
     theirs = torch.stack([first.logits, second.logits])
     if not torch.isfinite(theirs).all():
-        return
+        return False
     ours, shaken = logits(model, _swept(model, first, second)).to(theirs).view(2, *theirs.shape)
     theirs, ours, shaken = (x - x.mean(-1, keepdim=True) for x in (theirs, ours, shaken))  # a constant changes nothing
     allowed = SLACK * float((shaken - ours).norm())
     if not (ours - theirs).norm() <= allowed:
         raise UnsupportedModelError(_message(model, theirs, ours, allowed))
-    model.probed = True
+    return True
 
 
 def _prompts(model: EditableModel) -> tuple[list[int], list[int]]:
