@@ -17,6 +17,7 @@ from .params import EditParams
 from .published import import_values
 from .ready import check_ready
 from .request import EditRequest, check_compat, check_requests, warn_of_known
+from .residual import check_adds_to_residual
 from .spread import Solve, spread
 from .tokenized import TokenizedRequest, context_weights, tokenize_requests
 from .values import optimise_values
@@ -45,8 +46,8 @@ def closed_form(
     """The edit of method `name`: see `memit` for the arguments, whose solve is handed over here."""
     check_compat(compat)
     found = check_requests(requests)
-    refuse_post_norm(model)
     check_ready(model, params, moments, needed=True)
+    check_adds_to_residual(model, params.layers)
     history = earlier_keys(model, earlier, params.layers)
     generated = seed if contexts is None else None
     contexts = context_groups(model, contexts, seed)
@@ -71,8 +72,8 @@ def closed_form_values(
 ) -> torch.Tensor:
     """[n, hidden] float32: what `closed_form` would make the last edited layer put out for each request (z)."""
     found = check_requests(requests)
-    refuse_post_norm(model)
     check_ready(model, params, None, needed=False)
+    check_adds_to_residual(model, params.layers)
     tokenized = _tokenized(model, found, params, context_groups(model, contexts, seed))
     return _optimised(model, tokenized, params, batch, progress)
 
@@ -99,14 +100,6 @@ def _given(model: EditableModel, values: Any, requests: Sequence[EditRequest], p
     if not torch.isfinite(values).all():
         raise ValueError("values hold NaN or infinite numbers")
     return values
-
-
-def refuse_post_norm(model: EditableModel) -> None:
-    if model.modules.family.post_norm:
-        raise ValueError(
-            f"MEMIT is not defined for '{model.modules.model_type}': it normalises the MLP's output before adding it, "
-            "so the residual that MEMIT spreads is not the down projection's; ROME works"
-        )
 
 
 def context_groups(model: EditableModel, contexts: Sequence[Sequence[str]] | None, seed: int) -> list[list[str]]:

@@ -25,11 +25,10 @@ class Family:
     attn: str
     mlp: str
     down_projection: str
-    post_norm: bool = False  # residual + norm(mlp(...)): the down projection does not write to the residual directly
 
 
-def _llama_like(base: str = "model", down_projection: str = "mlp.down_proj", post_norm: bool = False) -> Family:
-    return Family(base, "layers", "embed_tokens", "norm", "self_attn", "mlp", down_projection, post_norm=post_norm)
+def _llama_like(base: str = "model", down_projection: str = "mlp.down_proj") -> Family:
+    return Family(base, "layers", "embed_tokens", "norm", "self_attn", "mlp", down_projection)
 
 
 FAMILIES: dict[str, Family] = {
@@ -41,10 +40,10 @@ FAMILIES: dict[str, Family] = {
     "qwen2": _llama_like(),
     "qwen3": _llama_like(),
     "phi3": _llama_like(),
-    "gemma2": _llama_like(post_norm=True),
-    "gemma3_text": _llama_like(post_norm=True),
-    "gemma3": _llama_like("model.language_model", post_norm=True),
-    "olmo2": _llama_like(post_norm=True),
+    "gemma2": _llama_like(),
+    "gemma3_text": _llama_like(),
+    "gemma3": _llama_like("model.language_model"),
+    "olmo2": _llama_like(),
 }
 
 SITES = ("layer", "attn", "mlp")

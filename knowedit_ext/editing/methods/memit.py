@@ -80,8 +80,8 @@ def memit(
         see `import_values`; None: optimised here, `batch` edits at once.
 
     The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed, and
-    for post-norm families (Gemma2, Gemma3, OLMo2): there the down projection's output is normalised before it is added
-    to the residual stream, so a residual of the layer's output is not what the projection has to put out.
+    where a layer does not add the down projection's output to the residual stream as it is (Gemma2, Gemma3 and OLMo2
+    normalise it, Granite scales it): a residual of the layer's output is then not what the projection has to put out.
     """
     solve = Preserving(moments, params.mom2_update_weight, params.update_norm_lambda, ridge).solve  # Eqn. 14
     return closed_form(
