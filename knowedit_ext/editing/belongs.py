@@ -12,18 +12,10 @@ from typing import Any
 import torch
 
 from ..model.identity import Checksums, differing_weights, weight_checksum
+from ..model.identity import describe as describe_model
 from ..model.load import EditableModel
 
 logger = logging.getLogger(__name__)
-
-
-def describe_model(model: EditableModel) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "type": model.modules.model_type,
-        "layers": model.num_layers,
-        "hidden": model.hidden_size,
-    }
 
 
 def base_checksums(model: EditableModel, names: Iterable[str], originals: Mapping[str, torch.Tensor]) -> Checksums:

@@ -1,4 +1,4 @@
-"""Which model moments and edits belong to: checksums of weights, and of the tokenizer.
+"""Which model results, moments and edits belong to: what it is, checksums of its weights and of its tokenizer.
 
 A fingerprint is the SHA-256 of all names, shapes, dtypes and checksums.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..runs.checksums import checksum as checksum
+from ..runs.settings import marked
 from .load import EditableModel
 from .weights import stored_weights
 
@@ -20,6 +21,44 @@ _SAMPLE = 1 << 16  # entries of a weight that are compared with one in another d
 _ROUNDED = (torch.bfloat16, torch.float16)
 # name -> [dtype, shape, checksum, checksums of a sample rounded to each of _ROUNDED (files of before lack the last)]
 Checksums = dict[str, list[str]]
+
+
+def describe(model: EditableModel) -> dict[str, Any]:
+    """What the model is, whatever its weights hold."""
+    return {
+        "name": model.name,
+        "type": model.modules.model_type,
+        "layers": model.num_layers,
+        "hidden": model.hidden_size,
+    }
+
+
+def identity(model: EditableModel) -> dict[str, Any]:
+    """What tells a model, as it is now, from others: weights with the edits in force, numbers, tokenizer.
+
+    It takes the time of reading the weights once. Nothing is kept: they may change. `name` is told, but is no part of
+    what makes two models different.
+    """
+    return {
+        **describe(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "precision": model.precision,
+        "bos": model.bos,
+        "tokenizer": marked(tokenizer_hash(model.tokenizer)),
+        "weights": marked(fingerprint(weight_checksums(model, lambda name: True))),
+        "beside": _beside(model),
+    }
+
+
+def _beside(model: EditableModel) -> list[str]:
+    """Of edits in force what stands beside a weight that cannot be written, and is not seen in it."""
+    plain = {name for name, p in model.hf.named_parameters() if p.is_floating_point()}
+    return [
+        marked(name, *(checksum(factor) for factor in (change.inputs, change.outputs)))
+        for edit, _ in model.__dict__.get("applied_edits", ())
+        for name, change in sorted(edit.changes.items())
+        if name not in plain
+    ]
 
 
 def weight_checksum(weight: torch.Tensor) -> list[str]:

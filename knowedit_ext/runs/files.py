@@ -111,8 +111,11 @@ def write_json(path: str | Path, value: Any, sealed: bool = False) -> None:
     atomic_write(path, lambda file: file.write(text))
 
 
-def load_json(path: str | Path, kind: type = dict) -> Any:
-    """What a JSON file holds, which has to be of this kind; its seal is checked, where it has one, and left out."""
+def load_json(path: str | Path, kind: type = dict, sealed: bool = False) -> Any:
+    """What a JSON file holds, which has to be of this kind; its seal is checked, where it has one, and left out.
+
+    sealed: it has to have one: it is a file of ours.
+    """
     with _opened(path) as file:
         content = file.read()
     try:
@@ -121,11 +124,15 @@ def load_json(path: str | Path, kind: type = dict) -> Any:
         raise ValueError(f"'{path}' is not JSON ({error}): {_AGAIN}") from error
     if not isinstance(value, kind):
         raise ValueError(f"'{path}' holds a {type(value).__name__}: expected a {kind.__name__}")
-    if isinstance(value, dict) and SEAL in value:
-        seal = value.pop(SEAL)
+    if isinstance(value, dict) and (sealed or SEAL in value):
+        seal = value.pop(SEAL, None)
         if seal != json_digest(value):
-            raise ValueError(f"'{path}' was altered after it was written: {_AGAIN}")
+            raise _altered(path)
     return value
+
+
+def _altered(path: str | Path) -> ValueError:
+    return ValueError(f"'{path}' was altered after it was written: {_AGAIN}")
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------
@@ -146,10 +153,11 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     atomic_write(path, lambda file: save_npz(file, sealed))
 
 
-def load_npz(path: str | Path, keys: Collection[str] | None = None) -> dict[str, np.ndarray]:
+def load_npz(path: str | Path, keys: Collection[str] | None = None, sealed: bool = False) -> dict[str, np.ndarray]:
     """Arrays of a .npz file, all or those named, never unpickled; each takes no more memory than the file makes likely.
 
-    ValueError says which file is not whole, was altered, or lacks one of `keys`. The seal is left out.
+    ValueError says which file is not whole, was altered, or lacks one of `keys`. The seal is left out; sealed: it has
+    to be there, the file is one of ours.
     """
     with _opened(path) as file:
         try:
@@ -158,13 +166,13 @@ def load_npz(path: str | Path, keys: Collection[str] | None = None) -> dict[str,
                 absent = [key for key in keys or () if key not in names]
                 if absent:
                     raise ValueError(f"it lacks {', '.join(absent)} and holds {', '.join(names) or 'nothing'}")
-                sealed = SEAL in names
-                wanted = names if keys is None or sealed else keys
+                has_seal = SEAL in names
+                wanted = names if keys is None or has_seal else keys
                 found = {key: _member(archive, key) for key in wanted}
         except Exception as error:  # damaged bytes raise whatever they meet: zip, zlib, struct, numpy, memory, ...
             raise ValueError(f"'{path}' is not the .npz file expected: {error}; {_AGAIN}") from error
-    if sealed and str(found.pop(SEAL)) != arrays_digest(found):
-        raise ValueError(f"'{path}' was altered after it was written: {_AGAIN}")
+    if (sealed or has_seal) and str(found.pop(SEAL, "")) != arrays_digest(found):
+        raise _altered(path)
     return found if keys is None else {key: found[key] for key in keys}
 
 
@@ -246,5 +254,5 @@ def read_tensors(
     except Exception as error:  # damaged bytes raise whatever they meet
         raise ValueError(f"'{path}' is not a whole safetensors file ({error}): {_AGAIN}") from error
     if not whole:
-        raise ValueError(f"'{path}' was altered after it was written: {_AGAIN}")
+        raise _altered(path)
     return tensors, metadata

@@ -1,38 +1,190 @@
-"""The settings that a folder of results was made with, so that work is only gone on with under the same ones."""
+"""What a folder's results were made with: work is gone on with under the same settings alone, or enlarged."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import write_json
+from .checksums import digest
+from .files import load_json, write_json
+from .ranks import Ranks
+
+NAME = "settings.json"
+_MARK = "digest "  # in front of what only says whether something is the same
+_NAMED = 4  # differences that one error spells out
+_ABSENT = object()
 
 
-def settle(folder: str | Path, asked: dict[str, Any], by: str, adopted: Collection[str] = ()) -> dict[str, Any]:
+def marked(*contents: bytes | str) -> str:
+    """A digest as a setting: where two differ, the error says just that."""
+    return _MARK + digest(*(c.encode("utf-8", "surrogatepass") if isinstance(c, str) else c for c in contents))
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What may be more than a folder has.
+
+    series: the setting with the list of items; it may get longer at its end. id: the key that names an item.
+    group: items are computed so many at a time, and what is computed depends on the group.
+    sets: settings with lists of names, of which there may be more.
+    """
+
+    series: str
+    id: str
+    group: int
+    sets: Collection[str] = ()
+
+    def groups(self, count: int, settings: Mapping[str, Any]) -> list[range]:
+        """The groups of the folder's items, those that the first `count` are in.
+
+        A run that is smaller than the folder's may end within the last: see `refuse_part`.
+        """
+        whole = len(settings[self.series])
+        return [range(n, min(n + self.group, whole)) for n in range(0, count, self.group)]
+
+    def refuse_part(self, group: range, count: int, settings: Mapping[str, Any]) -> None:
+        """ValueError for a group with items that were not asked for: it can only be computed as a whole."""
+        if group.stop > count:
+            others = ", ".join(f"{self.id} {item[self.id]}" for item in settings[self.series][count : group.stop])
+            raise ValueError(
+                f"{self.id} {settings[self.series][count - 1][self.id]} is computed together with {others} in this "
+                "folder: ask for these too, or choose another folder"
+            )
+
+
+def settle(
+    folder: str | Path,
+    asked: Mapping[str, Any],
+    ranks: Ranks,
+    *,
+    adopted: Collection[str] = (),
+    growth: Growth | None = None,
+    enlarge: Callable[[int], None] | None = None,
+    hints: Mapping[str, Callable[[Any], str]] | None = None,
+) -> dict[str, Any]:
     """Write `asked` to the folder's settings.json; or return what stands there, which must be the same.
 
-    adopted: settings that were chosen by the machine then (memory that was free, say): those found are gone on with.
-    Raises ValueError for a folder that was made with other settings, or not by `by`.
+    adopted: settings (dotted names) that may differ, such as what was chosen by the memory that was free then: those
+        found are gone on with.
+    growth: what may be more in `asked`, then what is found grows by it, or less. enlarge: called where the series is
+        about to grow, with the number of items that were there.
+    hints: by dotted name what to do, given the value found, where that setting differs.
+
+    All ranks call this, under `lock.alone`, and return the same. Raises ValueError for a folder that was made with
+    other settings, which says what differs.
     """
-    path = Path(folder) / "settings.json"
+    folder, asked = Path(folder), json.loads(json.dumps(asked))
+    path = folder / NAME
+    for name in growth.sets if growth else ():
+        asked[name] = sorted(asked[name])
+    found = _read(folder)
+    ranks.wait()  # all have read what one of them may write
+    settings = asked if found is None else _agreed(folder, found, asked, adopted, growth, hints or {})
+    if ranks.first and settings != found:
+        there = 0 if found is None or growth is None else len(found[growth.series])
+        if enlarge is not None and 0 < there < len(settings[growth.series]):
+            enlarge(there)
+        write_json(path, settings)
+    ranks.wait()
+    return load_json(path)
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    path = folder / NAME
     if not path.exists():
-        write_json(path, asked)
-        return asked
+        if any(folder.glob("cases/*")):
+            raise ValueError(f"'{folder}' has cases, but no {NAME} to tell what they are of: choose another folder")
+        return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"'{path}' is not JSON ({error}): the folder was not made by {by}") from error
-    asked = {**asked, **{key: found.get(key) for key in adopted}}
-    plain = json.loads(json.dumps(asked))
-    differing = [key for key in plain if found.get(key) != plain[key]]
-    if differing:
-        shown = "; ".join(f"{k}: {_short(found.get(k))} there, {_short(plain[k])} asked" for k in differing)
-        raise ValueError(f"'{folder}' holds results made with other settings ({shown}): choose another folder")
-    return asked
+        return load_json(path)
+    except ValueError as error:
+        raise ValueError(f"'{path}' does not hold the settings of a run: choose another folder") from error
+
+
+def _agreed(
+    folder: Path,
+    found: dict[str, Any],
+    asked: dict[str, Any],
+    adopted: Collection[str],
+    growth: Growth | None,
+    hints: Mapping[str, Callable[[Any], str]],
+) -> dict[str, Any]:
+    """The settings found, grown by what is asked; ValueError where they differ."""
+    there, here, settings = dict(found), dict(asked), dict(found)
+    if growth is not None and isinstance(found.get(growth.series), list):
+        both = sorted((found[growth.series], asked[growth.series]), key=len)
+        settings[growth.series] = both[-1]
+        for each in (there, here):
+            each[growth.series] = each[growth.series][: len(both[0])]
+        for name in growth.sets:
+            settings[name] = sorted({*found.get(name, ()), *asked[name]})
+            there[name] = here[name] = None
+    for name in adopted:
+        there, here = _without(there, name), _without(here, name)
+    said = differing(there, here)
+    if said:
+        hinted = [hint(_at(there, name)) for name, hint in hints.items() if _at(there, name) != _at(here, name)]
+        raise ValueError(
+            f"'{folder}' holds results made with other settings ({spell(said + hinted)}): choose another folder"
+        )
+    return settings
+
+
+def differing(there: Any, asked: Any, name: str = "") -> list[str]:
+    """What differs between two settings, in words, an item each; empty where nothing does.
+
+    Items of lists are named by their id, where they have one ("known_id 17.target: ' Rome' there, ' Paris' asked").
+    """
+    if there == asked:
+        return []
+    if isinstance(there, Mapping) and isinstance(asked, Mapping):
+        pairs = [(key, there.get(key, _ABSENT), asked.get(key, _ABSENT)) for key in {**there, **asked}]
+        return [said for key, a, b in pairs for said in differing(a, b, f"{name}.{key}" if name else key)]
+    if isinstance(there, list) and isinstance(asked, list) and any(isinstance(x, Mapping) for x in (*there, *asked)):
+        return _differing_items(there, asked, name)
+    if all(isinstance(value, str) and value.startswith(_MARK) for value in (there, asked)):
+        return [f"other {name}"]
+    return [f"{name}: {_short(there)} there, {_short(asked)} asked"]
+
+
+def _differing_items(there: list[Any], asked: list[Any], name: str) -> list[str]:
+    said = []
+    for number, (a, b) in enumerate(zip(there, asked, strict=False)):
+        labels = _label(a), _label(b)
+        if labels[0] != labels[1]:
+            return [*said, f"{name} {number}: {labels[0]} there, {labels[1]} asked"]
+        said += differing(a, b, labels[0] or f"{name} {number}")
+    if len(there) != len(asked):
+        said.append(f"{name}: {len(there)} there, {len(asked)} asked")
+    return said
+
+
+def _label(item: Any) -> str:
+    return next((f"{k} {item[k]}" for k in ("known_id", "case_id") if isinstance(item, Mapping) and k in item), "")
+
+
+def spell(said: list[str]) -> str:
+    more = [f"and {len(said) - _NAMED} more"] if len(said) > _NAMED else []
+    return "; ".join([*said[:_NAMED], *more])
+
+
+def _at(settings: Mapping[str, Any], name: str) -> Any:
+    for key in name.split("."):
+        settings = settings.get(key) if isinstance(settings, Mapping) else None
+    return settings
+
+
+def _without(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    key, _, rest = name.partition(".")
+    kept = {k: v for k, v in settings.items() if k != key}
+    if rest and isinstance(settings.get(key), Mapping):
+        kept[key] = _without(settings[key], rest)
+    return kept
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = "nothing" if value is _ABSENT else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -193,13 +193,43 @@ def model_answer(model: EditableModel, ids: tuple[int, ...], tokens: int) -> tup
     return own, clean
 
 
+def knows(model: EditableModel, tokenized: TokenizedFact, answer_tokens: int, own: tuple[int, ...] = ()) -> bool:
+    """Does the model say the fact's attribute (causal_trace.py:317-320)? True where the fact has none.
+
+    As published it is compared with the model's answer, `answer_tokens` long (`own`, where that is known): what is
+    traced. Where a target of the fact's own is traced, the attribute may take as many tokens as it takes.
+    """
+    attribute = tokenized.fact.attribute
+    if attribute is None:
+        return True
+    if tokenized.target_ids:
+        return _spells(model, tokenized.ids, attribute.strip())
+    own = own or model_answer(model, tokenized.ids, answer_tokens)[0]
+    return model.tokenizer.decode(list(own)).strip() == attribute.strip()
+
+
+def _spells(model: EditableModel, ids: tuple[int, ...], text: str) -> bool:
+    """Does the model's greedy continuation come to read `text`?"""
+    most, own = model.modules.max_positions, ()
+    for _ in range(len(text.encode()) + 1):  # a token may be a space, or a byte of a character
+        if most is not None and len(ids) + len(own) > most:
+            return False
+        own += (int(clean_run(model, ids + own).logits.argmax()),)
+        said = model.tokenizer.decode(list(own)).strip()
+        if said == text:
+            return True
+        if not text.startswith(said.rstrip("\ufffd")):
+            return False
+    return False
+
+
 class FactPlan:
     """The roots and runs of one fact, and the way back from their scores to its `Trace`."""
 
     def __init__(self, model: EditableModel, tokenized: TokenizedFact, noise: Noise, settings: TraceSettings) -> None:
         self.model, self.tokenized, self.noise, self.settings = model, tokenized, noise, settings
         self.first, self.last = tokenized.subject_range
-        self.clean, self.answer_ids, self.predicted = self._answer()
+        self.clean, self.answer_ids, self.correct = self._answer()
         ids = self.clean.ids
         self.length = len(tokenized.ids)
         self.readout = range(self.length - 1, len(ids))
@@ -210,14 +240,14 @@ class FactPlan:
         self.cells = self._cells()
         self.runs: dict[str, dict[tuple[int, int], int]] = {}
 
-    def _answer(self) -> tuple[CleanRun, tuple[int, ...], str]:
-        """The clean run over prompt and answer, the answer's tokens, and what the model itself says."""
+    def _answer(self) -> tuple[CleanRun, tuple[int, ...], bool]:
+        """The clean run over prompt and answer, the answer's tokens, and whether the model knows the fact."""
         ids, target = self.tokenized.ids, self.tokenized.target_ids
         own, clean = model_answer(self.model, ids, 1 if target else self.settings.answer_tokens)
         answer = target or own
         if len(answer) > 1:
             clean = clean_run(self.model, ids + answer[:-1])
-        return clean, answer, self.model.tokenizer.decode(list(own))
+        return clean, answer, knows(self.model, self.tokenized, self.settings.answer_tokens, own)
 
     def _against(self) -> tuple[int, ...]:
         text = self.tokenized.fact.text
@@ -319,7 +349,6 @@ class FactPlan:
             samples[:, token, layer] = scores[run]
         low = scores[self.low_run]
         fact, decode = self.tokenized.fact, self.model.tokenizer.decode
-        correct = fact.attribute is None or self.predicted.strip() == fact.attribute.strip()
         settings = {k: v for k, v in asdict(self.settings).items() if k != "max_rows"}
         level = self.noise.level
         noise = getattr(level, "__name__", "sampler") if callable(level) else level
@@ -336,7 +365,7 @@ class FactPlan:
             window=self.settings.window,
             sample_scores=samples.astype(np.float32),
             low_samples=low.astype(np.float32),
-            correct_prediction=correct,
+            correct_prediction=self.correct,
             settings={**settings, "noise": noise, "model": self.model.name},
         )
 

@@ -1,13 +1,15 @@
 """Trace a data set: one .npz a case and kind, in the published layout; resumable and sharded.
 
-Facts are traced in groups that depend on their order alone, and a group is computed as a whole, so that a run that was
-killed and resumed, or spread over ranks, writes the very bytes of one that was not.
+Facts are traced in groups that depend on their order alone, each kind by itself, and a group is computed as a whole, so
+that a run that was killed and resumed, spread over ranks, or enlarged, writes the very bytes of one that was not.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ from tqdm import tqdm
 from ..datasets import KnownFact, load_known
 from ..model.facts import Fact, tokenize_fact
 from ..model.hooks import at_rest
+from ..model.identity import identity
 from ..model.load import EditableModel
-from ..runs.files import write_npz
+from ..runs.checksums import checksum
+from ..runs.files import file_name, load_npz, write_npz
+from ..runs.lock import alone
 from ..runs.ranks import Ranks
-from ..runs.settings import settle
+from ..runs.settings import Growth, marked, settle
 from ..sweep import default_max_rows
-from .causal import TraceSettings, model_answer, trace_facts
+from .causal import TraceSettings, knows, trace_facts
 from .corruption import Noise, Sampler, noise_of
 from .effects import Effects
 from .kinds import KINDS, kinds_of, window_for
@@ -56,12 +61,19 @@ def trace_dataset(
     """Causal tracing over many facts; returns the average effects, also written to `out`.
 
     facts: a JSON file in the known_1000 format, its records, or `Fact`s. Facts whose attribute is not the model's
-        answer (its next `answer_tokens` tokens) are skipped: their file says `correct_prediction = False`.
+        answer (its next `answer_tokens` tokens; with a target of the fact's own as many as the attribute takes) are
+        skipped: their file says `correct_prediction = False`.
     out: folder; `cases/knowledge_{known_id}{|_mlp|_attn}.npz`, `settings.json`, `summary.json`. Cases that are there
-        are not computed again; a folder made with other settings is refused.
+        are not computed again; a folder that was made with another model (its weights and edits as they are), other
+        facts or settings is refused, and so is one that another run is writing to. A run may be enlarged, by kinds and
+        by facts at the end of the list: of the cases that are there only those of a last group that was not full are
+        computed again. A smaller run is served from the folder (a case's rounding is then that of its larger group),
+        which stays as it is. `summary.json` is of all that the folder was asked for.
     answer_tokens, score: as in `trace`: a `Fact` with a target is traced for all of that target's tokens, whatever
         `answer_tokens` is; "logit_difference", which needs a second answer for each fact, is refused.
     window, noise: as in `trace`; a rule takes the subjects of all facts ("m" and "t" rules: the embeddings of `texts`).
+        With more facts "s3" is another level: to enlarge such a run give the number. A sampler has to give the same
+        noise for the same draws.
     group: facts a sweep; part of the settings, since rounding depends on it. max_rows: rows held at once.
 
     Under `torchrun` every rank traces its share of the groups; all ranks return the effects of the whole.
@@ -81,67 +93,112 @@ def trace_dataset(
         score=score,
         max_rows=max_rows or default_max_rows(model),
     )
-    for item in known:
-        _checked(model, item)
+    described = [_describe_fact(model, item) for item in known]
     level = noise_of(model, noise, [item.fact.subject for item in known], replace, texts)
-    out = Path(out)
-    settings = _agree_on_settings(out, settings, model, known, kinds, noise, level, group)
+    out, growth = Path(out), Growth("facts", "known_id", group, sets=("kinds",))
+    asked = {
+        "run": "trace_dataset",
+        **{k: getattr(settings, k) for k in _KEPT},
+        "noise": _describe_noise(model, noise, level, texts, settings),
+        "model": identity(model),
+        "group": group,
+        "kinds": list(kinds),
+        "facts": described,
+    }
     ranks = Ranks()
-    groups = [known[first : first + group] for first in range(0, len(known), group)][ranks.rank :: ranks.size]
-    done = tqdm(total=sum(map(len, groups)), desc="tracing", unit="fact", disable=not progress)
-    with done:
-        for members in groups:
-            _trace_group(model, members, out / "cases", kinds, level, settings)
-            done.update(len(members))
-    ranks.wait()
-    if ranks.first:
-        for left in (out / "cases").glob(".*.npz.*.tmp"):  # what a killed run was writing
-            left.unlink(missing_ok=True)
-    effects = Effects.from_cases([case_path(out / "cases", item.known_id, kind) for item in known for kind in kinds])
-    if ranks.first:
-        effects.save(out / "summary.json")
+    with alone(out, ranks):
+        # Rows held at once were chosen by the memory that was free then: go on as begun.
+        found = settle(
+            out,
+            asked,
+            ranks,
+            adopted=("max_rows", "model.name"),
+            growth=growth,
+            enlarge=lambda there: _forget(out / "cases", asked["facts"][there // group * group : there]),
+            hints={
+                "noise.level": lambda there: f"a rule is over the subjects of all known_ids; noise={there!r} keeps it"
+            },
+        )
+        settings = TraceSettings(**{k: found[k] for k in _KEPT})
+        groups = growth.groups(len(known), found)[ranks.rank :: ranks.size]
+        for item in (known[n] for numbers in groups for n in numbers if n < len(known)):
+            _check_whole(out / "cases", item, kinds)
+        with tqdm(total=sum(map(len, groups)), desc="tracing", unit="fact", disable=not progress) as done:
+            for numbers in groups:
+                members = known[numbers.start : numbers.stop]
+                if _absent(out / "cases", members, kinds):
+                    growth.refuse_part(numbers, len(known), found)
+                    _trace_group(model, members, out / "cases", kinds, level, settings)
+                done.update(len(members))
+        ranks.wait()
+        paths = [case_path(out / "cases", item.known_id, kind) for item in known for kind in kinds]
+        effects = Effects.from_cases(paths)
+        if ranks.first and (len(found["facts"]), found["kinds"]) == (len(known), sorted(kinds)):
+            effects.save(out / "summary.json")
+        ranks.wait()
     return effects
 
 
 def case_path(cases: Path, known_id: int, kind: str) -> Path:
-    return cases / f"knowledge_{known_id}{KINDS[kind].suffix}.npz"
+    return cases / f"knowledge_{file_name(known_id, 'known_id')}{KINDS[kind].suffix}.npz"
 
 
-def _checked(model: EditableModel, item: KnownFact) -> None:
+def _describe_fact(model: EditableModel, item: KnownFact) -> dict[str, Any]:
+    """All that a trace of it depends on; ValueError for a fact that cannot be traced."""
+    file_name(item.known_id, "known_id")
     try:
-        tokenize_fact(model, item.fact)
+        tokenized = tokenize_fact(model, item.fact)
     except ValueError as error:
         raise ValueError(f"known_id {item.known_id}: {error}") from error
+    return {"known_id": item.known_id, **asdict(item.fact), "subject_range": tokenized.subject_range}
 
 
-def _agree_on_settings(
-    out: Path,
-    settings: TraceSettings,
+def _describe_noise(
     model: EditableModel,
-    known: Sequence[KnownFact],
-    kinds: tuple[str, ...],
     noise: float | str | Sampler,
-    level: Noise,
-    group: int,
-) -> TraceSettings:
-    """Write the settings, or check that a folder that is gone on with was made with the same ones."""
-    asked = {
-        **{k: getattr(settings, k) for k in _KEPT},
-        "noise": noise if isinstance(noise, (str, int, float)) else getattr(noise, "__name__", "sampler"),
-        "noise_level": None if callable(level.level) else level.level,
-        "model": {
-            "name": model.name,
-            "type": model.modules.model_type,
-            "layers": model.num_layers,
-            "dtype": str(model.dtype),
-        },
-        "group": group,
-        "known_ids": [item.known_id for item in known],
-        "prompts": [item.fact.text for item in known],
-    }
-    # Rows held at once were chosen by the memory that was free then: go on as begun.
-    asked = settle(out, asked, "trace_dataset", adopted=("max_rows",))
-    return TraceSettings(**{k: asked[k] for k in _KEPT})
+    resolved: Noise,
+    texts: Sequence[str] | None,
+    settings: TraceSettings,
+) -> dict[str, Any]:
+    """What the noise depends on. A number and a rule that comes to it are the same."""
+    if not callable(resolved.level):
+        return {"level": resolved.level, "uniform": resolved.uniform}
+    if isinstance(noise, str):
+        return {"rule": noise, "texts": marked(*texts)}
+    shapes = [(settings.samples, 1), (1, 4)]
+    draws = [
+        [checksum(resolved.draw(np.random.RandomState(settings.seed), *shape, model.hidden_size)) for shape in shapes]
+        for _ in range(2)
+    ]
+    if draws[0] != draws[1]:
+        raise ValueError(
+            "the sampler gives other noise for the same draws: a run that goes on would mix two. It has to depend on "
+            "the draws that it is given alone"
+        )
+    return {"sampler": marked(*draws[0])}
+
+
+def _keep_level(there: Any) -> str:
+    return f"a rule is over the subjects of all known_ids; noise={there!r} keeps it"
+
+
+def _check_whole(cases: Path, item: KnownFact, kinds: Sequence[str]) -> None:
+    """ValueError for a case that is damaged, or was altered; before hours are spent on the others."""
+    for kind in kinds:
+        path = case_path(cases, item.known_id, kind)
+        if path.exists():
+            load_npz(path, sealed=True)
+
+
+def _absent(cases: Path, members: Sequence[KnownFact], kinds: Sequence[str]) -> list[tuple[KnownFact, str]]:
+    return [(item, kind) for item in members for kind in kinds if not case_path(cases, item.known_id, kind).exists()]
+
+
+def _forget(cases: Path, described: Sequence[Mapping[str, Any]]) -> None:
+    """Cases of a group that was not full: what is added joins it, and rounding depends on the whole group."""
+    for item in described:
+        for kind in KINDS:
+            case_path(cases, item["known_id"], kind).unlink(missing_ok=True)
 
 
 def _trace_group(
@@ -152,26 +209,17 @@ def _trace_group(
     noise: Noise,
     s: TraceSettings,
 ) -> None:
-    missing = [(item, kind) for item in members for kind in kinds if not case_path(cases, item.known_id, kind).exists()]
-    if not missing:
-        return
-    right = [item for item in members if _predicts(model, item.fact, s.answer_tokens)]
-    traces = {}
-    if right:
-        found = trace_facts(model, [item.fact for item in right], kinds, noise, s)
-        traces = {item.known_id: by_kind for item, by_kind in zip(right, found, strict=True)}
-    for item, kind in missing:
-        path = case_path(cases, item.known_id, kind)
-        if item.known_id in traces:
-            traces[item.known_id][kind].save(path)
-        else:
-            logger.info("known_id %d: the model does not say '%s'", item.known_id, item.fact.attribute)
-            write_npz(path, {"correct_prediction": np.bool_(False)})
-
-
-def _predicts(model: EditableModel, fact: Fact, answer_tokens: int) -> bool:
-    """Does the model's answer say the attribute? (causal_trace.py:317-320)"""
-    if fact.attribute is None:
-        return True
-    own, _ = model_answer(model, tokenize_fact(model, fact).ids, answer_tokens)
-    return model.tokenizer.decode(list(own)).strip() == fact.attribute.strip()
+    """Write the cases that are absent. A kind is swept by itself: its rounding does not depend on the others."""
+    known = [item for item in members if knows(model, tokenize_fact(model, item.fact), s.answer_tokens)]
+    facts = [replace_fields(item.fact, attribute=None) for item in known]
+    for kind in kinds:
+        absent = [item for item, _ in _absent(cases, members, (kind,))]
+        found = trace_facts(model, facts, (kind,), noise, s) if absent and facts else []
+        traces = {item.known_id: by_kind[kind] for item, by_kind in zip(known, found, strict=bool(found))}
+        for item in absent:
+            path = case_path(cases, item.known_id, kind)
+            if item.known_id in traces:
+                traces[item.known_id].save(path)
+            else:
+                logger.info("known_id %d: the model does not say '%s'", item.known_id, item.fact.attribute)
+                write_npz(path, {"correct_prediction": np.bool_(False)})

@@ -19,13 +19,14 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def start(script: str, out: Path, *launcher: str) -> subprocess.Popen:
-    """The script, whose argument is `out`, beside that folder."""
+def start(script: str, out: Path, *launcher: str, stderr: bool = False) -> subprocess.Popen:
+    """The script, whose argument is `out`, beside that folder; stderr: it is kept, to be read at the end."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     path = out.parent / "script.py"
     path.write_text(script)
     command = [sys.executable, *launcher, str(path), str(out)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=out.parent)
+    kept = subprocess.PIPE if stderr else None
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=kept, env=environment, cwd=out.parent)
 
 
 def finish(process: subprocess.Popen) -> None:

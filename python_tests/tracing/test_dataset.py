@@ -125,6 +125,32 @@ def test_answers_of_several_tokens(model: ke.EditableModel, tmp_path: Path) -> N
         ke.trace_dataset(model, [record], tmp_path / "refused", score="logit_difference")
 
 
+def test_a_target_and_an_attribute_of_several_tokens(model: ke.EditableModel, tmp_path: Path) -> None:
+    """Known is what the model goes on to say, however many tokens it takes, and whatever target is traced."""
+    record = next(
+        f
+        for f in world_facts(2)
+        if ke.trace(model, ke.Fact(f["template"], f["subject"]), samples=1, answer_tokens=2).answer.strip()
+        == f["attribute"]
+    )
+    said = record["attribute"]
+    wanted = {(" nobody", said): True, (" " + said, said): True, (" " + said, said + "s"): False}
+    wanted |= {(" " + said, "x"): False, (" " + said, said[:-1]): False, (" nobody", None): True}
+    facts = [ke.Fact(record["template"], record["subject"], *pair) for pair in wanted]
+    for tokens in (1, 2):
+        out = tmp_path / str(tokens)
+        effects = ke.trace_dataset(
+            model, facts, out, ("state",), samples=1, noise=0.1, answer_tokens=tokens, progress=False
+        )
+        for number, ((target, _), known) in enumerate(wanted.items()):
+            with np.load(out / "cases" / f"knowledge_{number}.npz") as case:
+                assert bool(case["correct_prediction"]) is known
+                assert not known or str(case["answer"]) == target
+        assert (effects.kinds["state"].cases, effects.kinds["state"].skipped) == (3, 3)
+    for fact, known in zip(facts, wanted.values(), strict=True):
+        assert ke.trace(model, fact, samples=1, noise=0.1).correct_prediction is known
+
+
 def test_facts_the_model_does_not_know_are_skipped(model: ke.EditableModel, tmp_path: Path) -> None:
     facts = known_facts()[:3]
     facts[1]["attribute"] = "nothing"
@@ -148,8 +174,6 @@ def test_other_settings_are_refused(model: ke.EditableModel, tmp_path: Path) -> 
     before = hashes(tmp_path)
     with pytest.raises(ValueError, match="samples: 2 there, 3 asked"):
         ke.trace_dataset(model, facts, tmp_path, kinds=("state",), samples=3, progress=False)
-    with pytest.raises(ValueError, match="known_ids"):
-        ke.trace_dataset(model, known_facts()[:2], tmp_path, kinds=("state",), samples=2, progress=False)
     assert hashes(tmp_path) == before
 
 
