@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 import knowedit_ext as ke
+from knowedit_ext.model.tokens import encode
+from knowedit_ext.tracing.causal import model_answer
 
 from .swap import NotServed
 from .translate import opened
@@ -56,7 +58,6 @@ def calculate_hidden_flow(
     }
 
 
-@torch.no_grad()
 def _answer(model: ke.EditableModel, prompt: str) -> str:
-    ids = torch.tensor([model.tokenizer.encode(prompt)], device=model.device)
-    return model.tokenizer.decode([int(model.hf(ids, logits_to_keep=1).logits[0, -1].argmax())])
+    said, _ = model_answer(model, tuple(encode(model, prompt)[0]), 1)
+    return model.tokenizer.decode(list(said))
