@@ -10,7 +10,7 @@ from typing import Any
 from ..model.load import EditableModel
 from ..model.spelling import spaced
 from .dataset import Dataset
-from .questions import EXTRAS, Asked, Question, Score, ask_extras, filled
+from .questions import EXTRAS, Asked, Question, Score, filled
 from .records import (
     REWRITE,
     Problem,
@@ -143,7 +143,6 @@ def ask(
         return Question(text, tuple(spaced(rewrite[name]["str"], text, space) for name in TARGETS), edit)
 
     questions = [question(text) for texts in prompts.values() for text in texts]
-    extra_questions, read_extras = ask_extras(record, edit)
 
     def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
         left = iter(scores)
@@ -152,9 +151,9 @@ def ask(
             here = [dict(zip(TARGETS, next(left), strict=True)) for _ in texts]
             found[f"{sort}_probs"] = [{name: x[name].nll for name in TARGETS} for x in here]
             found[f"{sort}_correct"] = [x[CORRECT[sort]].correct for x in here]
-        return found | read_extras(list(left))
+        return found
 
-    return questions + extra_questions, read
+    return questions, read
 
 
 def _detect(record: Mapping[str, Any]) -> bool:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..model.spelling import spaced
-
 
 @dataclass(frozen=True)
 class Question:
@@ -51,23 +49,8 @@ class Score:
 # Questions, and what turns their scores (a `Score` for each target) into a case's "pre" or "post".
 Asked = tuple[list[Question | TokenizedQuestion], Callable[[Sequence[Sequence[Score]]], dict[str, Any]]]
 
-# Asked beyond the published metrics, where a record has them: prompts with one answer of their own.
+# What a record may have beyond the published schema: prompts with one answer of their own.
 EXTRAS = ("same_subject_prompts", "reversal_prompts", "portability_prompts")
-
-
-def ask_extras(record: Mapping[str, Any], edit: int) -> Asked:
-    """The extras that a record has; {sort}_correct is the share of the answer's tokens that are the likeliest."""
-    asked = [(sort, x) for sort in EXTRAS for x in record.get(sort) or ()]
-    space = record["requested_rewrite"].get("space")
-
-    def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for (sort, _), (answer,) in zip(asked, scores, strict=True):
-            found.setdefault(f"{sort}_probs", []).append({"target": answer.nll})
-            found.setdefault(f"{sort}_correct", []).append(sum(answer.right) / len(answer.right))
-        return found
-
-    return [Question(x["prompt"], (spaced(x["target"], x["prompt"], space),), edit) for _, x in asked], read
 
 
 def filled(rewrite: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from ..model.load import EditableModel
 from ..model.spelling import spaced
 from ..model.tokens import encode, encode_part
 from .dataset import Dataset
-from .questions import EXTRAS, Asked, Question, Score, TokenizedQuestion, ask_extras, filled
+from .questions import EXTRAS, Asked, Question, Score, TokenizedQuestion, filled
 from .records import (
     Problem,
     Record,
@@ -123,16 +123,15 @@ def ask(
     asked = {sort: [(text, spaced(answer, text, space)) for text, answer in pairs] for sort, pairs in pairs_of.items()}
     cut = _by_texts if compat == "reference" else lambda _, text, answer, number: [Question(text, (answer,), number)]
     by_sort = {sort: [q for pair in pairs for q in cut(model, *pair, edit)] for sort, pairs in asked.items()}
-    extra_questions, read_extras = ask_extras(record, edit)
 
     def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
         left = iter(scores)
         found: dict[str, Any] = {}
         for sort, questions in by_sort.items():
             found[f"{sort}_correct"] = [right for _ in questions for right in next(left)[0].right]
-        return found | read_extras(list(left))
+        return found
 
-    return [question for questions in by_sort.values() for question in questions] + extra_questions, read
+    return [question for questions in by_sort.values() for question in questions], read
 
 
 def _by_texts(model: EditableModel, text: str, answer: str, edit: int) -> list[TokenizedQuestion]:

@@ -17,9 +17,9 @@ from ..moments import Moments, collect_moments
 from ..runs.files import write_json
 from ..runs.ranks import Ranks
 from ..world import load_world
-from .consistency import TfIdf
 from .evaluate import evaluate, load, usable
 from .methods import Editing
+from .metrics.consistency import TfIdf
 
 NONE = "none"  # no method: the model as it is
 

@@ -26,6 +26,7 @@ from ..model.load import EditableModel
 from ..runs.ranks import Ranks
 from ..runs.settings import settle
 from .job import Job, Method
+from .metrics import asking
 from .nll import tokenize_question
 from .report import Report
 from .texts import Texts
@@ -109,7 +110,7 @@ def evaluate(
     facts = 0 if edit is None else len(edit.requests) if shared else settings["group"] if _together(edit) else 1
     job = Job(
         model,
-        DATASETS[kind].ask,
+        asking(DATASETS[kind].ask),
         loaded,
         shared,
         edits,
@@ -194,7 +195,7 @@ def usable(
     for number, record in zip(places(records), records, strict=True):
         key = "prompts"
         try:
-            for question in DATASETS[kind].ask(model, record, 0, attributes, compat)[0]:
+            for question in asking(DATASETS[kind].ask)(model, record, 0, attributes, compat)[0]:
                 tokenize_question(model, question)
             if texts is not None:
                 key = "generation_prompts"

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..runs.files import atomic_write, write_json
 from .mean import Mean
+from .metrics import METRICS
 from .scores import summarise, values_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The papers' order; accuracies and what is asked beyond the papers behind it.
-COLUMNS = ("S", "ES", "EM", "PS", "PM", "NS", "NM", "GE", "RS")
-FURTHER = ("EA", "PA", "NA", "ess.", "port.", "same subject", "reversal")
+COLUMNS = ("S", *(column for metric in METRICS for column in metric.columns))  # the papers' order
 WHEN = {"pre": "unedited", "post": "edited"}
 
 
@@ -146,7 +145,7 @@ class Report:
 
 def table(rows: Mapping[str, Mapping[str, Mean]], name: str) -> str:
     """Markdown table of summaries; columns that no row has are left out."""
-    columns = [c for c in COLUMNS + FURTHER if any(c in row for row in rows.values())]
+    columns = [c for c in COLUMNS if any(c in row for row in rows.values())]
     lines = [f"| {name} | n | {' | '.join(columns)} |", "|---|--:|" + "--:|" * len(columns)]
     for label, row in rows.items():
         shown = [_cell(row.get(column), column) for column in columns]

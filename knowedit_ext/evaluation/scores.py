@@ -12,38 +12,15 @@ from typing import Any
 import numpy as np
 
 from .mean import Mean
+from .metrics import METRICS
 
 SUCCESSES = ("ES", "PS", "NS")
 ACCURACIES = ("EA", "PA", "NA")
-SORTS = ("rewrite_prompts", "paraphrase_prompts", "neighborhood_prompts")
-EXTRA_NAMES = {"same_subject_prompts": "same subject", "reversal_prompts": "reversal", "portability_prompts": "port."}
 
 
 def values_of(measured: Mapping[str, Any]) -> dict[str, float]:
     """A case's "pre" or "post" -> the columns it gives, each a mean over the case's prompts."""
-    found: dict[str, float] = {}
-    for sort, (success, magnitude) in zip(SORTS, (("ES", "EM"), ("PS", "PM"), ("NS", "NM")), strict=True):
-        nll = measured.get(f"{sort}_probs")
-        if nll:
-            new = np.array([x["target_new"] for x in nll])
-            true = np.array([x["target_true"] for x in nll])
-            wanted, other = (true, new) if sort == "neighborhood_prompts" else (new, true)
-            found[success] = 100.0 * float((wanted < other).mean())  # strictly likelier
-            found[magnitude] = 100.0 * float((np.exp(-wanted) - np.exp(-other)).mean())
-    for sort, name in zip(SORTS, ACCURACIES, strict=True):
-        if measured.get(f"{sort}_correct"):
-            found[name] = 100.0 * float(np.mean(measured[f"{sort}_correct"]))
-    for key, name, scale in (
-        ("ngram_entropy", "GE", 100),
-        ("reference_score", "RS", 100),
-        ("essence_score", "ess.", 1),
-    ):
-        if measured.get(key) is not None:
-            found[name] = scale * float(measured[key])
-    for sort, name in EXTRA_NAMES.items():
-        if measured.get(f"{sort}_correct"):
-            found[name] = 100.0 * float(np.mean(measured[f"{sort}_correct"]))
-    return found
+    return {column: value for metric in METRICS for column, value in metric.read(measured).items()}
 
 
 def summarise(cases: Iterable[Mapping[str, Any]], when: str) -> dict[str, Mean]:

@@ -11,11 +11,11 @@ from typing import Any
 from ..datasets.snippets import snippets_for
 from ..model.load import EditableModel
 from ..model.tokens import encode
-from .consistency import TfIdf, consistency
 from .edited import Edited
-from .essence import essence_texts, perplexity
-from .fluency import ngram_entropy
 from .generation import MAX_LENGTH, batch_size, generate, record_seed
+from .metric import Written
+from .metrics import METRICS
+from .metrics.consistency import TfIdf
 
 Snippets = Mapping[str, Mapping[str, Sequence[Mapping[str, str]]]]
 
@@ -76,8 +76,7 @@ class Texts:
             snippets_for(self.snippets, record)
 
     def measure(self, records: Sequence[Mapping[str, Any]], edited: Edited | None) -> list[dict[str, Any]]:
-        """For each record "ngram_entropy" and "text", with snippets "reference_score" too; "essence_score" and
-        "essence_text" where a snippet is about its subject. edited: with record n under its edit n."""
+        """For each record what the metrics make of its texts. edited: with record n under its edit n."""
         prompts = [(n, k, p) for n, record in enumerate(records) for k, p in enumerate(record["generation_prompts"])]
         seeds = [record_seed(records[n]["case_id"], k) for n, k, _ in prompts]
         under = {} if edited is None else {"edits": edited, "index": [n for n, _, _ in prompts]}
@@ -87,20 +86,12 @@ class Texts:
         texts: list[list[str]] = [[] for _ in records]
         for (n, _, _), text in zip(prompts, written, strict=True):
             texts[n].append(text)
-        found: list[dict[str, Any]] = [{"ngram_entropy": ngram_entropy(t), "text": t} for t in texts]
-        if self.snippets is None:
-            return found
-        about: dict[int, list[str]] = {}
-        for n, record in enumerate(records):
-            references, subject = snippets_for(self.snippets, record), record["requested_rewrite"]["subject"]
-            found[n]["reference_score"] = consistency(self.tfidf, texts[n], [s["text"] for s in references])
-            of_subject = essence_texts(references, subject)
-            if len(encode(self.model, " ".join(of_subject))[0]) > 1:  # nothing is predicted in a single token
-                about[n] = of_subject
-        if about:
-            under = {} if edited is None else {"edits": edited, "index": list(about)}
-            joined = [" ".join(t) for t in about.values()]
-            scores = perplexity(self.model, joined, max_length=self.max_length, compat=self.compat, **under)
-            for (n, of_subject), value in zip(about.items(), scores, strict=True):
-                found[n] |= {"essence_score": value, "essence_text": of_subject}
+        references = None if self.snippets is None else [snippets_for(self.snippets, record) for record in records]
+        tfidf = None if self.snippets is None else self.tfidf
+        given = Written(self.model, records, texts, references, tfidf, edited, self.max_length, self.compat)
+        found: list[dict[str, Any]] = [{} for _ in records]
+        for metric in METRICS:
+            if metric.measure is not None:
+                for case, measured in zip(found, metric.measure(given), strict=True):
+                    case |= measured
         return found

@@ -16,6 +16,7 @@ from knowedit_ext.datasets import counterfact, load_counterfact, zsre
 from knowedit_ext.editing.methods.memit import MEMITParams, memit
 from knowedit_ext.editing.methods.rome import ROMEParams, rome
 from knowedit_ext.editing.request import EditRequest, check_requests
+from knowedit_ext.evaluation.metrics import asking
 from knowedit_ext.moments import Moments
 
 from ..support.tokenizers import word_level
@@ -95,7 +96,8 @@ def test_what_is_learnt_is_what_is_asked(prompt: str, subject: str, target: str,
     assert [question.targets[0] for question in asked[:2]] == [want] * 2
     assert asked[2].targets[0] == (target if space is False else f" {target}")  # another writing
     question = {"prompt": prompt.format(subject), "target": target}
-    asked, _ = zsre.ask(None, record | {"neighborhood_prompts": [question], "portability_prompts": [question]}, 0)
+    more = {"neighborhood_prompts": [question], "portability_prompts": [question]}
+    asked, _ = asking(zsre.ask)(None, record | more, 0)
     assert [question.targets for question in asked] == [(want,)] * 4
 
 

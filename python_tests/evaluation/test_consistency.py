@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knowedit_ext.evaluation.consistency import TfIdf, consistency
+from knowedit_ext.evaluation.metrics.consistency import TfIdf, consistency
 
 text_features = pytest.importorskip("sklearn.feature_extraction.text")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import knowedit_ext as ke
-from knowedit_ext.evaluation.essence import essence_texts, perplexity
+from knowedit_ext.evaluation.metrics.essence import essence_texts, perplexity
 
 from ..support.families import FAMILIES, POSITIONS, VOCAB, tiny_model
 from ..support.unchanged import assert_unchanged, snapshot

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from knowedit_ext.evaluation.fluency import ngram_entropy, words
+from knowedit_ext.evaluation.metrics.fluency import ngram_entropy, words
 
 nltk = pytest.importorskip("nltk")
 

@@ -8,8 +8,8 @@ import torch
 import knowedit_ext as ke
 from knowedit_ext.editing.edit import Edit, LowRank, weight_is_input_first
 from knowedit_ext.editing.rows import EditedRows
-from knowedit_ext.evaluation.essence import perplexity
 from knowedit_ext.evaluation.generation import generate, record_seed
+from knowedit_ext.evaluation.metrics.essence import perplexity
 
 from ..support.families import tiny_model
 from ..support.unchanged import assert_unchanged, snapshot

@@ -16,8 +16,8 @@ from torch import nn
 import knowedit_ext as ke
 from knowedit_ext.editing.contexts import memit_contexts, rome_contexts
 from knowedit_ext.editing.methods.memit import memit_values
-from knowedit_ext.evaluation.essence import perplexity
 from knowedit_ext.evaluation.generation import generate
+from knowedit_ext.evaluation.metrics.essence import perplexity
 from knowedit_ext.model.hooks import Hooks, Stop, at_rest, learning, named_arguments, resting
 from knowedit_ext.moments.forward import key_width
 

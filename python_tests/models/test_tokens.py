@@ -14,8 +14,8 @@ from knowedit_ext.datasets.zsre import _by_texts
 from knowedit_ext.editing.contexts import memit_contexts, rome_contexts
 from knowedit_ext.editing.methods.finetune import _published_examples
 from knowedit_ext.editing.tokenized import tokenize_requests
-from knowedit_ext.evaluation.essence import perplexity
 from knowedit_ext.evaluation.generation import generate
+from knowedit_ext.evaluation.metrics.essence import perplexity
 from knowedit_ext.evaluation.nll import Question, score, tokenize_question
 from knowedit_ext.model.facts import tokenize_fact
 from knowedit_ext.model.tokens import encode, encode_all, encode_part

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..model.head import final_states, log_probabilities
-from ..model.hooks import at_rest
-from ..model.load import EditableModel
-from ..model.tokens import encode_all
-from ..sweep import default_max_rows
-from ..sweep.capture import clean_runs
-from ..sweep.packed import PackedPrompts
+from ...model.head import final_states, log_probabilities
+from ...model.hooks import at_rest
+from ...model.load import EditableModel
+from ...model.tokens import encode, encode_all
+from ...sweep import default_max_rows
+from ...sweep.capture import clean_runs
+from ...sweep.packed import PackedPrompts
+from ..metric import Metric, Written, scaled
 
 if TYPE_CHECKING:
-    from .edited import Edited
+    from ..edited import Edited
 
 MAX_LENGTH = 100  # test_generation, as published
 
@@ -95,3 +96,24 @@ def _log_likelihood(
         targets = torch.tensor([token for tokens in ids for token in tokens[1:]])
         logp = log_probabilities(model, final_states(model, hidden), targets)
     return [float(part.double().sum()) for part in logp.split([len(tokens) for tokens in starts])]
+
+
+def _measure(written: Written) -> list[dict[str, Any]]:
+    """Of the records whose references have something about the subject."""
+    found: list[dict[str, Any]] = [{} for _ in written.texts]
+    about: dict[int, list[str]] = {}
+    for n, (references, record) in enumerate(zip(written.references or (), written.records, strict=False)):
+        of_subject = essence_texts(references, record["requested_rewrite"]["subject"])
+        if len(encode(written.model, " ".join(of_subject))[0]) > 1:  # nothing is predicted in a single token
+            about[n] = of_subject
+    if about:
+        under = {} if written.edited is None else {"edits": written.edited, "index": list(about)}
+        joined = [" ".join(texts) for texts in about.values()]
+        limits = {"max_length": written.max_length, "compat": written.compat}
+        scores = perplexity(written.model, joined, **limits, **under)
+        for (n, of_subject), value in zip(about.items(), scores, strict=True):
+            found[n] = {"essence_score": value, "essence_text": of_subject}
+    return found
+
+
+METRIC = Metric(("ess.",), 110, scaled("essence_score", "ess.", 1.0), measure=_measure)

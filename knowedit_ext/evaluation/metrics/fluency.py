@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
+
+from ..metric import Metric, Written, scaled
 
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # by the n of the n-grams; compute_n_gram_entropy, as published
 
@@ -54,3 +57,10 @@ def _bits(words: Sequence[str], n: int) -> float:
     counts = Counter(zip(*(words[first:] for first in range(n)), strict=False))
     total = counts.total()
     return sum(-count / total * math.log2(count / total) for count in counts.values())
+
+
+def _measure(written: Written) -> list[dict[str, Any]]:
+    return [{"ngram_entropy": ngram_entropy(texts), "text": texts} for texts in written.texts]
+
+
+METRIC = Metric(("GE",), 20, scaled("ngram_entropy", "GE", 100.0), measure=_measure)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..metric import Metric, Written, scaled
+
 
 class TfIdf:
     """Tf-idf vectors as scikit-learn's `TfidfVectorizer()` makes them by default, which is what was published.
@@ -74,3 +76,13 @@ def _vectorizer(**settings: Any) -> Any:
     except ImportError as error:
         raise ImportError("consistency needs scikit-learn: pip install knowedit_ext[eval]") from error
     return TfidfVectorizer(**settings)
+
+
+def _measure(written: Written) -> list[dict[str, Any]]:
+    if written.references is None:
+        return [{} for _ in written.texts]
+    pairs = zip(written.texts, written.references, strict=True)
+    return [{"reference_score": consistency(written.tfidf, t, [s["text"] for s in about])} for t, about in pairs]
+
+
+METRIC = Metric(("RS",), 30, scaled("reference_score", "RS", 100.0), measure=_measure)

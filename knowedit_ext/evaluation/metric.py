@@ -1,0 +1,91 @@
+"""What a metric is to an evaluation: what it asks, what it measures of written texts, and its columns in the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..datasets.questions import Asked, Question, Score
+from ..model.spelling import spaced
+
+if TYPE_CHECKING:
+    from ..model.load import EditableModel
+    from .edited import Edited
+    from .metrics.consistency import TfIdf
+
+
+@dataclass(frozen=True)
+class Written:
+    """What metrics of texts see. texts, references: of each record what the model wrote, and the snippets of its new
+    target (None: there are none to compare with); tfidf: the words' weights. edited: with record n under its edit n."""
+
+    model: EditableModel
+    records: Sequence[Mapping[str, Any]]
+    texts: Sequence[list[str]]
+    references: Sequence[Sequence[Mapping[str, str]]] | None
+    tfidf: TfIdf | None
+    edited: Edited | None
+    max_length: int
+    compat: str | None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: its file in `metrics` holds one, and the table there finds it.
+
+    columns: its names in tables; order: where they stand there, the papers' own below 100.
+    read(measured): a case's "pre" or "post" -> value of each column that it has, a mean over the case's prompts.
+    ask(record, edit): questions beyond the data set's own, see `datasets.questions.Asked`; None: nothing is asked.
+    measure(written): what it makes of the texts that the model wrote, a dict for each record; None: nothing.
+    """
+
+    columns: tuple[str, ...]
+    order: int
+    read: Callable[[Mapping[str, Any]], dict[str, float]]
+    ask: Callable[[Mapping[str, Any], int], Asked] | None = None
+    measure: Callable[[Written], list[dict[str, Any]]] | None = None
+
+
+def scaled(key: str, column: str, scale: float) -> Callable[[Mapping[str, Any]], dict[str, float]]:
+    """Reads one number of a case, where it has one."""
+
+    def read(measured: Mapping[str, Any]) -> dict[str, float]:
+        return {} if measured.get(key) is None else {column: scale * float(measured[key])}
+
+    return read
+
+
+def shares(columns: Mapping[str, str]) -> Callable[[Mapping[str, Any]], dict[str, float]]:
+    """Reads, for each {sort: column}, the mean of {sort}_correct as a percentage."""
+
+    def read(measured: Mapping[str, Any]) -> dict[str, float]:
+        there = {column: measured.get(f"{sort}_correct") for sort, column in columns.items()}
+        return {column: 100.0 * float(np.mean(correct)) for column, correct in there.items() if correct}
+
+    return read
+
+
+def answered(sort: str, column: str, order: int) -> Metric:
+    """Prompts with an answer of their own, record[sort] = [{"prompt", "target"}]: the share of the answer's tokens that
+    are the likeliest."""
+
+    def ask(record: Mapping[str, Any], edit: int) -> Asked:
+        pairs = record.get(sort) or ()
+        space = record["requested_rewrite"].get("space")
+        questions = [Question(x["prompt"], (spaced(x["target"], x["prompt"], space),), edit) for x in pairs]
+
+        def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
+            answers = [answer for (answer,) in scores]
+            if not answers:
+                return {}
+            return {
+                f"{sort}_probs": [{"target": answer.nll} for answer in answers],
+                f"{sort}_correct": [sum(answer.right) / len(answer.right) for answer in answers],
+            }
+
+        return questions, read
+
+    return Metric((column,), order, shares({sort: column}), ask)
