@@ -11,25 +11,39 @@ from typing import Any
 
 import torch
 
-from ..model.identity import Checksums, differing_weights, weight_checksum
+from ..model.identity import Checksums, differing_weights, fingerprint, weight_checksum
 from ..model.identity import describe as describe_model
 from ..model.load import EditableModel
+from ..model.weights import Weight, find_weight, stored_in
 
 logger = logging.getLogger(__name__)
+
+QUANTISED = "quantised"
 
 
 def base_checksums(model: EditableModel, names: Iterable[str], originals: Mapping[str, torch.Tensor]) -> Checksums:
     """Checksums of weights as they were before the edits that are applied to the model.
 
-    originals: by name what those edits have replaced. Weights that are not plain tensors are left out.
+    originals: by name what those edits have replaced. ValueError for a weight that is not there or cannot be read.
     """
     found: Checksums = {}
     for name in names:
-        owner, _, leaf = name.rpartition(".")
-        weight = originals[name] if name in originals else getattr(model.hf.get_submodule(owner), leaf)
-        if isinstance(weight, torch.Tensor) and not weight.is_meta:
-            found[name] = weight_checksum(weight)
+        weight = find_weight(model.hf, name)
+        if name in originals:
+            found[name] = weight_checksum(originals[name])
+        elif weight.parameter is not None:
+            found[name] = weight_checksum(weight.parameter)
+        else:
+            found[name] = _quantised_checksum(weight)
     return found
+
+
+def _quantised_checksum(weight: Weight) -> list[str]:
+    """Of all that its module would save, bit for bit: there are no values to compare with those of another dtype."""
+    stored = {key: weight_checksum(tensor) for key, tensor in stored_in(weight.holder, weight.name)}
+    if not stored:
+        raise ValueError(f"'{weight.name}' is kept in a form that cannot be read: nothing tells which model it is of")
+    return [QUANTISED, "x".join(map(str, weight.shape)), fingerprint(stored)[:32]]
 
 
 def check_base(
@@ -64,4 +78,4 @@ def check_base(
 
 
 def _floating(*kinds: str) -> bool:
-    return all(getattr(torch, kind).is_floating_point for kind in kinds)
+    return all(getattr(getattr(torch, kind, None), "is_floating_point", False) for kind in kinds)

@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..model.identity import Checksums, differing_weights, fingerprint
 from ..model.load import EditableModel
+from ..model.weights import Weight
+from ..model.weights import weight_is_input_first as weight_is_input_first
 from ..runs.files import read_tensors, write_tensors
 from ..runs.interrupts import uninterrupted
 from .belongs import base_checksums, check_base
 from .belongs import describe_model as describe_model
+from .changes import Change, LowRank, check_changes, check_tensor, dense, digest, exactly_zero, shape_of
+from .peft import to_peft
+from .placing import Placed, exactly, lost, place, weights_of
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """A change of a linear map: what goes in along `inputs` [d_in, r] comes out along `outputs` [d_out, r].
-
-    input_first: the parameter is [d_in, d_out] (transformers' Conv1D) and not [d_out, d_in] (Linear).
-    """
-
-    inputs: torch.Tensor
-    outputs: torch.Tensor
-    input_first: bool
-
-    def dense(self) -> torch.Tensor:
-        """The change in the parameter's own shape."""
-        left, right = (self.inputs, self.outputs) if self.input_first else (self.outputs, self.inputs)
-        return left @ right.T
+# What the fields of a saved edit are.
+_KINDS: dict[str, Any] = dict.fromkeys(("requests", "contexts", "parts"), list) | dict.fromkeys(
+    ("params", "model", "base"), dict
+)
+_KINDS |= {"method": str, "compat": (str, type(None)), "seed": (int, type(None))}
 
 
-def weight_is_input_first(module: nn.Module) -> bool:
-    """[d_in, d_out] (Conv1D) or [d_out, d_in] (Linear), by module type: shapes do not tell for square weights."""
-    if type(module).__name__ == "Conv1D":
-        return True
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):  # Linear, and its quantised kin
-        return False
-    raise TypeError(f"a down projection of type {type(module).__name__} cannot be edited: expected Linear or Conv1D")
+@dataclass
+class Applied:
+    """An edit in force: parts: digests of all that it is the sum of."""
+
+    edit: Edit
+    parts: frozenset[str]
+    placed: Placed
 
 
 @dataclass(eq=False)
@@ -57,9 +47,12 @@ class Edit:
     method, requests, params, contexts, compat, seed: how it was made (seed: of contexts that were generated).
     model, base: what it belongs to: name, type and shapes, and checksums of the changed weights before any edit.
     keys: by layer the keys [d_in, requests] that it was solved with, for edits that come later (see `history`).
+    parts: of a merged edit, digests of the edits it is the sum of.
+
+    Raises ValueError or TypeError for changes that are not finite numbers in floating point, see `LowRank`.
     """
 
-    changes: dict[str, LowRank | torch.Tensor]
+    changes: dict[str, Change]
     method: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     params: dict[str, Any] = field(default_factory=dict)
@@ -69,13 +62,18 @@ class Edit:
     base: Checksums = field(default_factory=dict)
     seed: int | None = None
     keys: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
+    parts: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_changes(self.changes)
+        for layer, keys in self.keys.items():
+            check_tensor(keys, f"the keys of layer {layer}")
 
     def delta(self, name: str) -> torch.Tensor:
         """The dense change of a parameter, in its own shape."""
         if name not in self.changes:
             raise KeyError(f"the edit does not change '{name}': it changes {', '.join(self.changes)}")
-        change = self.changes[name]
-        return change.dense() if isinstance(change, LowRank) else change
+        return dense(self.changes[name])
 
     def summary(self) -> str:
         """Method, requests, the base's fingerprint and weights, a line each."""
@@ -87,7 +85,7 @@ class Edit:
             lines.append(f"  ... and {len(self.requests) - 10} more")
         lines.append(f"  base: {fingerprint(self.base)[:16] if self.base else 'not recorded'}")
         for name, change in self.changes.items():
-            rank = f"rank {change.inputs.shape[1]}" if isinstance(change, LowRank) else "dense"
+            rank = f"rank {change.rank}" if isinstance(change, LowRank) else "dense"
             lines.append(f"  {name}: {rank}, norm {float(self.delta(name).norm()):.4g}")
         return "\n".join(lines)
 
@@ -98,57 +96,69 @@ class Edit:
 
         What rounding to 16 bits takes away is logged (INFO), see `rounding`.
         A quantised weight stays as it is and gets a low-rank change as a side path: a forward hook on its module.
-        """
-        if any(edit is self for edit, _ in _applied(model)):
-            raise ValueError("this edit is already applied to this model")
-        targets = self._targets(model)
-        check_base(self.base, self.model, model, originals(model))
-        self._put(model, targets)
 
-    def _put(self, model: EditableModel, targets: Mapping[str, nn.Parameter | nn.Module]) -> None:
-        applied = _applied(model)
-        undo: dict[str, Callable[[], None]] = {}
+        All is checked before a weight is touched. ValueError: another model's edit, one that is applied already (also
+        as part of a sum, or to the same Hugging Face model loaded twice), changes that are not sound or too large for
+        a weight's dtype, offloaded weights; and where the model turns out not to compute with a changed weight, which
+        is then as it was.
+        """
+        self.check_not_applied(model)
+        weights = self._weights(model)
+        check_base(self.base, self.model, model, originals(model))
+        self._put(model, weights, probe=True)
+
+    def check_not_applied(self, model: EditableModel) -> None:
+        """ValueError where the edit is in force already."""
+        own = self._own_parts()
+        for applied in model.applied_edits:
+            if applied.edit is self or applied.parts & own:
+                raise ValueError("this edit is already applied to this model, or a sum is that holds it")
+
+    def _weights(self, model: EditableModel) -> dict[str, Weight]:
+        return weights_of(model, self.changes, self.model)
+
+    def _put(self, model: EditableModel, weights: Mapping[str, Weight], probe: bool) -> None:
+        placed = Placed()
         try:
-            for name, target in targets.items():
-                if isinstance(target, nn.Parameter):
-                    before = target.detach().clone()
-                    undo[name] = partial(_put_back, target, before)
-                    change = self.delta(name).to(target.device, torch.float64)
-                    with torch.no_grad():
-                        target.copy_(before.double() + change)
-                    if target.dtype.itemsize < 4:
-                        kind = str(target.dtype).removeprefix("torch.")
-                        logger.info("'%s': %s takes %.2g of the change", name, kind, _lost(before, target, change))
-                else:
-                    undo[name] = target.register_forward_hook(_side_path(self.changes[name])).remove
-            applied.append((self, undo))
+            place(model, weights, self.changes, placed, probe)
+            model.applied_edits.append(Applied(self, self._own_parts(), placed))
         except BaseException:
             with uninterrupted():
-                for step in undo.values():
-                    step()
-                applied[:] = [item for item in applied if item[0] is not self]
+                placed.take_back()
+                model.applied_edits[:] = [each for each in model.applied_edits if each.placed is not placed]
             raise
+
+    def _own_parts(self) -> frozenset[str]:
+        return frozenset(self.parts or [digest(self.changes)])
 
     def revert(self, model: EditableModel) -> None:
         """Take the edit back: the exact bits from before it, with edits applied since then applied again.
 
-        An interrupt waits until that is done.
+        A copy of the edit, loaded from a file, does as well. An interrupt waits until that is done.
         """
-        applied = _applied(model)
-        at = next((n for n, (edit, _) in enumerate(applied) if edit is self), None)
+        applied, own = model.applied_edits, self._own_parts()
+        at = next((n for n, each in enumerate(applied) if each.edit is self or each.parts == own), None)
         if at is None:
             raise ValueError("this edit is not applied to this model")
-        later = [edit for edit, _ in applied[at + 1 :]]
+        later = [each.edit for each in applied[at + 1 :]]
         with uninterrupted():
-            for _, undo in reversed(applied[at:]):
-                for step in undo.values():
-                    step()
+            for each in reversed(applied[at:]):
+                each.placed.take_back()
             del applied[at:]
             for edit in later:
-                edit._put(model, edit._targets(model))
+                edit._put(model, edit._weights(model), probe=False)
 
     def bind(self, model: EditableModel) -> Edit:
-        """Note that the edit belongs to `model`, less the edits applied to it. Returns the edit."""
+        """Note that the edit belongs to `model`, less the edits applied to it. Returns the edit.
+
+        What makes an edit calls this last; it warns of one that changes nothing.
+        """
+        if all(map(exactly_zero, self.changes.values())):
+            warnings.warn(
+                f"the {self.method or 'edit'} edit changes nothing: it is exactly zero. There was nothing to learn, or "
+                "no step to learn it in",
+                stacklevel=2,
+            )
         self.model, self.base = describe_model(model), base_checksums(model, self.changes, originals(model))
         return self
 
@@ -161,48 +171,21 @@ class Edit:
         finally:
             self.revert(model)
 
+    @torch.no_grad()
     def rounding(self, model: EditableModel) -> dict[str, float]:
         """For each weight |stored change - change| / |change|: what rounding to the weights' dtype takes away."""
-        lost = {}
-        for name, target in self._targets(model).items():
-            if isinstance(target, nn.Parameter):
-                before, change = target.detach().double(), self.delta(name).to(target.device, torch.float64)
-                lost[name] = _lost(before, (before + change).to(target.dtype), change)
-        return lost
-
-    def _targets(self, model: EditableModel) -> dict[str, nn.Parameter | nn.Module]:
-        """What changes: parameters, or modules whose weights are quantised. ValueError: made for another model."""
-        found: dict[str, nn.Parameter | nn.Module] = {}
-        known = dict(model.hf.named_parameters())
-        for name, change in self.changes.items():
-            parameter = known.get(name)
-            if parameter is not None and parameter.is_meta:
-                raise ValueError(f"'{name}' is offloaded: load the model with its edited layers in memory")
-            if parameter is not None and parameter.is_floating_point():
-                found[name], shape = parameter, tuple(parameter.shape)
-            else:
-                found[name], shape = self._quantised(model, name)
-            if shape != _shape(change):
-                raise ValueError(f"'{name}' is {list(shape)}, the edit is for {list(_shape(change))}: another model's")
+        found = {}
+        for name, weight in self._weights(model).items():
+            if weight.parameter is not None:
+                before, change = weight.parameter.double(), exactly(self.changes[name], weight)
+                found[name] = lost(before, (before + change).to(weight.parameter.dtype), change)
         return found
-
-    def _quantised(self, model: EditableModel, name: str) -> tuple[nn.Module, tuple[int, ...]]:
-        try:
-            module = model.hf.get_submodule(name.removesuffix(".weight"))
-        except AttributeError:
-            module = None
-        if not hasattr(module, "weight") or not hasattr(module, "in_features"):
-            raise ValueError(
-                f"the model has no parameter '{name}': the edit was made for {self.model or 'another one'}"
-            )
-        if not isinstance(self.changes[name], LowRank):
-            raise ValueError(f"'{name}' is quantised: only a low-rank change can stand beside it")
-        return module, (module.out_features, module.in_features)
 
     # -- as data ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """One .safetensors file, atomically; everything but tensors is JSON in its metadata."""
+        check_changes(self.changes)
         tensors: dict[str, torch.Tensor] = {}
         kinds = {}
         for name, change in self.changes.items():
@@ -225,46 +208,60 @@ class Edit:
         tensors, metadata = read_tensors(path)
         if metadata.get("format") != "knowedit_ext.edit.1":
             raise ValueError(f"'{path}' is no saved edit")
-        changes: dict[str, LowRank | torch.Tensor] = {}
         try:
             described = json.loads(metadata["edit"])
+            changes: dict[str, Change] = {}
             for name, kind in described.pop("changes").items():
                 if kind:
                     changes[name] = LowRank(tensors[f"{name}.inputs"], tensors[f"{name}.outputs"], kind["input_first"])
                 else:
                     changes[name] = tensors[f"{name}.dense"]
+            for key, value in described.items():
+                if not isinstance(value, _KINDS[key]):
+                    raise TypeError(f"its {key} is {value!r}")
+            for name, row in described.get("base", {}).items():
+                if not isinstance(row, list) or len(row) < 3 or not all(isinstance(part, str) for part in row):
+                    raise TypeError(f"the checksums of '{name}' are {row!r}")
             keys = {int(n.removeprefix("keys.")): x for n, x in tensors.items() if n.startswith("keys.")}
             return cls(changes, **described, keys=keys)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"'{path}' has a broken description: {error}") from error
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"'{path}' lacks part of the edit or has too much: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"'{path}' holds no sound edit: {error}") from error
 
     def to_peft(self, folder: str | Path) -> None:
         """The edit as a LoRA adapter that `peft` loads (same logits); see `editing.peft`."""
-        from .peft import to_peft
-
-        to_peft(self, folder)
+        to_peft(self.changes, folder, self.model.get("name"))
 
     @classmethod
     def merge(cls, edits: Sequence[Edit]) -> Edit:
-        """The sum of edits of one model."""
+        """The sum of edits of one model. ValueError: of different ones, or an edit that is there twice."""
         if not edits:
             raise ValueError("no edits to merge")
+        parts = [part for edit in edits for part in sorted(edit._own_parts())]
+        if len(set(parts)) < len(parts):
+            raise ValueError("an edit is twice among those to merge, by itself or as part of a sum")
+        for edit in edits:
+            check_changes(edit.changes)
         names = list(dict.fromkeys(name for edit in edits for name in edit.changes))
-        changes: dict[str, LowRank | torch.Tensor] = {}
+        changes: dict[str, Change] = {}
         for name in names:
-            parts = [edit.changes[name] for edit in edits if name in edit.changes]
-            if len({_shape(part) for part in parts}) > 1:
+            terms = [edit.changes[name] for edit in edits if name in edit.changes]
+            if len({shape_of(term) for term in terms}) > 1:
                 raise ValueError(f"the edits change '{name}' in different shapes: they belong to different models")
-            if all(isinstance(part, LowRank) for part in parts):
-                inputs, outputs = (torch.cat([getattr(p, k).double() for p in parts], 1) for k in ("inputs", "outputs"))
-                changes[name] = LowRank(inputs, outputs, parts[0].input_first)
+            if all(isinstance(term, LowRank) for term in terms):
+                if len({term.input_first for term in terms}) > 1:
+                    raise ValueError(f"the edits take '{name}' in different orders: one of them the wrong way round")
+                inputs, outputs = (torch.cat([getattr(t, k).double() for t in terms], 1) for k in ("inputs", "outputs"))
+                changes[name] = LowRank(inputs, outputs, terms[0].input_first)
             else:
-                changes[name] = sum(edit.delta(name).double() for edit in edits if name in edit.changes)
+                changes[name] = sum(dense(term, torch.float64) for term in terms)
         requests = [request for edit in edits for request in edit.requests]
         method = "+".join(dict.fromkeys(edit.method for edit in edits))
-        return cls(changes, method, requests, model=edits[0].model, base=_joint_base(edits), keys=_joint_keys(edits))
+        base, keys = _joint_base(edits), _joint_keys(edits)
+        return cls(changes, method, requests, model=edits[0].model, base=base, keys=keys, parts=parts)
 
 
 def _joint_keys(edits: Sequence[Edit]) -> dict[int, torch.Tensor]:
@@ -284,42 +281,9 @@ def _joint_base(edits: Sequence[Edit]) -> Checksums:
     return joint
 
 
-def _shape(change: LowRank | torch.Tensor) -> tuple[int, ...]:
-    if not isinstance(change, LowRank):
-        return tuple(change.shape)
-    shape = (change.inputs.shape[0], change.outputs.shape[0])
-    return shape if change.input_first else shape[::-1]
-
-
-def _applied(model: EditableModel) -> list[tuple[Edit, dict[str, Callable[[], None]]]]:
-    """Edits applied to this model, oldest first, each with the step that undoes it for each weight."""
-    return model.__dict__.setdefault("applied_edits", [])
-
-
 def originals(model: EditableModel) -> dict[str, torch.Tensor]:
     """The base model's weights by name, where edits applied to it have replaced them."""
     found: dict[str, torch.Tensor] = {}
-    for _, undo in _applied(model):
-        for name, step in undo.items():
-            if isinstance(step, partial):
-                found.setdefault(name, step.args[1])
+    for applied in reversed(model.applied_edits):
+        found |= applied.placed.before
     return found
-
-
-@torch.no_grad()
-def _lost(before: torch.Tensor, after: torch.Tensor, change: torch.Tensor) -> float:
-    """|after - before - change| / |change|"""
-    return float((after.double() - before.double() - change).norm() / change.norm().clamp_min(1e-300))
-
-
-def _put_back(parameter: nn.Parameter, before: torch.Tensor) -> None:
-    with torch.no_grad():
-        parameter.copy_(before)
-
-
-def _side_path(change: LowRank) -> Callable[[nn.Module, tuple, torch.Tensor], torch.Tensor]:
-    def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-        inputs, outputs = (x.to(output.device, output.dtype) for x in (change.inputs, change.outputs))
-        return output + (args[0].to(output.dtype) @ inputs) @ outputs.T
-
-    return hook

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from ..model.load import public_name
 from ..runs.files import write_json, write_tensors
-from .edit import Edit, LowRank
+from .changes import Change, LowRank, check_changes, in_float32
 
 
-def to_peft(edit: Edit, folder: str | Path, base_model: str | None = None) -> None:
+def to_peft(changes: Mapping[str, Change], folder: str | Path, base_model: str | None = None) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`; `PeftModel.from_pretrained(hf, folder)` reads them.
 
-    Edits of different rank share one adapter by `rank_pattern`; alpha equals the rank, so nothing is scaled. Raises
-    ValueError for dense changes and for parameters that are no weights of linear maps.
+    Changes of different rank share one adapter by `rank_pattern`; alpha equals the rank, so nothing is scaled.
+    base_model: the name of what the adapter is for; of a local folder the last component is written.
+    Raises ValueError for dense changes, for parameters that are no weights of linear maps, and for numbers that are
+    not finite in float32, before anything is written.
     """
+    check_changes(changes)
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
     kinds = set()
-    for name, change in edit.changes.items():
+    for name, change in changes.items():
         if not isinstance(change, LowRank) or not name.endswith(".weight"):
             raise ValueError(f"the change of '{name}' is not low-rank: LoRA cannot hold it")
         module = name.removesuffix(".weight")
-        ranks[module] = change.inputs.shape[1]
+        ranks[module] = change.rank
+        inputs, outputs = in_float32(name, change)
         kinds.add(change.input_first)
         # y += B (A x): A reads along the inputs, B writes along the outputs.
-        tensors[f"base_model.model.{module}.lora_A.weight"] = change.inputs.T.float().contiguous()  # [r, d_in]
-        tensors[f"base_model.model.{module}.lora_B.weight"] = change.outputs.float().contiguous()  # [d_out, r]
+        tensors[f"base_model.model.{module}.lora_A.weight"] = inputs.T.contiguous()  # [r, d_in]
+        tensors[f"base_model.model.{module}.lora_B.weight"] = outputs.contiguous()  # [d_out, r]
     if not ranks:
         raise ValueError("the edit changes nothing")
     if len(kinds) > 1:
@@ -37,7 +43,7 @@ def to_peft(edit: Edit, folder: str | Path, base_model: str | None = None) -> No
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model or edit.model.get("name"),
+        "base_model_name_or_path": public_name(base_model) if base_model else None,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,

@@ -10,9 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..model.families import device_of
 from ..model.load import EditableModel
+from ..model.weights import Weight
+from ..model.wrappers import eager
 from .belongs import check_base
-from .edit import Edit, LowRank, originals, weight_is_input_first
+from .changes import LowRank, in_float32
+from .edit import Edit, originals
+from .placing import weights_of
 
 Hook = Callable[[nn.Module, tuple, Tensor], Tensor]
 
@@ -49,11 +54,15 @@ class EditedRows:
         for number, edit in enumerate(edits):
             for name in edit.changes:
                 changes.setdefault(name, {})[number] = _low_rank(edit, number, name)
-        _check_model(model, edits)
-        found = {name: _linear(model, name, changes[name]) for name in changes}
-        self.first_layer = min((layer for layer, _ in found.values()), default=model.num_layers)
-        self._modules = {name: module for name, (_, module) in found.items()}
-        self._factors = {name: self._gather(changes[name], self._modules[name].weight) for name in changes}
+        weights = _checked_weights(model, edits)
+        numbers = {name: next(iter(changes[name])) for name in changes}
+        self.first_layer = min((_layer(model, weights[n], numbers[n]) for n in changes), default=model.num_layers)
+        self._modules = {name: weights[name].module for name in changes}
+        kind = torch.promote_types(model.dtype, torch.float32)
+        self._factors = {
+            name: self._gather(changes[name], device_of(module) or model.device, kind)
+            for name, module in self._modules.items()
+        }
 
     @staticmethod
     def possible(edits: Sequence[Edit]) -> bool:
@@ -72,21 +81,19 @@ class EditedRows:
             IndexError: there is no such edit.
         """
         index = self._checked(index)
-        with ExitStack() as stack:
+        with eager(), ExitStack() as stack:
             for name, module in self._modules.items():
                 stack.callback(module.register_forward_hook(_add_own(name, self._factors[name], index)).remove)
             yield
 
-    def _gather(self, changes: dict[int, LowRank], weight: Tensor) -> list[Factors]:
-        kind = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    def _gather(self, changes: dict[int, LowRank], device: torch.device, kind: torch.dtype) -> list[Factors]:
         near: dict[int, list[int]] = {}  # edits by the power of two that bounds their rank
         for number, change in changes.items():
-            near.setdefault((change.inputs.shape[1] - 1).bit_length(), []).append(number)
+            near.setdefault((change.rank - 1).bit_length(), []).append(number)
         found = []
         for numbers in near.values():
             right, left = (
-                _stack([getattr(changes[n], side).to(weight.device, kind) for n in numbers])
-                for side in ("inputs", "outputs")
+                _stack([getattr(changes[n], side).to(device, kind) for n in numbers]) for side in ("inputs", "outputs")
             )
             of_edit = torch.full((self.size + 1,), -1)
             of_edit[numbers] = torch.arange(len(numbers))
@@ -121,36 +128,35 @@ def _low_rank(edit: Edit, number: int, name: str) -> LowRank:
     return change
 
 
-def _linear(model: EditableModel, name: str, changes: dict[int, LowRank]) -> tuple[int, nn.Module]:
-    """The decoder layer and the module that a weight belongs to; ValueError where a forward hook could not stand in."""
-    number = next(iter(changes))
-    module = model.hf.get_submodule(name.rpartition(".")[0])
-    inside = (n for n, layer in enumerate(model.modules.layers) if any(m is module for m in layer.modules()))
+def _layer(model: EditableModel, weight: Weight, number: int) -> int:
+    """The decoder layer of a linear map's weight; ValueError where a forward hook could not stand in for its change."""
+    inside = (n for n, layer in enumerate(model.modules.layers) if any(m is weight.module for m in layer.modules()))
     layer = next(inside, None)
-    try:
-        input_first = weight_is_input_first(module)
-    except TypeError:
-        layer = None
-    if layer is None:
+    if layer is None or weight.input_first is None:
         raise ValueError(
-            f"edit {number} changes '{name}', which is no linear map in a decoder layer: apply such edits one by one"
+            f"edit {number} changes '{weight.name}', which is no linear map in a decoder layer: apply such edits one "
+            "by one"
         )
-    for number, change in changes.items():
-        if change.input_first != input_first:
-            order = "[d_in, d_out]" if input_first else "[d_out, d_in]"
-            raise ValueError(f"edit {number} takes '{name}' the wrong way round: it is {order}")
-    return layer, module
+    return layer
 
 
-def _check_model(model: EditableModel, edits: Sequence[Edit]) -> None:
-    """Each edit against the model; weights are read once for edits of one base."""
+def _checked_weights(model: EditableModel, edits: Sequence[Edit]) -> dict[str, Weight]:
+    """The weights that edits change, each edit checked against the model; weights are read once for edits of a base."""
     checked: list[tuple] = []
     replaced = originals(model)
-    for edit in edits:
-        edit._targets(model)
+    found: dict[str, Weight] = {}
+    for number, edit in enumerate(edits):
+        try:
+            edit.check_not_applied(model)
+            found |= weights_of(model, edit.changes, edit.model)
+            for name, change in edit.changes.items():
+                in_float32(name, change)
+        except ValueError as error:
+            raise ValueError(f"edit {number}: {error}") from None
         if (edit.base, edit.model) not in checked:
             check_base(edit.base, edit.model, model, replaced)
             checked.append((edit.base, edit.model))
+    return found
 
 
 def _add_own(name: str, factors: list[Factors], index: Tensor) -> Hook:

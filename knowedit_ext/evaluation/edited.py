@@ -10,6 +10,7 @@ import torch
 from ..editing.edit import Edit
 from ..editing.rows import EditedRows
 from ..model.load import EditableModel
+from ..model.weights import find_weight
 
 
 class Edited:
@@ -38,9 +39,8 @@ class Edited:
 
 def _one(model: EditableModel, edit: Edit) -> Callable[[torch.Tensor], AbstractContextManager]:
     """Applying takes a product of large matrices; the weights it gives are kept, and swapped in and out."""
-    parameters = dict(model.hf.named_parameters(remove_duplicate=False))
-    changed = [parameters.get(name) for name in edit.changes]
-    if not all(p is not None and p.is_floating_point() for p in changed):  # side paths of quantised weights
+    changed = [find_weight(model.hf, name).parameter for name in edit.changes]
+    if any(p is None for p in changed):  # a side path of a quantised weight
         return lambda index: edit.applied(model)
     with edit.applied(model):
         weights = [p.detach().clone() for p in changed]
@@ -65,9 +65,7 @@ def _layer(model: EditableModel, parameter: str) -> int:
     start = f"{family.base}.{family.layers}."
     if parameter.startswith(start):
         return int(parameter[len(start) :].partition(".")[0])
-    value = dict(model.hf.named_parameters(remove_duplicate=False)).get(parameter)
-    if value is None:
-        raise ValueError(f"the model has no parameter '{parameter}' that an edit changes")
+    value = find_weight(model.hf, parameter).parameter
     if any(value is p for p in modules.embedding.parameters()):  # a tied head is one with the embedding
         return -1
     behind = (*modules.final_norm.parameters(), *modules.head.parameters())

@@ -16,6 +16,10 @@ from .wrappers import ADAPTED, TRANSPARENT, inside
 WRITABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+class NoSuchWeightError(ValueError):
+    """The model has no weight of that name."""
+
+
 @dataclass(frozen=True)
 class Weight:
     """One weight of a model.
@@ -49,11 +53,11 @@ def is_plain(tensor: torch.Tensor | None) -> bool:
 
 
 def find_weight(hf: nn.Module, name: str) -> Weight:
-    """The weight of that real name. ValueError: there is none, or it is offloaded, or no linear map's and quantised."""
+    """The weight of that real name. ValueError where it is offloaded, or there is none that could be changed."""
     path, _, leaf = name.rpartition(".")
     module = _module(hf, path)
     if module is None:
-        raise ValueError(f"the model has no parameter '{name}'")
+        raise NoSuchWeightError(f"the model has no parameter '{name}'")
     holder = inside(module, (*TRANSPARENT, ADAPTED))
     try:
         input_first = weight_is_input_first(holder) if leaf == "weight" else None
@@ -66,7 +70,7 @@ def find_weight(hf: nn.Module, name: str) -> Weight:
     if is_plain(parameter):
         return Weight(name, parameter, module, holder, tuple(parameter.shape), input_first)
     if input_first is not False or stored is None:
-        raise ValueError(f"the model has no parameter '{name}' that could be changed")
+        raise NoSuchWeightError(f"the model has no parameter '{name}'")
     return Weight(name, None, module, holder, (int(holder.out_features), int(holder.in_features)), False)
 
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import knowedit_ext as ke
-from knowedit_ext.editing import edit as edit_module
+from knowedit_ext.editing import placing
 from knowedit_ext.editing.methods.memit import MEMITParams, memit
 from knowedit_ext.editing.methods.rome import ROMEParams, rome
 from knowedit_ext.runs.interrupts import uninterrupted
@@ -191,7 +191,7 @@ def interrupts_arrive() -> Iterator[None]:
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_ctrl_c_while_reverting(at: int, monkeypatch) -> None:
     """Two edits of three weights; the interrupt comes at one of the copies back, and waits."""
-    model, put_back, calls = fresh("gpt2"), edit_module._put_back, []
+    model, put_back, calls = fresh("gpt2"), placing._put_back, []
 
     def interrupted(parameter: torch.nn.Parameter, before: torch.Tensor) -> None:
         calls.append(parameter)
@@ -199,7 +199,7 @@ def test_ctrl_c_while_reverting(at: int, monkeypatch) -> None:
             signal.raise_signal(signal.SIGINT)
         put_back(parameter, before)
 
-    monkeypatch.setattr(edit_module, "_put_back", interrupted)
+    monkeypatch.setattr(placing, "_put_back", interrupted)
     first, second = random_edit(model, (0, 1, 2), seed=1), random_edit(model, (0, 1, 2), seed=2)
     first.apply(model), second.apply(model)
     with pytest.raises(KeyboardInterrupt):
@@ -211,18 +211,22 @@ def test_ctrl_c_while_reverting(at: int, monkeypatch) -> None:
     assert same(bits(model), bits(fresh("gpt2")))
 
 
+@pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_ctrl_c_while_applying(at: int, monkeypatch) -> None:
+def test_ctrl_c_while_applying(at: int, behind: bool, monkeypatch) -> None:
     model = fresh("gpt2")
-    before, edit, delta, calls = snapshot(model.hf), random_edit(model, (0, 1, 2)), ke.Edit.delta, []
+    before, edit, write, calls = snapshot(model.hf), random_edit(model, (0, 1, 2)), placing._write, []
 
-    def interrupted(self: ke.Edit, name: str) -> torch.Tensor:
+    def interrupted(name: str, *args) -> bool:
         calls.append(name)
+        if len(calls) == at + 1 and not behind:
+            signal.raise_signal(signal.SIGINT)
+        done = write(name, *args)
         if len(calls) == at + 1:
             signal.raise_signal(signal.SIGINT)
-        return delta(self, name)
+        return done
 
-    monkeypatch.setattr(ke.Edit, "delta", interrupted)
+    monkeypatch.setattr(placing, "_write", interrupted)
     with pytest.raises(KeyboardInterrupt), edit.applied(model):
         raise AssertionError("not reached")
     assert_unchanged(before, model.hf)

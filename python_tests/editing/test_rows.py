@@ -197,7 +197,9 @@ def test_what_cannot_be_done_by_rows_is_refused() -> None:
         EditedRows(model, [ke.Edit({"transformer.wte.weight": factors})])
     square = "model.layers.0.self_attn.o_proj"
     turned = LowRank(torch.zeros(32, 1), torch.zeros(32, 1), True)
-    with pytest.raises(ValueError, match=r"edit 0 takes '.*o_proj.weight' the wrong way round: it is \[d_out, d_in\]"):
+    with pytest.raises(
+        ValueError, match=r"edit 0: the edit takes '.*o_proj.weight' the wrong way round: it is \[d_out, d_in\]"
+    ):
         EditedRows(tiny_model("llama"), [ke.Edit({f"{square}.weight": turned})])
 
 
