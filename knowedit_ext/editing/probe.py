@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from ..model.families import device_of
+from ..model.hooks import resting
 from ..model.load import EditableModel
 from ..model.precision import float32_products
 from ..model.weights import Weight
-from ..model.wrappers import eager
 from .changes import Change, LowRank, largest
 
 SAME = 0.1  # of the change may be missing in the answer: what quantising the activations takes
@@ -32,7 +32,7 @@ class Probe:
 
     def __init__(self, weight: Weight, change: Change, model: EditableModel) -> None:
         """change: as it is put in force: the factors beside a weight, else a dense one."""
-        self.weight, self.change = weight, change
+        self.weight, self.change, self.model = weight, change, model
         self.device = device_of(weight.module) or model.device
         self.row: torch.Tensor | None = None
         if isinstance(change, LowRank):
@@ -74,21 +74,12 @@ class Probe:
         rounding = ROUNDINGS * torch.finfo(self._answered).eps * float(before.norm() + after.norm())
         return float((after - before - wanted).norm()) <= SAME * float(wanted.norm()) + rounding
 
-    @torch.no_grad()
     def _answer(self) -> torch.Tensor | None:
         """[d_out]"""
         if self.row is None:
             return None
-        module = self.weight.module
-        training = [part for part in module.modules() if part.training]
-        try:
-            for part in training:  # without an adapter's dropout
-                part.training = False
-            with eager(), float32_products("ieee"):
-                answer = module(self.row)
-        finally:
-            for part in training:
-                part.training = True
+        with resting(self.model), float32_products("ieee"):
+            answer = self.weight.module(self.row)
         self._answered = answer.dtype
         return answer.detach().reshape(-1).clone()
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..runs.interrupts import uninterrupted
 from .load import EditableModel
+from .wrappers import eager
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -61,7 +62,7 @@ def named_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> d
 
 @contextmanager
 def resting(model: EditableModel) -> Iterator[None]:
-    """Without dropout, gradient checkpointing, autocast, recorded gradients or inference mode; afterwards as before.
+    """Without dropout, gradient checkpointing, autocast, recorded gradients, inference mode or compiled code; then as before.
 
     Every module is in eval mode and no parameter asks for a gradient. Within another `resting` it does nothing.
     """
@@ -82,6 +83,7 @@ def resting(model: EditableModel) -> Iterator[None]:
         for kind in {"cpu", model.device.type}:  # numbers are those of the model's own precision
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(eager())
         try:
             _flag(training, checkpointing, asking, False)
             yield

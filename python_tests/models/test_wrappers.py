@@ -99,7 +99,6 @@ def test_every_parameter_is_found_where_it_is(family: str) -> None:
             find_weight(hf, name)
 
 
-@pytest.mark.parametrize("wrapper", [compiled, nn.DataParallel, averaged])
 def test_moments_of_wrapped_models_know_their_weights(wrapper) -> None:
     texts = [f"w{n} w{n + 7} w{n + 3}" for n in range(3, 40)]
     one, two = (ke.load_model((wrapper(tiny_hf("gpt2", seed)), word_level())) for seed in (0, 1))
