@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 
 from ..model.load import EditableModel
+from ..model.weights import find_weight
 from ..moments import Moments
 from .edit import originals
 from .params import EditParams
 
 
 def check_ready(model: EditableModel, params: EditParams, moments: Moments | None, needed: bool) -> None:
-    """Raise ValueError for layers that are not there, numbers that are not finite, moments that are missing or wrong.
+    """Raise ValueError for layers that are not there or offloaded, numbers that are not finite, wrong or no moments.
 
     needed: whether the method uses moments.
     """
@@ -21,10 +22,9 @@ def check_ready(model: EditableModel, params: EditParams, moments: Moments | Non
             what = "layer" if layer in params.layers else "v_loss_layer"
             raise ValueError(f"{what} {layer} is out of range: the model has layers 0..{model.num_layers - 1}")
     for layer in params.layers:
-        weight = model.modules.down_projection(layer).weight
-        floating = isinstance(weight, torch.Tensor) and weight.is_floating_point()  # not where it is quantised
-        if floating and not torch.isfinite(weight).all():
-            name = f"{model.modules.parameter_name(layer)}.weight"
+        name = f"{model.modules.parameter_name(layer)}.weight"
+        parameter = find_weight(model.hf, name).parameter  # None: quantised
+        if parameter is not None and not torch.isfinite(parameter).all():
             raise ValueError(f"'{name}' holds NaN or infinite numbers")
         if needed:
             _check_moments(model, layer, moments)

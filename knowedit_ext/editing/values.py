@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from ..model.facts import Fact, tokenize_fact
+from ..model.gradients import check_gradients
 from ..model.head import distribution, log_probabilities
 from ..model.hooks import at_rest, learning
 from ..model.load import EditableModel
@@ -69,7 +70,7 @@ def optimise_values(
 
     requests: in their contexts, the bare prompt first. batch: edits at once; None: from free memory.
     ROME's loss is read behind the last layer whatever `params.v_loss_layer` says, as published.
-    Raises ValueError where a loss is not finite.
+    Raises ValueError where a loss is not finite, or no gradient reaches a value.
     """
     last = model.num_layers
     if site == "layer" and params.v_loss_layer is not None:
@@ -81,6 +82,7 @@ def optimise_values(
     prompts = [_prompts(model, n, request, params.fact_token) for n, request in enumerate(requests)]
     size = batch or _batch_size(model, prompts, last - layer)
     parts = []
+    check_gradients(model, layer + 1, last)
     with learning(model):
         for first in tqdm(range(0, len(requests), size), desc="values", unit="batch", disable=not progress):
             parts.append(_Batch(model, prompts[first : first + size], params, site, layer, last).optimise())
@@ -152,7 +154,7 @@ class _Batch:
             alive[planned] = going
             if step == params.v_num_grad_steps - 1 or not going.any():
                 break
-            (gradient,) = torch.autograd.grad(loss.sum(), variable)
+            gradient = self._gradient(loss, variable, planned, going)
             here = torch.tensor(planned)[going].to(delta.device)
             gradient = gradient[going.to(gradient.device)]
             moment[here] = BETAS[0] * moment[here] + (1 - BETAS[0]) * gradient
@@ -168,6 +170,21 @@ class _Batch:
                 planned = torch.tensor(planned)[going].tolist()
                 self._plan(planned)
         return Values(initial + delta, initial, losses, steps)
+
+    def _gradient(
+        self, loss: torch.Tensor, variable: torch.Tensor, planned: Sequence[int], going: torch.Tensor
+    ) -> torch.Tensor:
+        """Of each edit's loss; ValueError where it is exactly zero for one that is still going: it would never move."""
+        (gradient,) = torch.autograd.grad(loss.sum(), variable, allow_unused=True)
+        gradient = torch.zeros_like(variable) if gradient is None else gradient
+        still = (going.to(gradient.device) & ~gradient.any(dim=1)).nonzero()
+        if len(still):
+            text = self.model.tokenizer.decode(self.prompts[planned[int(still[0])]][0].ids)
+            raise ValueError(
+                f"no gradient reaches the value of '{text}' in layer {self.layer}: a part of the model behind it does "
+                "not pass one on"
+            )
+        return gradient
 
     def _plan(self, planned: Sequence[int]) -> None:
         """Freeze the prompts of the edits that are still optimised."""

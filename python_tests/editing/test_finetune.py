@@ -346,7 +346,9 @@ def test_quantised_weights_cannot_be_trained(template: str | None) -> None:
     for layer in hf.model.layers:
         layer.mlp.down_proj = Int8Linear(layer.mlp.down_proj)
     model = ke.load_model((hf, word_level()))
-    with pytest.raises(ValueError, match=r"'model.layers.1.mlp.down_proj.weight' is quantised \(torch.int8\)"):
+    with pytest.raises(
+        ValueError, match=r"'model.layers.1.mlp.down_proj.weight' is quantised \(Tensor of torch.int8\)"
+    ):
         finetune(model, REQUESTS, replace(BRIEF, rewrite_module_tmp=template))
 
 

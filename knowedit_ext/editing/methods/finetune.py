@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,10 +20,12 @@ from tqdm import tqdm
 
 from ...checks import Count, NotNegative, Positive
 from ...model.facts import tokenize_fact
+from ...model.gradients import check_gradients
 from ...model.head import final_states, log_probabilities
 from ...model.hooks import at_rest, learning
 from ...model.load import EditableModel
 from ...model.tokens import encode_part
+from ...model.weights import is_plain, parameters, real_name
 from ...sweep.capture import CleanRun, clean_runs
 from ...sweep.packed import PackedPrompts
 from ..edit import Edit
@@ -88,7 +89,6 @@ class FTParams(LayerParams):
 logger = logging.getLogger(__name__)
 
 STOP_LOSS = 1e-2
-TRAINABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @at_rest
@@ -127,6 +127,7 @@ def finetune(
     first = min(_layer_of(model)[id(weight)] for weight in weights.values())
     runs = iter(clean_runs(model, [example.ids for batch in examples for example in batch]))
     packed = [_Batch(model, batch, [next(runs) for _ in batch], first) for batch in examples]
+    check_gradients(model, first, model.num_layers)
     with learning(model):
         trained = _train(
             _Loss(model, first), packed, weights, params, _weight_decay(params, len(found), compat), progress
@@ -141,9 +142,11 @@ def finetune(
 
 
 def trained_weights(model: EditableModel, params: FTParams, compat: str | None = None) -> dict[str, nn.Parameter]:
-    """Parameters by name. ValueError: layers or modules that are not there, weights that cannot be trained."""
+    """Parameters by their real names, none of an adapter's. ValueError: layers or modules that are not there, weights
+    that cannot be trained."""
     chosen: dict[str, nn.Parameter] = {}
-    named = list(chain(model.hf.named_parameters(), model.hf.named_buffers()))
+    named = [(each.name, each.tensor) for each in parameters(model.hf) if not each.adapter]
+    named += [(real_name(path), tensor) for path, tensor in model.hf.named_buffers()]
     for layer in params.layers:
         if not 0 <= layer < model.num_layers:
             raise ValueError(f"layer {layer} is out of range: the model has layers 0..{model.num_layers - 1}")
@@ -174,10 +177,10 @@ def _belongs(name: str, module: str, bias: bool, compat: str | None) -> bool:
 def _check_trainable(name: str, tensor: torch.Tensor) -> None:
     if tensor.is_meta:
         raise ValueError(f"'{name}' is offloaded: load the model with its trained layers in memory")
-    if tensor.dtype not in TRAINABLE:
+    if not is_plain(tensor):
         raise ValueError(
-            f"'{name}' is quantised ({tensor.dtype}): load the model in floating point to fine-tune it; ROME and MEMIT "
-            "can edit beside quantised weights"
+            f"'{name}' is quantised ({type(tensor).__name__} of {tensor.dtype}): load the model in floating point to "
+            "fine-tune it; ROME and MEMIT can edit beside quantised weights"
         )
     if not torch.isfinite(tensor).all():
         raise ValueError(f"'{name}' holds NaN or infinite numbers")
@@ -260,6 +263,7 @@ class _Loss(nn.Module):
     def __init__(self, model: EditableModel, first: int) -> None:
         super().__init__()
         self.hf, self.model, self.first = model.hf, model, first
+        self.paths = {each.name: f"hf.{each.path}" for each in parameters(model.hf)}
 
     def forward(self, batch: _Batch) -> torch.Tensor:
         hidden = batch.packed.run(batch.hidden, self.first, self.model.num_layers)
@@ -287,7 +291,7 @@ def _train(
     for epoch in tqdm(range(params.num_steps), desc="fine-tuning", unit="epoch", disable=not progress):
         total = 0.0
         for batch in batches:
-            used = {f"hf.{name}": tensor.to(weights[name].dtype) for name, tensor in trained.items()}
+            used = {loss_of.paths[name]: tensor.to(weights[name].dtype) for name, tensor in trained.items()}
             loss = functional_call(loss_of, used, (batch,))
             value = loss.item()
             if not math.isfinite(value):
