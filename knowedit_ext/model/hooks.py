@@ -62,9 +62,10 @@ def named_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> d
 
 @contextmanager
 def resting(model: EditableModel) -> Iterator[None]:
-    """Without dropout, gradient checkpointing, autocast, recorded gradients, inference mode or compiled code; then as before.
+    """Without dropout, gradient checkpointing, autocast, recorded gradients, inference mode or compiled code.
 
-    Every module is in eval mode and no parameter asks for a gradient. Within another `resting` it does nothing.
+    Afterwards all is as before. Every module is in eval mode and no parameter asks for a gradient. Within another
+    `resting` it does nothing.
     """
     if not isinstance(model, EditableModel):
         raise TypeError(
