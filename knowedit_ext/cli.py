@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import traceback
+import warnings
 
+import transformers
 import typer
 
 from .commands.demo import demo
@@ -12,10 +16,13 @@ from .commands.doctor import doctor
 from .commands.download import download
 from .commands.edit import edit
 from .commands.evaluate import evaluate
+from .commands.mistakes import explain
 from .commands.moments import moments
 from .commands.report import report
 from .commands.trace import trace
 from .commands.world import train
+
+MISTAKEN, INTERRUPTED = 2, 130
 
 app = typer.Typer(help="Locate and edit facts in language models.", no_args_is_help=True, add_completion=False)
 world = typer.Typer(help="The built-in world of invented people.", no_args_is_help=True)
@@ -26,21 +33,35 @@ world.command()(train)
 
 
 def main() -> None:
-    """Run the command; a mistake of the user's is one line on stderr, exit status 2."""
+    """Run the command. A mistake of the user's is one line on stderr and exit status 2, an interrupt status 130.
+
+    With KNOWEDIT_DEBUG=1 in the environment the traceback comes too.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    warnings.formatwarning = lambda message, *_: f"knowedit: warning: {message}\n"
+    transformers.logging.set_verbosity_error()  # what it only warns of, `model.pretrained` refuses
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)  # None, or the status of what typer ends by itself: 130 after Ctrl-C
     except typer.Abort:
-        sys.exit(130)
-    except (ValueError, OSError, NotImplementedError) as error:
-        typer.echo(f"knowedit: {error}", err=True)
-        sys.exit(2)
+        status = INTERRUPTED
     except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # typer's own usage errors
-            error.show() if hasattr(error, "show") else typer.echo(error.format_message(), err=True)
-            sys.exit(error.exit_code)
-        raise
+        text = _usage(error) or explain(error)
+        if text is None:
+            raise
+        if os.environ.get("KNOWEDIT_DEBUG"):
+            traceback.print_exception(error)
+        status = MISTAKEN
+        typer.echo(f"knowedit: {text}", err=True)
+    sys.exit(status)
 
 
-if __name__ == "__main__":
-    main()
+def _usage(error: Exception) -> str | None:
+    """What typer says of options and arguments that cannot be read."""
+    if not hasattr(error, "format_message"):
+        return None
+    context = getattr(error, "ctx", None)
+    said = " ".join(error.format_message().split())
+    command = "knowedit" if context is None else context.command_path
+    return f"{said} (see {command} --help)" if said else f"no command was given (see {command} --help)"

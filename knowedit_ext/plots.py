@@ -22,13 +22,19 @@ def figure_of(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=200, layout="constrained")
 
 
+def figure_format(path: str | Path) -> str:
+    """ "png", "pdf" or "svg", as the file's name says; ValueError for another name."""
+    suffix = Path(path).suffix.lower().lstrip(".")
+    if suffix not in ("png", "pdf", "svg"):
+        raise ValueError(f"'{path}': a figure is written as .png, .pdf or .svg")
+    return suffix
+
+
 def finish(figure: Figure, path: str | Path | None) -> Figure:
     """Write the figure where a path is given; the same figure gives the same bytes."""
     if path is None:
         return figure
-    suffix = Path(path).suffix.lower().lstrip(".")
-    if suffix not in ("png", "pdf", "svg"):
-        raise ValueError(f"'{path}': a figure is written as .png, .pdf or .svg")
+    suffix = figure_format(path)
     drawn = io.BytesIO()
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[suffix]
     figure.savefig(drawn, format=suffix, metadata=undated)

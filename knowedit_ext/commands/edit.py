@@ -11,29 +11,39 @@ import knowedit_ext as ke
 
 from ..datasets.records import read_records
 from ..editing.methods import METHODS, method_of
-from .options import Device, Dtype, load
+from .options import (
+    ContextSeed,
+    Device,
+    Dtype,
+    Limit,
+    MomentsFolder,
+    Params,
+    file_to_read,
+    file_to_write,
+    load,
+    meaningless,
+)
 
 
 def edit(
     model: Annotated[str | None, typer.Argument(help='Hub name or folder; "world": the built-in one.')] = None,
     method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "memit",
-    requests: Annotated[Path | None, typer.Option(help="JSON list of requests or CounterFact records.")] = None,
-    moments: Annotated[Path | None, typer.Option(help="Folder made by `knowedit moments`.")] = None,
-    params: Annotated[
-        str, typer.Option(help='A preset, e.g. "gpt2-xl", or a file (JSON, YAML) of published keys.')
-    ] = "",
-    out: Annotated[Path | None, typer.Option(help="Where the edit goes (.safetensors).")] = None,
-    show: Annotated[Path | None, typer.Option(help="Print what a saved edit holds, and do nothing else.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N requests.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the generated contexts.")] = 0,
+    requests: Annotated[Path | None, file_to_read("JSON list of requests or CounterFact records.")] = None,
+    moments: MomentsFolder = None,
+    params: Params = "",
+    out: Annotated[Path | None, file_to_write("Where the edit goes (.safetensors).")] = None,
+    show: Annotated[Path | None, file_to_read("Print what a saved edit holds, and do nothing else.")] = None,
+    limit: Limit = None,
+    seed: ContextSeed = 0,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Compute an edit and save it, or show a saved one."""
+    given = {"MODEL": model, "--requests": requests, "--out": out, "--params": params or None}
     if show is not None:
+        meaningless(given | {"--moments": moments, "--limit": limit}, "--show FILE does nothing else")
         typer.echo(ke.Edit.load(show).summary())
         return
-    given = {"MODEL": model, "--requests": requests, "--out": out, "--params": params or None}
     missing = [name for name, value in given.items() if value is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing (or give --show FILE)")

@@ -8,25 +8,40 @@ from typing import Annotated
 import typer
 
 from ..editing.methods import METHODS
-from ..evaluation.command import run
-from .options import Device, Dtype, load
+from ..editing.request import check_compat
+from ..evaluation.command import NONE, run
+from .options import (
+    ContextSeed,
+    Device,
+    Dtype,
+    Limit,
+    MaxRows,
+    ModelName,
+    MomentsFolder,
+    Params,
+    file_to_read,
+    folder_to_fill,
+    load,
+)
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help='Hub name or folder; "world": the built-in one.')],
-    out: Annotated[Path, typer.Option(help="Folder for cases and report; a run that was killed goes on there.")],
+    model: ModelName,
+    out: Annotated[
+        Path,
+        folder_to_fill("Folder for cases and report; a run that was killed goes on there."),
+    ],
     data: Annotated[
-        Path | None,
-        typer.Option(help="JSON of CounterFact (also the flat schema) or zsRE; default: the world's facts."),
+        Path | None, file_to_read("JSON of CounterFact (also the flat schema) or zsRE; default: the world's facts.")
     ] = None,
-    method: Annotated[str, typer.Option(help=f"none, {', '.join(METHODS)}.")] = "none",
-    params: Annotated[
-        str, typer.Option(help='A preset, e.g. "gpt2-xl", or a file (JSON, YAML) of published keys.')
-    ] = "",
-    moments: Annotated[Path | None, typer.Option(help="Folder made by `knowedit moments` (rome, memit).")] = None,
-    num_edits: Annotated[int | None, typer.Option(help="Facts edited at once; default: memit all, others 1.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N records.")] = None,
-    snippets: Annotated[Path | None, typer.Option(help="attribute_snippets.json, for consistency.")] = None,
+    method: Annotated[str, typer.Option(help=f"{', '.join((NONE, *METHODS))}.")] = NONE,
+    params: Params = "",
+    moments: MomentsFolder = None,
+    num_edits: Annotated[
+        int | None, typer.Option(min=1, help="Facts edited at once; default: memit all, others 1.")
+    ] = None,
+    limit: Limit = None,
+    snippets: Annotated[Path | None, file_to_read("attribute_snippets.json, for consistency.")] = None,
     tfidf: Annotated[tuple[Path, Path] | None, typer.Option(help="idf.npy and tfidf_vocab.json.")] = None,
     zsre_target: Annotated[
         str, typer.Option(help='zsRE: edit to the "answer", as published, or to the false "alt", for portability.')
@@ -35,13 +50,15 @@ def evaluate(
     baseline: Annotated[bool, typer.Option(help="Also measure the unedited model.")] = True,
     skip_bad: Annotated[bool, typer.Option(help="Leave bad records out, and count them.")] = False,
     compat: Annotated[str | None, typer.Option(help='"reference": the published code\'s quirks too.')] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the generated contexts.")] = 0,
+    seed: ContextSeed = 0,
+    max_rows: MaxRows = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Edit facts and measure the edits: the papers' table for one method; runs under torchrun too."""
+    check_compat(compat)
     choices = dict(method=method, params=params, moments=moments, num_edits=num_edits, seed=seed)
     texts = dict(generation=generation, snippets=snippets, tfidf=tfidf)
     chosen = dict(limit=limit, zsre_target=zsre_target, skip_bad=skip_bad)
-    asked = dict(baseline=baseline, compat=compat)
+    asked = dict(baseline=baseline, compat=compat, max_rows=max_rows)
     run(lambda: load(model, device, dtype), model == "world", data, out, choices, texts, chosen, asked, typer.echo)

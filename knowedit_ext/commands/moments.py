@@ -11,28 +11,31 @@ import typer
 import knowedit_ext as ke
 
 from ..moments import export_npz
-from .options import Device, Dtype, load
+from ..moments.corpora import check_name
+from .options import Device, Dtype, ModelName, folder_to_fill, load
 
 
 def moments(
-    model: Annotated[
-        str, typer.Argument(help='Hub name or folder of a Hugging Face decoder; "world": the built-in one.')
-    ],
+    model: ModelName,
     text: Annotated[str, typer.Argument(help="File, folder of files, or name of a data set (wikipedia, wikitext).")],
     layers: Annotated[str, typer.Option(help="e.g. 13-17, or 3,5,8-10.")],
-    out: Annotated[Path, typer.Option(help="Folder for the moments; a run that was killed goes on there.")],
-    max_tokens: Annotated[int | None, typer.Option(help="No more keys than that.")] = None,
-    max_texts: Annotated[int | None, typer.Option(help="Only the first N texts.")] = None,
-    shuffle: Annotated[int | None, typer.Option(help="Seed to shuffle the texts; 1: the published sample.")] = None,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens a forward pass.")] = 8192,
+    out: Annotated[Path, folder_to_fill("Folder for the moments; a run that was killed goes on there.")],
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="No more keys than that.")] = None,
+    max_texts: Annotated[int | None, typer.Option(min=1, help="Only the first N texts.")] = None,
+    shuffle: Annotated[
+        int | None, typer.Option(min=0, help="Seed to shuffle the texts; 1: the published sample.")
+    ] = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a forward pass.")] = 8192,
     stop: Annotated[str | None, typer.Option(help='"tolerance": stop when solutions have settled.')] = None,
     tolerance: Annotated[float, typer.Option(help="Relative error of solutions to stop at.")] = 0.1,
-    npz: Annotated[Path | None, typer.Option(help="Also write the published .npz files below this folder.")] = None,
+    npz: Annotated[Path | None, folder_to_fill("Also write the published .npz files below this folder.")] = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Second moments of the keys that the down projections of LAYERS read; runs under torchrun too."""
-    wanted, loaded = layers_of(layers), load(model, device, dtype)
+    wanted = layers_of(layers)
+    check_name(text)
+    loaded = load(model, device, dtype)
     common = dict(max_tokens=max_tokens, max_texts=max_texts, shuffle=shuffle, batch_tokens=batch_tokens)
     found = ke.collect_moments(loaded, text, wanted, out=out, stop=stop, tolerance=tolerance, **common)
     if int(os.environ.get("RANK", 0)):

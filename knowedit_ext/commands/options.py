@@ -1,17 +1,84 @@
-"""What several commands take."""
+"""What several commands take, checked before any work is done."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 import knowedit_ext as ke
 
+from ..plots import figure_format
 from ..world import load_world
 
+LARGEST_SEED = 2**32 - 1
+
+
+def _place(path: Path, folder: bool) -> Path:
+    """A path that a file, or files in a folder, can be written to."""
+    if folder and path.exists() and not path.is_dir():
+        raise typer.BadParameter(f"'{path}' is a file, expected a folder")
+    if not folder and path.is_dir():
+        raise typer.BadParameter(f"'{path}' is a folder, expected a file")
+    above = path if folder else path.parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise typer.BadParameter(f"'{path}' cannot be made: '{above}' is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise typer.BadParameter(f"'{path}' cannot be written: no permission in '{above}'")
+    return path
+
+
+def _figure(path: Path) -> Path:
+    figure_format(path)
+    return _place(path, folder=False)
+
+
+def _checked(check: Callable[[Path], Path], help: str) -> Any:
+    return typer.Option(help=help, callback=lambda path: None if path is None else check(path))
+
+
+def folder_to_fill(help: str) -> Any:
+    return _checked(partial(_place, folder=True), help)
+
+
+def file_to_write(help: str) -> Any:
+    return _checked(partial(_place, folder=False), help)
+
+
+def figure_to_write(help: str) -> Any:
+    return _checked(_figure, help)
+
+
+def file_to_read(help: str) -> Any:
+    return typer.Option(help=help, exists=True, dir_okay=False, readable=True)
+
+
+def folder_to_read(help: str) -> Any:
+    return typer.Option(help=help, exists=True, file_okay=False, readable=True)
+
+
+ModelName = Annotated[
+    str, typer.Argument(help='Hub name or folder of a Hugging Face decoder; "world": the built-in one.')
+]
 Device = Annotated[str | None, typer.Option(help='Where to run, e.g. "cpu" or "cuda".')]
 Dtype = Annotated[str | None, typer.Option(help='e.g. "float32", "bfloat16"; default: as the checkpoint says.')]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N of them.")]
+MaxRows = Annotated[int | None, typer.Option(min=1, help="Rows held at once; default: from free memory.")]
+ContextSeed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the generated contexts.")]
+MomentsFolder = Annotated[Path | None, folder_to_read("Folder made by `knowedit moments`.")]
+Params = Annotated[str, typer.Option(help='A preset, e.g. "gpt2-xl", or a file (JSON, YAML) of published keys.')]
+
+
+def meaningless(given: dict[str, Any], why: str) -> None:
+    """ValueError for options that were given although they mean nothing here."""
+    if names := [name for name, value in given.items() if value not in (None, False, (), [], "")]:
+        raise ValueError(f"{', '.join(names)} cannot be given here: {why}")
 
 
 def load(model: str, device: str | None, dtype: str | None) -> ke.EditableModel:

@@ -11,13 +11,14 @@ import knowedit_ext as ke
 
 from ..evaluation.report import side_by_side
 from ..runs.files import atomic_write
+from .options import file_to_write
 
 
 def report(
     folders: Annotated[
         list[Path], typer.Argument(help="Folders made by `knowedit evaluate`, or published case files.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Where the Markdown table goes; default: the terminal.")] = None,
+    out: Annotated[Path | None, file_to_write("Where the Markdown table goes; default: the terminal.")] = None,
 ) -> None:
     """Runs side by side, in the papers' column order."""
     names = [folder.name for folder in folders]

@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import knowedit_ext as ke
 
-from ..datasets import load_known
-from ..tracing.kinds import KINDS
-from .options import Device, Dtype, load
+from ..datasets import KnownFact, load_known
+from ..tracing.causal import TraceSettings
+from ..tracing.kinds import KINDS, kinds_of
+from .options import (
+    LARGEST_SEED,
+    Device,
+    Dtype,
+    Limit,
+    MaxRows,
+    ModelName,
+    figure_to_write,
+    file_to_read,
+    file_to_write,
+    folder_to_fill,
+    load,
+    meaningless,
+)
 
 
 def trace(
-    model: Annotated[
-        str, typer.Argument(help='Hub name or folder of a Hugging Face decoder; "world": the built-in one.')
-    ],
+    model: ModelName,
     prompt: Annotated[str | None, typer.Option(help='Template with one {}, e.g. "{} plays the".')] = None,
     subject: Annotated[str | None, typer.Option(help="What goes into the {}.")] = None,
     target: Annotated[str | None, typer.Option(help="Answer to follow; default: what the model says.")] = None,
     kind: Annotated[list[str] | None, typer.Option(help="state, mlp or attn; may be repeated.")] = None,
-    facts: Annotated[Path | None, typer.Option(help="JSON file of facts in the known_1000 format.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for a data set's cases, summary and figures.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Heat map of one trace (.png, .pdf, .svg).")] = None,
-    save: Annotated[Path | None, typer.Option(help="The trace as .npz.")] = None,
+    facts: Annotated[Path | None, file_to_read("JSON file of facts in the known_1000 format.")] = None,
+    out: Annotated[Path | None, folder_to_fill("Folder for a data set's cases, summary and figures.")] = None,
+    plot: Annotated[Path | None, figure_to_write("Heat map of one trace (.png, .pdf, .svg).")] = None,
+    save: Annotated[Path | None, file_to_write("The trace as .npz.")] = None,
     window: Annotated[
         int | None,
-        typer.Option(help="Layers restored together (mlp, attn); default: 10, or half of a shallow model's."),
+        typer.Option(min=1, help="Layers restored together (mlp, attn); default: 10, or half of a shallow model's."),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Noise samples.")] = 10,
+    samples: Annotated[int, typer.Option(min=1, help="Noise samples.")] = 10,
     noise: Annotated[str, typer.Option(help="A number, or a rule: s3, u0.1.")] = "s3",
-    seed: Annotated[int, typer.Option(help="1 reproduces the published noise.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="1 reproduces the published noise.")] = 1,
     sever: Annotated[str | None, typer.Option(help="Hold the restored token's mlp or attn outputs corrupted.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N facts.")] = None,
-    max_rows: Annotated[int | None, typer.Option(help="Rows held at once; default: from free memory.")] = None,
+    limit: Limit = None,
+    max_rows: MaxRows = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -43,20 +56,32 @@ def trace(
     if (facts is None) == (prompt is None):
         raise ValueError("give either --prompt and --subject (one fact) or --facts and --out (a data set)")
     common = dict(window=window, samples=samples, noise=_number(noise), seed=seed, sever=sever, max_rows=max_rows)
+    TraceSettings(window, samples, seed, sever, max_rows=max_rows)  # mistakes are said before the model is loaded
     if prompt is not None:
+        meaningless({"--out": out, "--limit": limit}, "they go with --facts")
         if subject is None:
             raise ValueError("--prompt needs --subject")
-        _trace_one(load(model, device, dtype), prompt, subject, target, kind or ["state"], plot, save, common)
+        if save is not None and save.suffix != ".npz":
+            raise ValueError(f"--save {save}: a trace is saved as .npz")
+        fact, kinds = ke.Fact(prompt, subject, target=target), kinds_of(kind or ["state"])
+        _trace_one(load(model, device, dtype), fact, kinds, plot, save, common)
     else:
         if out is None:
             raise ValueError("--facts needs --out, a folder for the results")
-        if target or plot or save:
-            raise ValueError("--target, --plot and --save go with --prompt; --facts writes everything to --out")
-        _trace_many(lambda: load(model, device, dtype), facts, out, kind or list(KINDS), limit, common)
+        given = {"--subject": subject, "--target": target, "--plot": plot, "--save": save}
+        meaningless(given, "they go with --prompt; --facts writes everything to --out")
+        known, kinds = load_known(facts)[:limit], kinds_of(kind or list(KINDS))
+        _trace_many(load(model, device, dtype), known, out, kinds, common)
 
 
-def _trace_one(model, prompt, subject, target, kinds, plot, save, common) -> None:
-    fact = ke.Fact(prompt, subject, target=target)
+def _trace_one(
+    model: ke.EditableModel,
+    fact: ke.Fact,
+    kinds: Sequence[str],
+    plot: Path | None,
+    save: Path | None,
+    common: dict[str, Any],
+) -> None:
     for kind in kinds:
         found = ke.trace(model, fact, kind=kind, **common)
         token, layer = divmod(int(found.scores.argmax()), found.scores.shape[1])
@@ -71,9 +96,10 @@ def _trace_one(model, prompt, subject, target, kinds, plot, save, common) -> Non
                 typer.echo(str(path))
 
 
-def _trace_many(load, facts, out, kinds, limit, common) -> None:
-    known = load_known(facts)[:limit]  # before the model: a bad file is said at once
-    effects = ke.trace_dataset(load(), known, out, kinds=kinds, **common)
+def _trace_many(
+    model: ke.EditableModel, known: Sequence[KnownFact], out: Path, kinds: Sequence[str], common: dict[str, Any]
+) -> None:
+    effects = ke.trace_dataset(model, known, out, kinds=kinds, **common)
     typer.echo(effects.summary() or "the model predicts none of these facts")
     if effects.kinds:
         typer.echo(effects.table())

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from ..world.train import train as train_world
+from .options import LARGEST_SEED, folder_to_fill
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
-    steps: Annotated[int | None, typer.Option(help="Training steps; default: the shipped recipe.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of world and training.")] = 0,
+    out: Annotated[Path, folder_to_fill("Folder for the checkpoint.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: the shipped recipe.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of world and training.")] = 0,
 ) -> None:
     """Generate the world and train its model on the CPU (the recipe of the shipped checkpoint)."""
     typer.echo(str(train_world(out, seed=seed, **({} if steps is None else {"steps": steps}))))

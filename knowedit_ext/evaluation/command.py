@@ -20,6 +20,7 @@ from ..world import load_world
 from .evaluate import evaluate, load, usable
 from .methods import Editing
 from .metrics.consistency import TfIdf
+from .texts import require_extras
 
 NONE = "none"  # no method: the model as it is
 
@@ -83,6 +84,7 @@ def _texts(data: Path | None, texts: dict[str, Any], records: Records) -> dict[s
     if not texts["generation"] or not records:
         return {"generation": False}
     source = load_world().snippets() if data is None and texts["snippets"] is None else texts["snippets"]
+    require_extras(source is not None)
     if source is None:
         return {"generation": True}
     # Weights of words are fitted on all snippets where they are not given.

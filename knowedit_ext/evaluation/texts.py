@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ..datasets.snippets import snippets_for
+from ..extras import require
 from ..model.load import EditableModel
 from ..model.tokens import encode
 from .edited import Edited
@@ -18,6 +19,13 @@ from .metrics import METRICS
 from .metrics.consistency import TfIdf
 
 Snippets = Mapping[str, Mapping[str, Sequence[Mapping[str, str]]]]
+
+
+def require_extras(compared: bool) -> None:
+    """`MissingExtraError` where a package is missing that measures texts; compared: with reference texts."""
+    require("nltk")
+    if compared:
+        require("sklearn")
 
 
 class Texts:
@@ -37,6 +45,7 @@ class Texts:
     ) -> None:
         if tfidf is not None and snippets is None:
             raise ValueError("tfidf is for the consistency with snippets: give snippets too")
+        require_extras(snippets is not None)
         self.model, self.snippets, self.compat = model, snippets, compat
         self.max_length = max_length or min(MAX_LENGTH, model.modules.max_positions or MAX_LENGTH)
         self._given = tfidf

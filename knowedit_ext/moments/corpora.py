@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..extras import MissingExtraError, require
+
 # Short names of the data sets that the published code collects over, as the hub calls them today.
 DATASETS = {
     "wikipedia": ("wikimedia/wikipedia", "20231101.en"),
@@ -111,14 +113,19 @@ def _json(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not JSON ({error})") from error
 
 
+def check_name(texts: str) -> None:
+    """`MissingExtraError` where `texts` can only be the name of a data set, and there is nothing to load one with."""
+    if not Path(texts).exists():
+        try:
+            require("datasets")
+        except MissingExtraError as error:
+            raise MissingExtraError(f"'{texts}' is neither a file nor a folder; {error}") from error
+
+
 def _by_name(name: str) -> Sequence[Any]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ValueError(
-            f"'{name}' is neither a file nor a folder; to load a data set by that name install the datasets library "
-            "(pip install knowedit_ext[data])"
-        ) from error
+    check_name(name)
+    from datasets import load_dataset
+
     dataset, _, config = name.partition(":")
     if not config:
         dataset, config = DATASETS.get(dataset, (dataset, ""))

@@ -142,6 +142,11 @@ def trace_facts(
         for run in plan.all_runs():
             targets[result.index[run]] = plan.targets  # [copies, positions, answers]
     logp = log_probabilities(model, result.states, targets).double().cpu()
+    if not logp.isfinite().all():
+        raise FloatingPointError(
+            f"'{model.name}' gives log-probabilities that are no finite numbers: are its weights finite, and is "
+            f"{model.dtype} wide enough for it?"
+        )
     scores = {run: _score(logp[index], settings).numpy() for run, index in enumerate(result.index)}
     return [{kind: plan.trace(kind, scores) for kind in kinds} for plan in plans]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...extras import require
 from ..metric import Metric, Written, scaled
 
 
@@ -71,10 +72,9 @@ def consistency(tfidf: TfIdf, generated: Sequence[str], references: Sequence[str
 
 
 def _vectorizer(**settings: Any) -> Any:
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-    except ImportError as error:
-        raise ImportError("consistency needs scikit-learn: pip install knowedit_ext[eval]") from error
+    require("sklearn")
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     return TfidfVectorizer(**settings)
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ...extras import require
 from ..metric import Metric, Written, scaled
 
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # by the n of the n-grams; compute_n_gram_entropy, as published
@@ -22,7 +23,7 @@ def ngram_entropy(texts: Sequence[str], sentences: str = "none") -> float:
         tokeniser parts a period from its word at the end of what it is given only, so periods inside the text stay
         with the word in front of them ("sat." is one word). "punkt" splits sentences first, as published.
 
-    Raises ValueError without texts, ImportError without nltk, LookupError where "punkt" was never downloaded.
+    Raises ValueError without texts, `MissingExtraError` without nltk, LookupError where "punkt" was never downloaded.
     """
     if isinstance(texts, str):
         raise TypeError("texts is one string: expected a list of them")
@@ -35,10 +36,9 @@ def words(text: str, sentences: str = "none") -> list[str]:
     """Words and punctuation by nltk's tokeniser; `sentences` as for `ngram_entropy`."""
     if sentences not in ("none", "punkt"):
         raise ValueError(f"unknown sentences '{sentences}': expected 'none' or 'punkt'")
-    try:
-        from nltk.tokenize import word_tokenize
-    except ImportError as error:
-        raise ImportError("fluency needs nltk's word tokeniser: pip install knowedit_ext[eval]") from error
+    require("nltk")
+    from nltk.tokenize import word_tokenize
+
     try:
         return word_tokenize(text, preserve_line=sentences == "none")
     except LookupError as error:

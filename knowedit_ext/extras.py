@@ -1,0 +1,28 @@
+"""Packages that only some of the work needs, asked for before any of it is done."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+# package: what pip calls it, what for, and the extra that brings it
+EXTRAS = {
+    "nltk": ("nltk", "fluency of generated text (GE)", "eval"),
+    "sklearn": ("scikit-learn", "consistency with reference texts (RS)", "eval"),
+    "datasets": ("datasets", "a data set by its name", "data"),
+    "peft": ("peft", "loading an adapter", "peft"),
+}
+
+
+class MissingExtraError(ImportError, ValueError):
+    """A package that is not installed because only some of the work needs it."""
+
+
+def require(package: str) -> None:
+    """Raises `MissingExtraError`, with the line to type, where the package of an extra cannot be imported."""
+    try:
+        import_module(package)
+    except ImportError as error:
+        name, purpose, extra = EXTRAS[package]
+        raise MissingExtraError(
+            f'{purpose} needs {name}, which cannot be imported ({error}): pip install "knowedit_ext[{extra}]"'
+        ) from error
