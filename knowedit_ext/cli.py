@@ -37,14 +37,9 @@ def main() -> None:
 
     With KNOWEDIT_DEBUG=1 in the environment the traceback comes too.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    warnings.formatwarning = lambda message, *_: f"knowedit: warning: {message}\n"
-    transformers.logging.set_verbosity_error()  # what it only warns of, `model.pretrained` refuses
-    if not sys.stderr.isatty():
-        transformers.logging.disable_progress_bar()
     try:
-        status = app(standalone_mode=False)  # None, or the status of what typer ends by itself: 130 after Ctrl-C
-    except typer.Abort:
+        status = _run()
+    except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except Exception as error:
         text = _usage(error) or explain(error)
@@ -55,6 +50,16 @@ def main() -> None:
         status = MISTAKEN
         typer.echo(f"knowedit: {text}", err=True)
     sys.exit(status)
+
+
+def _run() -> int | None:
+    """None, or the status of what typer ends by itself: 130 after Ctrl-C inside a command."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    warnings.formatwarning = lambda message, *_: f"knowedit: warning: {message}\n"
+    transformers.logging.set_verbosity_error()  # what it only warns of, `model.pretrained` refuses
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+    return app(standalone_mode=False)
 
 
 def _usage(error: Exception) -> str | None:

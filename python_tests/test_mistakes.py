@@ -318,7 +318,7 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("delay", ["0", "0.05", "0.5", "1.5"])
+@pytest.mark.parametrize("delay", ["0.5", *(pytest.param(x, marks=pytest.mark.slow) for x in ("0.01", "0.1", "1.5"))])
 @pytest.mark.parametrize("name", LONG)
 def test_ctrl_c(tmp_path: Path, name: str, delay: str) -> None:
     """While options are read, the model is loaded, and work is done; what is written is whole or not there."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs.files import atomic_write, write_json
+from ..runs.files import atomic_write, load_json, write_json
+from .cases import WHEN, read_cases
 from .mean import Mean
 from .metrics import METRICS
 from .scores import summarise, values_of
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = ("S", *(column for metric in METRICS for column in metric.columns))  # the papers' order
-WHEN = {"pre": "unedited", "post": "edited"}
 
 
 @dataclass
@@ -64,6 +63,8 @@ class Report:
             row = values_of(case[when])
             parts = [row[name] for name in ("ES", "PS", "NS") if name in row]
             parts = parts or [row[name] for name in ("EA", "PA", "NA") if name in row]
+            if not parts:  # only generated text was measured
+                continue
             rewrite = case["requested_rewrite"]
             found.append(
                 {
@@ -127,20 +128,16 @@ class Report:
 
     @classmethod
     def load(cls, folder: str | Path) -> Report:
-        """From an evaluation's folder (`cases/*.json`, or the published layout's *case_*.json in the folder itself)."""
-        folder = Path(folder)
-        files = sorted([*folder.glob("cases/*case_*.json"), *folder.glob("*case_*.json")], key=_case_number)
-        if not files:
-            raise ValueError(f"'{folder}' holds no cases (*case_*.json)")
-        cases = [_read(file) for file in files]
-        shared = None
-        for case in cases:  # thousands of cases hold the same long list of what was edited with them
-            if "grouped_case_ids" in case:
-                shared = shared if case["grouped_case_ids"] == shared else case["grouped_case_ids"]
-                case["grouped_case_ids"] = shared
-        saved = folder / "report.json"
-        kept = _read(saved) if saved.exists() else {}
-        return cls(cases, kept.get("settings", {}), kept.get("skipped", []))
+        """From an evaluation's folder (`cases/*.json`, or the published layout's *case_*.json in the folder itself).
+
+        ValueError names the file, and the key in it, that is not what an evaluation writes (see `cases.read_cases`).
+        """
+        cases, path = read_cases(Path(folder)), Path(folder) / "report.json"
+        kept = load_json(path) if path.exists() else {}
+        settings, skipped = kept.get("settings", {}), kept.get("skipped", [])
+        if not isinstance(settings, dict) or not isinstance(skipped, list):
+            raise ValueError(f"'{path}' is no report: settings and skipped are not an object and a list")
+        return cls(cases, settings, skipped)
 
 
 def table(rows: Mapping[str, Mapping[str, Mean]], name: str) -> str:
@@ -171,15 +168,3 @@ def _cell(mean: Mean | None, column: str) -> str:
         return ""
     error = "" if mean.stderr is None else f" ({mean.stderr:.1f})"
     return f"{mean.mean:.1f}{error}"
-
-
-def _case_number(path: Path) -> tuple[int, str]:
-    number = path.stem.rpartition("_")[2]
-    return (int(number) if number.isdigit() else -1, path.name)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"'{path}' is not JSON: {error}") from error

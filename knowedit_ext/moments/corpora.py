@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_json
 from ..extras import MissingExtraError, require
 
 # Short names of the data sets that the published code collects over, as the hub calls them today.
@@ -93,12 +94,15 @@ def _text_of(item: Any, where: str) -> str:
 
 
 def _read(path: Path) -> list[str]:
-    content = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
-        found = _json(content, f"'{path}'")
+        found = read_json(path)
         if not isinstance(found, list):
             raise ValueError(f"'{path}' holds {type(found).__name__}: expected a list of texts")
         return [_text_of(item, f"'{path}' item {n}") for n, item in enumerate(found)]
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is not UTF-8 text: {error}") from error
     lines = content.splitlines() if path.suffix == ".jsonl" else content.split("\n")
     kept = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
     if path.suffix == ".jsonl":
@@ -109,7 +113,7 @@ def _read(path: Path) -> list[str]:
 def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON ({error})") from error
 
 

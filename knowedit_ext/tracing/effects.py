@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..runs.files import load_npz, write_json
+from ..checks import Natural, as_type
+from ..runs.files import load_json, load_npz, write_json
 from .interval import Interval
 from .kinds import KINDS, kind_of_file
 from .plots import plot_effects
@@ -85,14 +86,8 @@ class Effects:
 
     @classmethod
     def load(cls, path: str | Path) -> Effects:
-        raw = json.loads(Path(path).read_text())
-        means = ("high_score", "low_score", "total_effect", "highest")
-        kinds = {}
-        for kind, found in raw.items():
-            found = {**found, **{name: Interval(**found[name]) for name in means}}
-            found["aie"] = {role: Interval(**found["aie"][role]) for role in ROLES if role in found["aie"]}
-            kinds[kind] = KindEffects(**found)
-        return cls(kinds)
+        """What `save` wrote; ValueError names the file, and the key in it, that is something else."""
+        return cls({name: _kind_effects(name, value, f"'{path}': {name}") for name, value in load_json(path).items()})
 
     def table(self) -> str:
         """Markdown: for each kind and role the AIE at its best layer, with its confidence interval and n."""
@@ -115,6 +110,28 @@ class Effects:
     def plot(self, path: str | Path | None = None, style: str = "lines"):
         """AIE by layer and role, one panel a kind: "lines" with confidence bands, or "heatmap". Returns the figure."""
         return plot_effects(self, path, style)
+
+
+def _kind_effects(name: str, value: Any, where: str) -> KindEffects:
+    """One kind's averages out of a file."""
+    names = [field.name for field in fields(KindEffects)]
+    if not isinstance(value, dict) or set(value) != set(names) or value["kind"] != name or name not in KINDS:
+        raise ValueError(f"{where} is no averages of a kind of trace: expected an object with {', '.join(names)}")
+    counts = {key: as_type(f"{where}.{key}", value[key], Natural) for key in ("window", "cases", "skipped")}
+    means = {
+        key: Interval.read(value[key], f"{where}.{key}")
+        for key in ("high_score", "low_score", "total_effect", "highest")
+    }
+    if not isinstance(value["aie"], dict) or not value["aie"] or not set(value["aie"]) <= set(ROLES):
+        raise ValueError(f"{where}.aie has not the roles of tokens for keys: {', '.join(ROLES)}")
+    aie = {
+        role: Interval.read(value["aie"][role], f"{where}.aie.{role}", many=True)
+        for role in ROLES
+        if role in value["aie"]
+    }
+    if len({len(mean.mean) for mean in aie.values()}) > 1:
+        raise ValueError(f"{where}.aie is about different numbers of layers")
+    return KindEffects(kind=value["kind"], **counts, **means, aie=aie)
 
 
 def _average(traces: Sequence[Trace], skipped: int) -> KindEffects:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,47 @@ def test_bad_figure_requests(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no traces"):
         ke.Effects().plot(tmp_path / "x.png")
     assert not list(tmp_path.iterdir())
+
+
+def saved(tmp_path: Path) -> tuple[Path, dict]:
+    traces = [a_trace(*shape, n, kind) for n, shape in enumerate(SHAPES) for kind in ("state", "mlp")]
+    path = tmp_path / "summary.json"
+    ke.Effects.from_traces(traces).save(path)
+    return path, json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda found: found.update(heads=found["mlp"] | {"kind": "heads"}), "heads is no averages"),
+        (lambda found: found.update(mlp=[]), "mlp is no averages"),
+        (lambda found: found["mlp"].pop("cases"), "mlp is no averages"),
+        (lambda found: found["mlp"].update(more=1), "mlp is no averages"),
+        (lambda found: found["mlp"].update(kind=["mlp"]), "mlp is no averages"),
+        (lambda found: found["mlp"].update(cases=-1), "mlp.cases is -1: expected at least 0"),
+        (lambda found: found["mlp"].update(window="many"), "mlp.window is 'many'"),
+        (lambda found: found["mlp"].update(highest=0.5), "mlp.highest is 0.5: expected an object"),
+        (lambda found: found["mlp"]["highest"].pop("n"), "mlp.highest is .*: expected an object"),
+        (lambda found: found["mlp"]["highest"].update(mean=float("nan")), "mlp.highest.mean is nan"),
+        (lambda found: found["mlp"]["highest"].update(mean=[1.0]), "mlp.highest.mean is"),
+        (lambda found: found["mlp"].update(aie={}), "mlp.aie has not the roles"),
+        (lambda found: found["mlp"]["aie"].update(verb=found["mlp"]["aie"]["Last token"]), "mlp.aie has not the roles"),
+        (lambda found: found["mlp"]["aie"]["Last token"]["mean"].pop(), "Last token has 4 means and 5 half widths"),
+        (lambda found: found["mlp"]["aie"]["Last token"].update(mean=[0.5], half_width=None), "numbers of layers"),
+        (lambda found: found["mlp"]["aie"]["Last token"].update(mean=[], half_width=None), "has 0 means"),
+    ],
+)
+def test_averages_that_are_something_else(tmp_path: Path, change, message: str) -> None:
+    path, found = saved(tmp_path)
+    change(found)
+    path.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=f"summary.json': .*{message}"):
+        ke.Effects.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_averages_that_are_no_json(tmp_path: Path, content: bytes) -> None:
+    path, _ = saved(tmp_path)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="summary.json'"):
+        ke.Effects.load(path)

@@ -1,0 +1,108 @@
+"""Case files in the published layout: looked at key by key before they are averaged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from reprlib import repr as brief
+from typing import Any
+
+from ..runs.files import load_json
+from .scores import values_of
+
+WHEN = {"pre": "unedited", "post": "edited"}
+_SCALARS = ("ngram_entropy", "reference_score", "essence_score", "time")
+
+
+def read_cases(folder: Path) -> list[dict[str, Any]]:
+    """The cases of `cases/*.json`, or of the published layout's *case_*.json in the folder itself, by number.
+
+    ValueError names the file and the key that is missing, of another type or no finite number; and a case that two
+    files are about (of two runs, say), which would be averaged twice.
+    """
+    files = sorted([*folder.glob("cases/*case_*.json"), *folder.glob("*case_*.json")], key=_number_of)
+    if not files:
+        raise ValueError(f"'{folder}' holds no cases (*case_*.json)")
+    cases, seen, shared = [], {}, None
+    for path in files:
+        case = read_case(path)
+        if (first := seen.setdefault(case["case_id"], path)) is not path:
+            raise ValueError(f"'{first}' and '{path}' are both about case {case['case_id']}: of two runs?")
+        if "grouped_case_ids" in case:  # thousands of cases hold the same long list of what was edited with them
+            shared = shared if case["grouped_case_ids"] == shared else case["grouped_case_ids"]
+            case["grouped_case_ids"] = shared
+        cases.append(case)
+    return cases
+
+
+def read_case(path: Path) -> dict[str, Any]:
+    case = load_json(path)
+    try:
+        _check(case)
+    except ValueError as error:
+        raise ValueError(f"'{path}' is no case of an evaluation: {error}") from error
+    return case
+
+
+def _check(case: Mapping[str, Any]) -> None:
+    number = _take(case, "case_id", (int, str))
+    if isinstance(number, bool):
+        raise ValueError(f"case_id is {number}: expected a number")
+    rewrite = _take(case, "requested_rewrite", dict)
+    for key in ("prompt", "subject"):
+        _take(rewrite, key, str, "requested_rewrite.")
+    for key in ("target_new", "target_true"):
+        _take(_take(rewrite, key, dict, "requested_rewrite."), "str", str, f"requested_rewrite.{key}.")
+    if rewrite.get("relation_id") is not None:
+        _take(rewrite, "relation_id", str, "requested_rewrite.")
+    _check_scalars(case, "")
+    sides = [when for when in WHEN if when in case]
+    if not sides:
+        raise ValueError(f"it has neither {' nor '.join(WHEN)}")
+    for when in sides:
+        measured = _take(case, when, dict)
+        for key, value in measured.items():
+            if key.endswith(("_probs", "_correct")):
+                _check_list(value, f"{when}.{key}", key.endswith("_probs"))
+        _check_scalars(measured, f"{when}.")
+        if not values_of(measured):
+            raise ValueError(f"{when} holds nothing that was measured ({', '.join(measured) or 'nothing at all'})")
+
+
+def _check_scalars(values: Mapping[str, Any], inside: str) -> None:
+    for key in _SCALARS:
+        if values.get(key) is not None:
+            _check_number(values[key], inside + key)
+
+
+def _check_list(values: Any, key: str, pairs: bool) -> None:
+    if not isinstance(values, list):
+        raise ValueError(f"{key} is {brief(values)}: expected a list")
+    for number, value in enumerate(values):
+        if not pairs:
+            _check_number(float(value) if isinstance(value, bool) else value, f"{key}[{number}]")
+            continue
+        if not isinstance(value, dict):
+            raise ValueError(f"{key}[{number}] is {brief(value)}: expected an object")
+        for target in ("target_new", "target_true"):
+            _check_number(_take(value, target, (int, float), f"{key}[{number}]."), f"{key}[{number}].{target}")
+
+
+def _check_number(value: Any, key: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf or value > 1e300:
+        raise ValueError(f"{key} is {brief(value)}: expected a finite number")
+
+
+def _take(values: Mapping[str, Any], key: str, kind: type | tuple[type, ...], inside: str = "") -> Any:
+    if key not in values:
+        raise ValueError(f"it lacks {inside}{key}")
+    if not isinstance(values[key], kind):
+        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{inside}{key} is {brief(values[key])}: expected {wanted}")
+    return values[key]
+
+
+def _number_of(path: Path) -> tuple[int, str]:
+    number = path.stem.rpartition("_")[2]
+    return (int(number) if number.isdecimal() else -1, path.name)
