@@ -17,10 +17,12 @@ class MissingExtraError(ImportError, ValueError):
     """A package that is not installed because only some of the work needs it."""
 
 
-def require(package: str) -> None:
-    """Raises `MissingExtraError`, with the line to type, where the package of an extra cannot be imported."""
+def require(module: str) -> None:
+    """Raises `MissingExtraError`, with the line to type, where a module of an extra's package cannot be imported."""
+    package = module.partition(".")[0]
     try:
-        import_module(package)
+        for name in (package, module):
+            import_module(name)
     except ImportError as error:
         name, purpose, extra = EXTRAS[package]
         raise MissingExtraError(

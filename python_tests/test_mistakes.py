@@ -118,7 +118,7 @@ MISTAKES = [
     (["moments", "world", "latin.txt", "--layers", "0", "--out", "o"], "'latin.txt'"),
     (["moments", "world", "folder", "--layers", "0", "--out", "o"], "folder 'folder' has no .txt"),
     (["evaluate", "world", "--out", "o", "--compat", "x"], "unknown compat 'x'"),
-    (["evaluate", "world", "--out", "o", "--num-edits", "0"], "'--num-edits'"),
+    (["evaluate", "world", "--out", "o", "--num-edits", "0"], "--num-edits is 0"),
     (["evaluate", "world", "--out", "o", "--moments", "text.txt"], "'text.txt'"),
     (["evaluate", "world", "--out", "o", "--data", "other.json"], "'other.json' holds a dict"),
     (["report", "folder"], "'folder' holds no cases"),

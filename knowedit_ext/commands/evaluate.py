@@ -37,9 +37,7 @@ def evaluate(
     method: Annotated[str, typer.Option(help=f"{', '.join((NONE, *METHODS))}.")] = NONE,
     params: Params = "",
     moments: MomentsFolder = None,
-    num_edits: Annotated[
-        int | None, typer.Option(min=1, help="Facts edited at once; default: memit all, others 1.")
-    ] = None,
+    num_edits: Annotated[int | None, typer.Option(help="Facts edited at once; default: memit all, others 1.")] = None,
     limit: Limit = None,
     snippets: Annotated[Path | None, file_to_read("attribute_snippets.json, for consistency.")] = None,
     tfidf: Annotated[tuple[Path, Path] | None, typer.Option(help="idf.npy and tfidf_vocab.json.")] = None,

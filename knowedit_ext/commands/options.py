@@ -56,11 +56,11 @@ def figure_to_write(help: str) -> Any:
 
 
 def file_to_read(help: str) -> Any:
-    return typer.Option(help=help, exists=True, dir_okay=False, readable=True)
+    return typer.Option(help=help, dir_okay=False, readable=True)
 
 
 def folder_to_read(help: str) -> Any:
-    return typer.Option(help=help, exists=True, file_okay=False, readable=True)
+    return typer.Option(help=help, file_okay=False, readable=True)
 
 
 ModelName = Annotated[

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from ..model.load import EditableModel
     from .edited import Edited
     from .metrics.consistency import TfIdf
+
+LARGEST = 1e100  # of a number that is measured: its square is finite too
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,33 @@ class Metric:
     measure: Callable[[Written], list[dict[str, Any]]] | None = None
 
 
+def number(value: Any, key: str, least: float = -LARGEST, most: float = LARGEST) -> float:
+    """A value of a case; ValueError with its key where it is no finite number between these."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not least <= value <= most:
+        limits = "" if most == LARGEST else f" from {least} to {most}"
+        raise ValueError(f"{key} is {brief(value)}: expected a finite number{limits}")
+    return float(value)
+
+
+def items(measured: Mapping[str, Any], key: str, read: Callable[[Any, str], Any]) -> list[Any]:
+    """What a case's list holds, each item through `read`, which is told its key too; empty where it has none."""
+    values = measured.get(key)
+    if values is None:
+        return []
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise ValueError(f"{key} is {brief(values)}: expected a list")
+    return [read(value, f"{key}[{n}]") for n, value in enumerate(values)]
+
+
+def _share(value: Any, key: str) -> float:
+    return float(value) if isinstance(value, (bool, np.bool_)) else number(value, key, 0, 1)
+
+
 def scaled(key: str, column: str, scale: float) -> Callable[[Mapping[str, Any]], dict[str, float]]:
     """Reads one number of a case, where it has one."""
 
     def read(measured: Mapping[str, Any]) -> dict[str, float]:
-        return {} if measured.get(key) is None else {column: scale * float(measured[key])}
+        return {} if measured.get(key) is None else {column: scale * number(measured[key], key)}
 
     return read
 
@@ -62,7 +88,7 @@ def shares(columns: Mapping[str, str]) -> Callable[[Mapping[str, Any]], dict[str
     """Reads, for each {sort: column}, the mean of {sort}_correct as a percentage."""
 
     def read(measured: Mapping[str, Any]) -> dict[str, float]:
-        there = {column: measured.get(f"{sort}_correct") for sort, column in columns.items()}
+        there = {column: items(measured, f"{sort}_correct", _share) for sort, column in columns.items()}
         return {column: 100.0 * float(np.mean(correct)) for column, correct in there.items() if correct}
 
     return read

@@ -19,7 +19,10 @@ ACCURACIES = ("EA", "PA", "NA")
 
 
 def values_of(measured: Mapping[str, Any]) -> dict[str, float]:
-    """A case's "pre" or "post" -> the columns it gives, each a mean over the case's prompts."""
+    """A case's "pre" or "post" -> the columns it gives, each a mean over the case's prompts.
+
+    ValueError names the key whose value is not what is measured.
+    """
     return {column: value for metric in METRICS for column, value in metric.read(measured).items()}
 
 

@@ -23,9 +23,9 @@ Snippets = Mapping[str, Mapping[str, Sequence[Mapping[str, str]]]]
 
 def require_extras(compared: bool) -> None:
     """`MissingExtraError` where a package is missing that measures texts; compared: with reference texts."""
-    require("nltk")
+    require("nltk.tokenize")
     if compared:
-        require("sklearn")
+        require("sklearn.feature_extraction.text")
 
 
 class Texts:

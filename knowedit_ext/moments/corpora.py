@@ -123,7 +123,10 @@ def check_name(texts: str) -> None:
         try:
             require("datasets")
         except MissingExtraError as error:
-            raise MissingExtraError(f"'{texts}' is neither a file nor a folder; {error}") from error
+            raise MissingExtraError(
+                f"'{texts}' is neither a file nor a folder; to load a data set by that name install the datasets "
+                f"library: {error}"
+            ) from error
 
 
 def _by_name(name: str) -> Sequence[Any]:

@@ -72,7 +72,7 @@ def consistency(tfidf: TfIdf, generated: Sequence[str], references: Sequence[str
 
 
 def _vectorizer(**settings: Any) -> Any:
-    require("sklearn")
+    require("sklearn.feature_extraction.text")
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     return TfidfVectorizer(**settings)

@@ -36,7 +36,7 @@ def words(text: str, sentences: str = "none") -> list[str]:
     """Words and punctuation by nltk's tokeniser; `sentences` as for `ngram_entropy`."""
     if sentences not in ("none", "punkt"):
         raise ValueError(f"unknown sentences '{sentences}': expected 'none' or 'punkt'")
-    require("nltk")
+    require("nltk.tokenize")
     from nltk.tokenize import word_tokenize
 
     try:

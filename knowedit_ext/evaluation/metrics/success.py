@@ -6,11 +6,12 @@ ES EM for the edited prompt, PS PM for paraphrases; NS NM for neighbours, where 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from reprlib import repr as brief
 from typing import Any
 
 import numpy as np
 
-from ..metric import Metric
+from ..metric import Metric, items, number
 
 COLUMNS = {
     "rewrite_prompts": ("ES", "EM"),
@@ -18,13 +19,22 @@ COLUMNS = {
     "neighborhood_prompts": ("NS", "NM"),
 }
 
+TARGETS = ("target_new", "target_true")
+
+
+def _pair(value: Any, key: str) -> tuple[float, ...]:
+    """Negative log-probabilities of the two targets (below zero by rounding alone)."""
+    if not isinstance(value, Mapping) or not set(TARGETS) <= set(value):
+        raise ValueError(f"{key} is {brief(value)}: expected an object with {' and '.join(TARGETS)}")
+    return tuple(number(value[target], f"{key}.{target}", least=-100.0) for target in TARGETS)
+
 
 def _read(measured: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for sort, (success, magnitude) in COLUMNS.items():
-        if not (nll := measured.get(f"{sort}_probs")):
+        if not (nll := items(measured, f"{sort}_probs", _pair)):
             continue
-        new, true = (np.array([x[target] for x in nll]) for target in ("target_new", "target_true"))
+        new, true = np.array(nll).T
         wanted, other = (true, new) if sort == "neighborhood_prompts" else (new, true)
         found[success] = 100.0 * float((wanted < other).mean())  # strictly likelier
         found[magnitude] = 100.0 * float((np.exp(-wanted) - np.exp(-other)).mean())
