@@ -263,6 +263,17 @@ def test_what_is_explained(error: BaseException, message: str) -> None:
     assert message in said and len(said.splitlines()) == 1
 
 
+def test_what_python_makes_of_a_call_is_told_from_what_is_meant_for_people() -> None:
+    for call, hint in (
+        (lambda: require(EXTRAS), True),
+        (lambda: len(3), True),
+        (lambda: ke.trace(None, "text"), False),
+    ):
+        with pytest.raises(Exception) as raised:  # noqa: B017
+            call()
+        assert ("KNOWEDIT_DEBUG" in (explain(raised.value) or "KNOWEDIT_DEBUG")) == hint
+
+
 @pytest.mark.parametrize("error", [AssertionError("x"), AttributeError("x"), KeyError("x"), RecursionError("x")])
 def test_faults_of_the_program_keep_their_traceback(run, monkeypatch, error: Exception) -> None:
     assert explain(error) is None

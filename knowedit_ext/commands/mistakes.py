@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import traceback
 from collections.abc import Iterator
 
 import torch
@@ -39,9 +40,16 @@ def explain(error: BaseException) -> str | None:
         return _of_a_file(error)
     if isinstance(error, SafetensorError):
         return f"a safetensors file cannot be read or written: {_one_line(error)}"
-    if isinstance(error, RuntimeError) and type(error).__module__ == "builtins":
-        return f"{_one_line(error)} (KNOWEDIT_DEBUG=1 shows where)"
-    return _one_line(error) or type(error).__name__
+    text = _one_line(error) or type(error).__name__
+    return text if _meant(error) else f"{text} (KNOWEDIT_DEBUG=1 shows where)"
+
+
+def _meant(error: BaseException) -> bool:
+    """Was it written for people? A RuntimeError is torch's, and many a TypeError what Python makes of a call."""
+    if type(error) is RuntimeError:
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return type(error) is not TypeError or not frames or (frames[-1].line or "").startswith("raise ")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

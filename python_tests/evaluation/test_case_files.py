@@ -90,7 +90,7 @@ def test_the_good_one_is_read(tmp_path: Path) -> None:
         (put(-101.0, "pre", "rewrite_prompts_probs", 0, "target_new"), "target_new is -101.0"),
         (
             put(1.5, "pre", "rewrite_prompts_correct", 0),
-            "pre.rewrite_prompts_correct[0] is 1.5: expected a finite number from 0",
+            "pre.rewrite_prompts_correct[0] is 1.5: expected a finite",
         ),
         (put("yes", "post", "paraphrase_prompts_correct", 1), "post.paraphrase_prompts_correct[1] is 'yes'"),
         (put(float("nan"), "post", "reference_score"), "post.reference_score is nan"),
