@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import unicodedata
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -150,6 +151,11 @@ class _Writer:
     edits: RowEdits | None
     last: int | None
 
+    @property
+    def cache_name(self) -> str:
+        """What the model's forward calls the cache it takes and gives ("past_key_values" before transformers 5.24)."""
+        return "cache" if "cache" in inspect.signature(self.model.hf.forward).parameters else "past_key_values"
+
     def write(self, texts: list[_Text], bar: tqdm) -> None:
         """One batch, with a cache of keys and values, padded on the left."""
         longest = max(len(text.ids) for text in texts)
@@ -182,11 +188,11 @@ class _Writer:
             positions = (mask.cumsum(1) - 1).clamp(0, self.max_length - 1)[:, -tokens.shape[1] :]
             named = dict(attention_mask=mask, position_ids=positions)
             named = {name: value.to(self.model.device) for name, value in named.items()}
-            named |= dict(past_key_values=cache, use_cache=True)
+            named |= {self.cache_name: cache, "use_cache": True}
         index = torch.tensor([text.edit for text in texts])
         with nullcontext() if self.edits is None else self.edits.rows(index):
             out = self.model.hf(tokens.to(self.model.device), logits_to_keep=1, **named)
-        return out.logits[:, -1], out.past_key_values
+        return out.logits[:, -1], getattr(out, self.cache_name, None)
 
     def _choose(self, texts: list[_Text], logits: torch.Tensor) -> list[int]:
         """The next token of each text."""
