@@ -33,6 +33,9 @@ def load_pretrained(name: str, dtype: torch.dtype | None, **kwargs: Any) -> tupl
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise ValueError(f"the tokenizer of '{name}' has no words: are its files (tokenizer.json, ...) there?")
     kwargs |= {"dtype": dtype} if dtype is not None else {}
+    if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None):
+        # "sdpa" has no such cap, and older transformers do not say so.
+        kwargs.setdefault("attn_implementation", "eager")
     with _named(name, "weights"):
         hf, told = AutoModelForCausalLM.from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -84,9 +87,13 @@ def _named(name: str, part: str) -> Iterator[None]:
     """What a library says about a checkpoint's files, short and with the checkpoint's name."""
     try:
         yield
-    except (ImportError, TypeError, MemoryError, torch.OutOfMemoryError):
+    except (TypeError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if isinstance(error, ImportError):
+            if not isinstance(error.__context__, (ValueError, OSError)):
+                raise
+            error = error.__context__  # older transformers ask for protobuf whatever is wrong with a tokenizer
         reason = shorten(str(error) or type(error).__name__, 240, placeholder=" ...")
         if Path(name).is_dir():
             raise ValueError(f"cannot load the {part} of the model in '{name}': {reason}") from error

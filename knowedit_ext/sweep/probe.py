@@ -99,8 +99,11 @@ def _message(model: EditableModel, theirs: torch.Tensor, ours: torch.Tensor, all
     if (factor * ours - theirs).norm() <= allowed:
         why = f"they are the model's but for a factor of {factor:.4g}, so its head scales them in a way not known here"
     else:
-        attention = type(model.modules.attn(0)).__name__
-        why = f"{attention}, a layer or the head does something that is not known here"
+        attention = model.modules.attn(0)
+        why = f"{type(attention).__name__}, a layer or the head does something that is not known here"
+        own = attention.config._attn_implementation if hasattr(attention, "config") else "eager"
+        if own != "eager":
+            why += f", or '{own}' leaves something out, which attn_implementation=\"eager\" would not"
     family, version = model.modules.model_type, transformers.__version__
     which = f"{type(model.hf).__name__} (model_type '{family}', transformers {version})"
     size = f"off by {float((ours - theirs).norm()) / scale:.2g} of their size, where {allowed / scale:.1g} is rounding"

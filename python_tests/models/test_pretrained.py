@@ -106,6 +106,9 @@ def test_whole_checkpoints_of_every_family_load(tmp_path: Path, family: str) -> 
     loaded = ke.load_model(tmp_path).hf
     for name, weight in hf.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
+    with torch.no_grad():  # and compute the same: nothing left out by another attention
+        want, got = (model(torch.tensor([[3, 4, 5, 6, 7, 8]])).logits for model in (hf, loaded))
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
 DEVICES = [

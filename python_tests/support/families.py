@@ -44,6 +44,8 @@ _LLAMA = dict(
 _ENDS = dict(bos_token_id=1, eos_token_id=2)
 _PLAIN = _LLAMA | _ENDS | dict(pad_token_id=None)
 _GEMMA = _PLAIN | dict(head_dim=8, sliding_window=3, query_pre_attn_scalar=5)  # a scale that is not 1 / sqrt(d)
+# The "sdpa" of older transformers takes Gemma2 and leaves its cap out.
+_CAPPED = dict(attn_logit_softcapping=1.0, final_logit_softcapping=4.0, attn_implementation="eager")
 _QWEN2 = _PLAIN | dict(use_sliding_window=True, sliding_window=3, max_window_layers=1)
 _VISION = dict(
     hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
@@ -57,7 +59,7 @@ CONFIGS: dict[str, Callable[..., PretrainedConfig]] = {
     "mistral": lambda **k: MistralConfig(**(_PLAIN | dict(sliding_window=3) | k)),
     "qwen2": lambda **k: Qwen2Config(**(_QWEN2 | k)),
     "qwen3": lambda **k: Qwen3Config(**(_PLAIN | dict(head_dim=8) | k)),
-    "gemma2": lambda **k: Gemma2Config(**(_GEMMA | dict(attn_logit_softcapping=1.0, final_logit_softcapping=4.0) | k)),
+    "gemma2": lambda **k: Gemma2Config(**(_GEMMA | _CAPPED | k)),
     "gemma3_text": lambda **k: Gemma3TextConfig(**(_GEMMA | dict(sliding_window_pattern=2) | k)),
     "gemma3": lambda **k: Gemma3Config(
         text_config=CONFIGS["gemma3_text"](**k).to_dict(), vision_config=_VISION, mm_tokens_per_image=4

@@ -120,8 +120,11 @@ def wrong_attention(patch: pytest.MonkeyPatch, scale: float = 1.0, **given) -> N
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_wrong_scale(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong_attention(monkeypatch, scale=1.02)
-    with pytest.raises(ke.UnsupportedModelError, match=f"{OFF} .*{type(tiny(family).modules.attn(0)).__name__}"):
-        probe(tiny(family))
+    model = tiny(family)
+    with pytest.raises(ke.UnsupportedModelError, match=f"{OFF} .*{type(model.modules.attn(0)).__name__}") as raised:
+        probe(model)
+    own = model.modules.attn(0).config._attn_implementation
+    assert ('attn_implementation="eager"' in str(raised.value)) == (own != "eager")
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

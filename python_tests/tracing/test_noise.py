@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -128,13 +129,17 @@ def test_no_noise_changes_nothing() -> None:
 
 
 def test_corruption_that_does_not_help_is_said() -> None:
-    """The least likely answer can only gain."""
-    model = tiny_model("gpt2")
-    with torch.no_grad():
-        least = int(model.hf(torch.tensor([IDS[0]])).logits[0, -1, 2:].argmin()) + 2
-    fact = ke.Fact(FACTS[0].prompt, FACTS[0].subject, target=f" w{least}")
-    with pytest.warns(UserWarning, match=f"corrupting 'w3 w7' does not lower the score of ' w{least}' in 'w5 w6 w3 w7"):
-        assert ke.trace(model, fact, samples=5, noise=0.5).total_effect < 0
+    """Some answers gain by noise, and some lose."""
+    model, gains = tiny_model("gpt2"), set()
+    for word in range(2, 12):
+        fact = ke.Fact(FACTS[0].prompt, FACTS[0].subject, target=f" w{word}")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            gain = ke.trace(model, fact, samples=5, noise=0.5).total_effect <= 0
+        text = f"corrupting 'w3 w7' does not lower the score of ' w{word}' in 'w5 w6 w3 w7"
+        assert [str(one.message).startswith(text) for one in said] == [True] * gain
+        gains.add(gain)
+    assert gains == {True, False}
 
 
 @pytest.mark.filterwarnings("error")
