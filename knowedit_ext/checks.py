@@ -1,20 +1,27 @@
 """What people give, as the type that is wanted, or an error that names it.
 
-`as_type` reads a value by an annotation, with its limits beside the type: `lr: Positive`. Numbers given as text count
-as numbers (YAML 1.1 reads `5e-1` as text), truth values and what is not finite do not.
+`as_type` reads a value by an annotation, with its limits beside the type: `lr: Positive`. `read_fields` does so for a
+dataclass, `typed` for a function's arguments. Truth values and what is not finite are no numbers.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
 import types
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, fields
+from functools import cache, wraps
 from numbers import Integral, Real
+from pathlib import Path
 from reprlib import repr as brief
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -52,31 +59,65 @@ Count = Annotated[int, Least(1)]
 Natural = Annotated[int, Least(0)]
 Positive = Annotated[float, Above(0)]
 NotNegative = Annotated[float, Least(0)]
+Share = Annotated[float, Above(0), Below(1)]
 Seed = Annotated[int, Least(0), Below(2**32, "2**32")]
 Compat = Literal[None, "reference"]
 
 
-def as_type(name: str, value: Any, kind: Any) -> Any:
-    """`value` as what an annotation says: bool, int, float, str, tuples of these, `| None`, `Literal`, `Annotated`.
+def typed(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Decorates a function: its arguments are read by their annotations, as far as `as_type` knows these."""
+    signature = inspect.signature(function)
 
-    A lone number stands for a list of one. Raises ValueError with the name, the value and what was expected.
+    @cache
+    def kinds() -> dict[str, Any]:
+        hints = get_type_hints(function, include_extras=True)
+        return {name: hints[name] for name in signature.parameters if name in hints and _is_known(hints[name])}
+
+    @wraps(function)
+    def read(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # its own error names the function
+        for name, kind in kinds().items():
+            if name in bound.arguments:
+                bound.arguments[name] = as_type(name, bound.arguments[name], kind)
+        return function(*bound.args, **bound.kwargs)
+
+    return read
+
+
+def read_fields(given: Any, spelled: bool = False) -> None:
+    """Read the fields of a dataclass, frozen or not, by their annotations; see `as_type`."""
+    hints = get_type_hints(type(given), include_extras=True)
+    for field in fields(given):
+        value = as_type(field.name, getattr(given, field.name), hints[field.name], spelled)
+        object.__setattr__(given, field.name, value)
+
+
+def as_type(name: str, value: Any, kind: Any, spelled: bool = False) -> Any:
+    """`value` as what an annotation says: bool, int, float, str, Path, tuples and sequences of these, `Literal`,
+    `Annotated` with limits, unions (the first that fits), and classes.
+
+    A lone number stands for a list of one. spelled: numbers may come as text, as YAML 1.1 reads `5e-1`.
+    Raises ValueError with the name, the value and what was expected; TypeError for what is not of a class.
     """
     origin, inside = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        found = as_type(name, value, inside[0])
-        for limit in inside[1:] if found is not None else ():
+        found = as_type(name, value, inside[0], spelled)
+        for limit in inside[1:]:
             if wanted := limit(found):
                 raise ValueError(f"{name} is {brief(value)}: expected {wanted}")
         return found
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in inside:
-            return None
-        return as_type(name, value, next(part for part in inside if part is not type(None)))
+        return _union(name, value, inside, spelled)
     if origin is Literal:
         return one_of(name, value, inside)
-    if origin is tuple:
-        return _tuple(name, value, inside)
-    return _READERS[kind](name, value)
+    if origin in (tuple, Sequence):
+        return _list(name, value, kind, spelled)
+    if origin in (Mapping, dict) or kind not in _READERS:
+        return _instance(name, value, origin or kind)
+    return _READERS[kind](name, value, spelled)
 
 
 def one_of(name: str, value: Any, allowed: Iterable[Any]) -> Any:
@@ -85,7 +126,8 @@ def one_of(name: str, value: Any, allowed: Iterable[Any]) -> Any:
     for one in allowed:
         if isinstance(value, type(one)) and value == one:
             return one
-    raise ValueError(f"unknown {name} {brief(value)}: expected {_either(allowed)}")
+    said = f"one of {', '.join(map(repr, allowed))}" if len(allowed) > 2 else " or ".join(map(repr, allowed))
+    raise ValueError(f"unknown {name} {brief(value)}: expected {said}")
 
 
 def text(name: str, value: Any) -> str:
@@ -97,69 +139,130 @@ def text(name: str, value: Any) -> str:
     return value
 
 
-def _either(allowed: tuple[Any, ...]) -> str:
-    if len(allowed) < 3:
-        return " or ".join(map(repr, allowed))
-    return f"one of {', '.join(map(repr, allowed))}"
+def _is_known(kind: Any) -> bool:
+    """Does `as_type` know this annotation, through and through?"""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _is_known(inside[0])
+    if origin in (Union, types.UnionType, tuple, Sequence):
+        return all(part in (Ellipsis, type(None)) or _is_known(part) for part in inside)
+    if origin is None:
+        return kind is not Any and isinstance(kind, type) and not getattr(kind, "_is_protocol", False)
+    return origin in (Literal, Mapping, dict)
 
 
-def _bool(name: str, value: Any) -> bool:
+def _union(name: str, value: Any, kinds: Sequence[Any], spelled: bool) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    kinds = [kind for kind in kinds if kind is not type(None)]
+    if len(kinds) == 1:
+        return as_type(name, value, kinds[0], spelled)
+    for kind in kinds:
+        try:
+            return as_type(name, value, kind, spelled)
+        except (ValueError, TypeError):
+            pass
+    error = TypeError if any(get_origin(kind) is None and kind not in _READERS for kind in kinds) else ValueError
+    raise error(f"{name} is {_shown(value)}: expected {' or '.join(map(_said, kinds))}")
+
+
+def _said(kind: Any) -> str:
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _said(inside[0])
+    if origin is Literal:
+        return " or ".join(map(repr, inside))
+    if origin in (tuple, Sequence):
+        return f"a list of {_said(inside[0])}"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    return names.get(kind) or getattr(origin or kind, "__name__", str(kind))
+
+
+def _shown(value: Any) -> str:
+    """Values of our own and other people's classes can be long."""
+    plain = value is None or isinstance(value, (bool, Real, str, bytes, list, tuple, dict))
+    return brief(value) if plain else f"a {type(value).__name__}"
+
+
+def _bool(name: str, value: Any, spelled: bool) -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} is {brief(value)}: expected true or false")
+        raise ValueError(f"{name} is {_shown(value)}: expected true or false")
     return bool(value)
 
 
-def _number(name: str, value: Any, wanted: str) -> int | float:
-    number = value
-    if isinstance(value, str):
-        for read in (int, float):
-            try:
-                number = read(value)
-                break
-            except ValueError:
-                pass
+def _number(name: str, value: Any, spelled: bool, wanted: str) -> int | float:
+    number = _spelled_out(value) if spelled and isinstance(value, str) else value
     if isinstance(number, Integral) and not isinstance(number, bool):
         return int(number)
     if not isinstance(number, Real) or isinstance(number, bool):
-        raise ValueError(f"{name} is {brief(value)}: expected {wanted}")
+        raise ValueError(f"{name} is {_shown(value)}: expected {wanted}")
     if not math.isfinite(number):
         raise ValueError(f"{name} is {brief(value)}: expected {wanted}, and a finite one")
     return float(number)
 
 
-def _int(name: str, value: Any) -> int:
-    number = _number(name, value, "a whole number")
+def _spelled_out(value: str) -> int | float | str:
+    for read in (int, float):
+        try:
+            return read(value)
+        except ValueError:
+            pass
+    return value
+
+
+def _int(name: str, value: Any, spelled: bool) -> int:
+    number = _number(name, value, spelled, "a whole number")
     if number != int(number):
         raise ValueError(f"{name} is {brief(value)}: expected a whole number")
     return int(number)
 
 
-def _float(name: str, value: Any) -> float:
-    number = _number(name, value, "a number")
+def _float(name: str, value: Any, spelled: bool) -> float:
+    number = _number(name, value, spelled, "a number")
     try:
         return float(number)
     except OverflowError:
         raise ValueError(f"{name} is {brief(value)}: expected a number, and not one as large") from None
 
 
-def _str(name: str, value: Any) -> str:
-    try:
-        return text(name, value)
-    except TypeError:
-        raise ValueError(f"{name} is {brief(value)}: expected text") from None
+def _str(name: str, value: Any, spelled: bool) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {_shown(value)}: expected text")
+    return text(name, value)
 
 
-def _tuple(name: str, value: Any, inside: tuple[Any, ...]) -> tuple[Any, ...]:
-    many = inside[-1] is Ellipsis
-    if many and isinstance(value, (Real, str)) and get_origin(inside[0]) is not tuple:
+def _path(name: str, value: Any, spelled: bool) -> Any:
+    if not isinstance(value, os.PathLike):
+        raise ValueError(f"{name} is {_shown(value)}: expected a path")
+    return value
+
+
+def _list(name: str, value: Any, kind: Any, spelled: bool) -> Any:
+    """A tuple or a list, as the annotation is one or a `Sequence`."""
+    origin, inside = get_origin(kind), get_args(kind)
+    many = origin is not tuple or inside[-1] is Ellipsis
+    number = get_args(inside[0])[:1] == (int,) or inside[0] in (int, float)
+    if many and number and (isinstance(value, Real) or (spelled and isinstance(value, str))):
         value = (value,)
     if isinstance(value, (str, bytes, Mapping, Set)) or not isinstance(value, Iterable):
-        raise ValueError(f"{name} is {brief(value)}: expected a list")
-    value = tuple(value)
+        raise ValueError(f"{name} is {_shown(value)}: expected a list")
+    try:
+        value = list(value)
+    except TypeError:  # an array of no dimension
+        raise ValueError(f"{name} is {brief(value)}: expected a list") from None
     if not many and len(value) != len(inside):
-        raise ValueError(f"{name} is {brief(list(value))}: expected {len(inside)} values")
+        raise ValueError(f"{name} is {brief(value)}: expected {len(inside)} values")
     kinds = inside[:1] * len(value) if many else inside
-    return tuple(as_type(f"{name}[{n}]", one, kind) for n, (one, kind) in enumerate(zip(value, kinds, strict=True)))
+    items = zip(value, kinds, strict=True)
+    found = [as_type(f"{name}[{n}]", one, part, spelled) for n, (one, part) in enumerate(items)]
+    return tuple(found) if origin is tuple else found
 
 
-_READERS = {bool: _bool, int: _int, float: _float, str: _str}
+def _instance(name: str, value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        made_by = f", which {kind.made_by} gives" if hasattr(kind, "made_by") else ""
+        raise TypeError(f"{name} is {_shown(value)}: expected {kind.__name__}{made_by}")
+    return value
+
+
+_READERS = {bool: _bool, int: _int, float: _float, str: _str, Path: _path}

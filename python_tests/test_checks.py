@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knowedit_ext.checks import Above, Below, Least, as_type, text
+from knowedit_ext.checks import Above, Below, Count, Least, as_type, text, typed
 
 ANYTHING = st.recursive(
     st.none()
@@ -41,8 +43,8 @@ ANYTHING = st.recursive(
 
 
 @settings(max_examples=500, deadline=None, derandomize=True)
-@given(ANYTHING)
-def test_a_number_or_an_error(value: object) -> None:
+@given(ANYTHING, st.booleans())
+def test_a_number_or_an_error(value: object, spelled: bool) -> None:
     for kind, right in (
         (Annotated[float, Above(0)], lambda x: type(x) is float and math.isfinite(x) and x > 0),
         (Annotated[int, Least(1), Below(2**32)], lambda x: type(x) is int and 1 <= x < 2**32),
@@ -52,9 +54,11 @@ def test_a_number_or_an_error(value: object) -> None:
         (Literal["a", "b"], lambda x: x in ("a", "b")),
         (tuple[int, ...], lambda x: type(x) is tuple and all(type(n) is int for n in x)),
         (tuple[tuple[int, float], ...], lambda x: all((type(a), type(b)) == (int, float) for a, b in x)),
+        (Sequence[str], lambda x: type(x) is list and all(type(one) is str for one in x)),
+        (float | str | None, lambda x: x is None or type(x) in (float, str)),
     ):
         try:
-            found = as_type("it", value, kind)
+            found = as_type("it", value, kind, spelled)
         except ValueError as error:
             assert "it" in str(error) and "expected" in str(error) or "surrogate" in str(error)
             assert len(str(error)) < 300
@@ -66,8 +70,11 @@ def test_a_number_or_an_error(value: object) -> None:
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers())
 def test_text_is_the_number_that_it_spells(number: float, whole: int) -> None:
-    assert as_type("it", repr(number), float) == number == as_type("it", number, float)
-    assert as_type("it", str(whole), int) == whole == as_type("it", whole, int)
+    assert as_type("it", repr(number), float, spelled=True) == number == as_type("it", number, float)
+    assert as_type("it", str(whole), int, spelled=True) == whole == as_type("it", whole, int)
+    for spelled, kind in ((repr(number), float), (str(whole), int)):
+        with pytest.raises(ValueError, match="it is '.*': expected a"):
+            as_type("it", spelled, kind)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +97,58 @@ def test_the_words(value: object, kind: object, message: str) -> None:
 def test_text_of_another_type() -> None:
     with pytest.raises(TypeError, match=r"it must be a string, not list: \['a'\]"):
         text("it", ["a"])
+
+
+class Thing:
+    made_by = "make_thing"
+
+
+@typed
+def taking(
+    thing: Thing,
+    many: Iterable[int] = (),
+    count: Count = 1,
+    *,
+    names: Sequence[str] = (),
+    ridge: float | str | None = None,
+    path: str | Path | None = None,
+    act: Callable[[int], int] | float = 1,
+    anything: Any = None,
+    **more: Any,
+) -> tuple:
+    """Says what it got."""
+    return count, names, ridge, path, act, many, more
+
+
+def test_the_arguments_of_a_function() -> None:
+    assert taking(Thing()) == (1, (), None, None, 1, (), {})
+    assert taking(Thing(), 3, np.int64(2), names=("a",), ridge=1, path="b", act="c", d=4) == (
+        *(2, ["a"], 1.0, "b", "c"),
+        *(3, {"d": 4}),
+    )
+    assert taking.__doc__ == "Says what it got."
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        (dict(thing=[1]), TypeError, r"thing is \[1\]: expected Thing, which make_thing gives"),
+        (dict(thing=object()), TypeError, "thing is a object: expected Thing"),
+        (dict(count=0), ValueError, "count is 0: expected at least 1"),
+        (dict(count=True), ValueError, "count is True: expected a whole number"),
+        (dict(count="2"), ValueError, "count is '2': expected a whole number"),
+        (dict(names="ab"), ValueError, "names is 'ab': expected a list"),
+        (dict(names=[1]), ValueError, r"names\[0\] is 1: expected text"),
+        (dict(ridge=math.nan), ValueError, "ridge is nan: expected a number or text"),
+        (dict(ridge=True), ValueError, "ridge is True: expected a number or text"),
+        (dict(path=3), ValueError, "path is 3: expected text or a path"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        taking(**{"thing": Thing()} | arguments)
+
+
+def test_a_call_that_fits_no_signature() -> None:
+    with pytest.raises(TypeError, match=r"taking\(\) missing 1 required positional argument: 'thing'"):
+        taking()

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..checks import Compat, as_type
 from ..editing.methods import METHODS
-from ..editing.request import check_compat
 from ..evaluation.command import NONE, run
 from .options import (
     ContextSeed,
@@ -54,7 +54,7 @@ def evaluate(
     dtype: Dtype = None,
 ) -> None:
     """Edit facts and measure the edits: the papers' table for one method; runs under torchrun too."""
-    check_compat(compat)
+    as_type("compat", compat, Compat)  # before anything is loaded
     choices = dict(method=method, params=params, moments=moments, num_edits=num_edits, seed=seed)
     texts = dict(generation=generation, snippets=snippets, tfidf=tfidf)
     chosen = dict(limit=limit, zsre_target=zsre_target, skip_bad=skip_bad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from reprlib import repr as brief
@@ -61,10 +62,13 @@ def read_json(path: str | Path, kind: type, expected: str, keep: Callable[[dict]
 
 def read_records(source: Source, what: str = "records") -> list[Any]:
     """The records in a JSON file, or in memory, as a list; what one of them is, is not looked at."""
+    wanted = "a JSON file's path, or a list (of one, for one alone)"
     if isinstance(source, (str, Path)):
+        if not os.path.lexists(source):
+            raise FileNotFoundError(f"there is no file '{source}': {what} are {wanted}")
         return read_json(source, list, f"a list of {what}")
     if isinstance(source, (Mapping, bytes)) or not isinstance(source, Iterable):
-        raise ValueError(f"{what} are {brief(source)}: expected a JSON file's path, or a list (of one, for one alone)")
+        raise ValueError(f"{what} are {brief(source)}: expected {wanted}")
     return list(source)
 
 

@@ -16,7 +16,7 @@ from .history import earlier_keys
 from .params import EditParams
 from .published import import_values
 from .ready import check_ready
-from .request import EditRequest, check_compat, check_requests, warn_of_known
+from .request import EditRequest, check_requests, warn_of_known
 from .residual import check_adds_to_residual
 from .spread import Solve, spread
 from .tokenized import TokenizedRequest, context_weights, tokenize_requests
@@ -44,7 +44,6 @@ def closed_form(
     progress: bool,
 ) -> Edit:
     """The edit of method `name`: see `memit` for the arguments, whose solve is handed over here."""
-    check_compat(compat)
     found = check_requests(requests)
     check_ready(model, params, moments, needed=True)
     check_adds_to_residual(model, params.layers)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from reprlib import repr as brief
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
-from ..checks import Count, NotNegative, Positive, as_type, one_of
+from ..checks import Count, NotNegative, Positive, as_type, one_of, read_fields
 from ..documents import read_json, read_yaml
 
 Params = TypeVar("Params", bound="LayerParams")
@@ -28,7 +28,7 @@ _PUBLISHED_ONLY = frozenset(
 class LayerParams:
     """What the parameters of every method share. layers: edited layers, ascending.
 
-    Every value is read by its annotation (see `checks.as_type`): "5e-1" is .5, `layers=3` is (3,).
+    Every value is read by its annotation (see `checks.as_type`): "5e-1" is 0.5, `layers=3` is (3,).
     """
 
     layers: tuple[int, ...]
@@ -39,9 +39,7 @@ class LayerParams:
     fixed: ClassVar[dict[str, Any]] = {}  # keys of its published files that must have this value
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self), include_extras=True)
-        for field in fields(self):
-            object.__setattr__(self, field.name, as_type(field.name, getattr(self, field.name), hints[field.name]))
+        read_fields(self, spelled=True)
         if not self.layers:
             raise ValueError("layers is empty: say which layers to edit")
         if list(self.layers) != sorted(set(self.layers)):

@@ -133,11 +133,6 @@ def check_requests(
     return found
 
 
-def check_compat(compat: str | None) -> None:
-    if compat not in (None, "reference"):
-        raise ValueError(f"unknown compat '{compat}': expected None or 'reference'")
-
-
 @at_rest
 def warn_of_known(model: EditableModel, facts: Sequence[TokenizedFact]) -> None:
     """Warn of targets that the model's own continuation of the bare prompt begins with: nothing needs editing there."""

@@ -16,10 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..checks import Compat, Count, as_type, typed
 from ..datasets import DATASETS
 from ..datasets.records import BadRecord, Record, Records, describe_bad, read_records
 from ..editing.edit import Edit, LowRank
-from ..editing.request import check_compat
 from ..model.hooks import at_rest
 from ..model.identity import checksum, fingerprint, weight_checksums
 from ..model.load import EditableModel
@@ -36,6 +36,7 @@ WIDE_GROUP = 256
 
 
 @at_rest
+@typed
 def evaluate(
     model: EditableModel,
     records: str | Path | Iterable[Mapping[str, Any]],
@@ -48,13 +49,13 @@ def evaluate(
     tfidf: Any = None,
     out: str | Path | None = None,
     attributes: bool = False,
-    max_length: int | None = None,
+    max_length: Count | None = None,
     time: float | Sequence[float] | None = None,
-    compat: str | None = None,
+    compat: Compat = None,
     skip_bad: bool = False,
-    limit: int | None = None,
-    group: int | None = None,
-    max_rows: int | None = None,
+    limit: Count | None = None,
+    group: Count | None = None,
+    max_rows: Count | None = None,
     progress: bool = False,
 ) -> Report:
     """CounterFact's metrics (ES EM PS PM NS NM S GE RS) or zsRE's, as `Report.cases` and `Report.table()`.
@@ -75,7 +76,8 @@ def evaluate(
     skip_bad: leave out records that cannot be evaluated, and count them in the report; else they are a ValueError.
     group: records computed together (part of the settings: rounding depends on it). max_rows: rows held at once.
     """
-    check_compat(compat)
+    if edit is not None and not isinstance(edit, Edit) and not callable(edit):
+        edit = as_type("edit", edit, Sequence[Edit])
     loaded, kind = load(records, dataset, skip_bad, limit)
     texts = Texts(model, snippets, tfidf, max_length, compat) if generation and DATASETS[kind].generates else None
     total, numbers = len(loaded) + len(loaded.bad), places(loaded)

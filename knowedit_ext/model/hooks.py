@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import nn
 
+from ..checks import as_type
 from ..runs.interrupts import uninterrupted
 from .load import EditableModel
 from .wrappers import eager
@@ -67,11 +68,7 @@ def resting(model: EditableModel) -> Iterator[None]:
     Afterwards all is as before. Every module is in eval mode and no parameter asks for a gradient. Within another
     `resting` it does nothing.
     """
-    if not isinstance(model, EditableModel):
-        raise TypeError(
-            f"the model is a {type(model).__name__}: expected what knowedit_ext.load_model returns "
-            "(it takes a name, a folder, or (hf_model, tokenizer))"
-        )
+    as_type("the model", model, EditableModel)
     modules = list(model.hf.modules())
     named = [(module, name, p) for module in modules for name, p in module._parameters.items() if p is not None]
     training = [module for module in modules if module.training]

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ..checks import typed
 from .device import device_named, dtype_named
 from .families import ModuleMap, device_of
 from .precision import TF32Within
@@ -45,6 +46,8 @@ class EditableModel:
     `precision`: see `load_model`.
     """
 
+    made_by = "knowedit_ext.load_model(name, folder or (hf_model, tokenizer))"
+
     def __init__(
         self,
         hf: nn.Module,
@@ -65,6 +68,7 @@ class EditableModel:
             raise ValueError(f"unknown precision '{precision}': expected 'tf32', or None for exact float32")
         hf = unwrapped(hf)
         self.modules = ModuleMap(hf)
+        _check_vocabulary(tokenizer, self.modules.embedding.weight.shape[0])
         self.hf = hf.eval()
         self.tokenizer = tokenizer
         self.bos = bos
@@ -97,6 +101,7 @@ class EditableModel:
         return f"EditableModel({self.name!r}, {self.modules.model_type}, {self.num_layers} layers, {self.dtype})"
 
 
+@typed
 def load_model(
     model: str | Path | tuple[nn.Module, Any] | EditableModel,
     device: str | torch.device | None = None,
@@ -150,6 +155,21 @@ def load_model(
     if dtype is not None:
         hf = hf.to(dtype)
     return EditableModel(hf, tokenizer, bos=bos, name=name, precision=precision)
+
+
+def _check_vocabulary(tokenizer: Any, rows: int) -> None:
+    """Tokens that were added, special ones often, may lie beyond the embedding (Gemma 3's image token): no text of ours
+    has them."""
+    if len(tokenizer) <= rows:
+        return
+    added = tokenizer.get_added_vocab()
+    beyond = {i: token for token, i in tokenizer.get_vocab().items() if i >= rows and token not in added}
+    if beyond:
+        number = min(beyond)
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows: token {number} "
+            f"({beyond[number]!r}) would have none; pass the model's own tokenizer"
+        )
 
 
 def public_name(name: str) -> str:

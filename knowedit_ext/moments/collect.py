@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
 from .. import ops
+from ..checks import Count, NotNegative, Share, typed
 from ..model.families import device_of
 from ..model.hooks import at_rest
 from ..model.identity import Checksums, differing_weights, fingerprint, tokenizer_hash
@@ -32,21 +33,22 @@ logger = logging.getLogger(__name__)
 
 
 @at_rest
+@typed
 def collect_moments(
     model: EditableModel,
     texts: str | Path | Iterable[str],
     layers: Sequence[int],
-    max_tokens: int | None = None,
+    max_tokens: Count | None = None,
     out: str | Path | None = None,
     *,
-    batch_tokens: int = 8192,
-    max_length: int | None = None,
-    max_texts: int | None = None,
+    batch_tokens: Count = 8192,
+    max_length: Count | None = None,
+    max_texts: Count | None = None,
     shuffle: int | None = None,
-    stop: str | None = None,
-    tolerance: float = 0.1,
-    products: str = "float32",
-    checkpoint_seconds: float = 60.0,
+    stop: Literal[None, "tolerance"] = None,
+    tolerance: Share = 0.1,
+    products: Literal["float32", "float64"] = "float32",
+    checkpoint_seconds: NotNegative = 60.0,
     progress: bool = True,
 ) -> Moments:
     """E[k k^T] over the keys k that the down projections of `layers` read, uncentred, one forward pass for all layers.
@@ -67,15 +69,6 @@ def collect_moments(
     Raises ValueError for layers out of range, text without a token, keys that are not finite.
     """
     layers = _layers(model, layers)
-    for name, value in dict(max_tokens=max_tokens, batch_tokens=batch_tokens, max_length=max_length).items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}: expected at least 1")
-    if stop not in (None, "tolerance"):
-        raise ValueError(f"unknown stop {stop!r}: expected None or 'tolerance'")
-    if products not in ("float32", "float64"):
-        raise ValueError(f"unknown products {products!r}: expected 'float32' or 'float64'")
-    if stop and not 0 < tolerance < 1:
-        raise ValueError(f"tolerance is {tolerance}: expected a relative error between 0 and 1")
     corpus = open_corpus(texts, max_texts, shuffle)
     positions = [n for n in (max_length, model.modules.max_positions) if n is not None]
     settings = {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 from ..documents import read_json
@@ -73,14 +75,16 @@ def open_corpus(texts: str | Path | Iterable[str], max_texts: int | None = None,
     """
     if isinstance(texts, (str, Path)):
         path = Path(texts)
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path.is_dir, False for what is no path at all
             files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
             if not files:
                 raise ValueError(f"folder '{path}' has no {', '.join(_SUFFIXES)} file")
             return Corpus([text for file in files for text in _read(file)], max_texts, shuffle)
-        if path.is_file():
+        if os.path.isfile(path):
             return Corpus(_read(path), max_texts, shuffle)
         return Corpus(_by_name(str(texts)), max_texts, shuffle)
+    if isinstance(texts, (Mapping, bytes)) or not isinstance(texts, Iterable):
+        raise ValueError(f"texts are {brief(texts)}: expected a list of texts, a file, a folder or a data set's name")
     if not isinstance(texts, Sequence):
         texts = list(texts)
     return Corpus(texts, max_texts, shuffle)

@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 import torch
 
+from ..checks import Count, Natural, as_type
 from ..model.identity import differing_weights, fingerprint
 from ..model.load import EditableModel
 from ..runs.files import read_tensors, write_json, write_tensors
@@ -84,7 +86,15 @@ class Moments:
 
         Raises ValueError for what is not square, symmetric (to 1e-4) and finite.
         """
-        return cls({int(layer): _checked(int(layer), *pair) for layer, pair in arrays.items()})
+        if not isinstance(arrays, Mapping):
+            raise ValueError(f"arrays are {brief(arrays)}: expected {{layer: (mean matrix, number of keys)}}")
+        found = {}
+        for given, pair in arrays.items():
+            layer = as_type("a layer", given, Natural)
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise ValueError(f"moments of layer {layer} are {brief(pair)}: expected (mean matrix, number of keys)")
+            found[layer] = _checked(layer, *pair)
+        return cls(found)
 
     def solve(
         self,
@@ -215,14 +225,15 @@ def _checked(layer: int, matrix: Any, count: int) -> Moment:
     mean = torch.as_tensor(matrix).detach()
     if mean.dim() != 2 or mean.shape[0] != mean.shape[1] or not len(mean):
         raise ValueError(f"moments of layer {layer} must be [d_in, d_in], got {list(mean.shape)}")
+    if mean.is_complex() or mean.dtype == torch.bool:
+        raise ValueError(f"moments of layer {layer} are {mean.dtype}: expected real numbers")
     mean = mean if mean.dtype in (torch.float32, torch.float64) else mean.to(torch.float32)
     if not bool(mean.isfinite().all()):
         raise ValueError(f"moments of layer {layer} are not finite")
-    if count < 1:
-        raise ValueError(f"moments of layer {layer} are over {count} keys: expected at least 1")
+    count = as_type(f"the number of keys of layer {layer}", count, Count)
     if float((mean - mean.T).abs().max()) > 1e-4 * float(mean.abs().max()):
         raise ValueError(f"moments of layer {layer} are not symmetric")
-    return Moment(layer, symmetric(mean), int(count))
+    return Moment(layer, symmetric(mean), count)
 
 
 def _merged(parts: Sequence[Moment]) -> Moment:

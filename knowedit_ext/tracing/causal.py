@@ -9,14 +9,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 
+from ..checks import Compat, Count, Seed, read_fields, typed
 from ..model.facts import Fact, TokenizedFact, tokenize_fact
 from ..model.head import log_probabilities
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
+from ..model.spelling import spaced
 from ..model.tokens import encode
 from ..sweep import Interventions, Patch, clean_run, layer_zero_input, sweep
 from ..sweep.capture import CleanRun
@@ -24,45 +27,34 @@ from .corruption import Noise, Sampler, noise_of
 from .kinds import KINDS, kind_of, window_for
 from .trace import Trace
 
-SCORES = ("probability", "logprob", "logit_difference")
-
 
 @dataclass(frozen=True)
 class TraceSettings:
     """What a trace does to a fact; see `trace`."""
 
-    window: int | None = None
-    samples: int = 10
-    seed: int = 1
-    sever: str | None = None
-    compat: str | None = None
+    window: Count | None = None
+    samples: Count = 10
+    seed: Seed = 1
+    sever: Literal[None, "mlp", "attn"] = None
+    compat: Compat = None
     replace: bool = False
     corrupt_with: str | None = None
-    answer_tokens: int = 1
-    score: str = "probability"
+    answer_tokens: Count = 1
+    score: Literal["probability", "logprob", "logit_difference"] = "probability"
     against: str | None = None
     tokens: str | tuple[int, ...] | None = None
-    max_rows: int | None = None
+    max_rows: Count | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "answer_tokens"):
-            value = getattr(self, name)
-            if not _whole(value) or value < 1:
-                raise ValueError(f"{name} is {value}: expected a whole number of at least 1")
-        if not _whole(self.seed) or not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}: expected a whole number from 0 to 2**32 - 1")
-        _one_of("sever", self.sever, (None, "mlp", "attn"))
-        _one_of("compat", self.compat, (None, "reference"))
-        _one_of("score", self.score, SCORES)
+        read_fields(self)
         if (self.score == "logit_difference") != (self.against is not None):
             raise ValueError("score='logit_difference' and against= (the second answer) go together")
         if self.replace and self.corrupt_with is not None:
             raise ValueError("replace says what noise does to the embeddings: with corrupt_with there is no noise")
-        if self.max_rows is not None and (not _whole(self.max_rows) or self.max_rows < 1):
-            raise ValueError(f"max_rows is {self.max_rows}: expected at least 1")
 
 
 @at_rest
+@typed
 def trace(
     model: EditableModel,
     fact: Fact | Sequence[Fact],
@@ -105,12 +97,9 @@ def trace(
     Returns a `Trace` (or a list of them). Warns where corruption does not lower the answer's probability.
     """
     kind_of(kind)
-    facts = [fact] if isinstance(fact, Fact) else list(fact)
-    chosen = tokens
-    if tokens is not None and not isinstance(tokens, str):
-        chosen = tuple(int(t) if isinstance(t, np.integer) else t for t in tokens)
+    facts = [fact] if isinstance(fact, Fact) else fact
     settings = TraceSettings(
-        window, samples, seed, sever, compat, replace, corrupt_with, answer_tokens, score, against, chosen, max_rows
+        window, samples, seed, sever, compat, replace, corrupt_with, answer_tokens, score, against, tokens, max_rows
     )
     if texts is not None:
         noise = noise_of(model, noise, [f.subject for f in facts if isinstance(f, Fact)], replace, texts)
@@ -121,7 +110,7 @@ def trace(
             warnings.warn(
                 f"corrupting '{f.subject}' does not lower the score of '{t.answer}' in '{f.text}' "
                 f"({t.high_score:.4g} clean, {t.low_score:.4g} corrupted): nothing to trace",
-                stacklevel=2,
+                stacklevel=4,
             )
     return traces[0] if isinstance(fact, Fact) else traces
 
@@ -256,14 +245,15 @@ class FactPlan:
 
     def _against(self) -> tuple[int, ...]:
         text = self.tokenized.fact.text
-        joint, _ = encode(self.model, text + self.settings.against)
+        against = spaced(self.settings.against, text, self.tokenized.fact.space)
+        joint, _ = encode(self.model, text + against)
         if (
             len(self.answer_ids) > 1
             or len(joint) != self.length + 1
             or tuple(joint[: self.length]) != self.tokenized.ids
         ):
             raise ValueError(
-                f"score='logit_difference' compares two answers of one token; '{self.settings.against}' after "
+                f"score='logit_difference' compares two answers of one token; '{against}' after "
                 f"'{text}' has {len(joint) - self.length}, the answer has {len(self.answer_ids)}"
             )
         return (joint[-1],)
@@ -274,7 +264,7 @@ class FactPlan:
             return list(range(self.length))
         if tokens == "subject_last":
             return [self.last - 1]
-        if isinstance(tokens, str) or not tokens or not all(_whole(t) and 0 <= t < self.length for t in tokens):
+        if isinstance(tokens, str) or not tokens or not all(0 <= t < self.length for t in tokens):
             raise ValueError(f"tokens={tokens!r}: expected 'subject_last' or token numbers 0..{self.length - 1}")
         return sorted(set(tokens))
 
@@ -378,12 +368,3 @@ class FactPlan:
 def window_layers(layer: int, window: int, layers: int) -> tuple[int, ...]:
     """The layers of a window around `layer` (causal_trace.py:427-429): 10 -> l - 5 .. l + 4, clipped."""
     return tuple(range(max(0, layer - window // 2), min(layers, layer - (-window // 2))))
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _one_of(name: str, value: object, allowed: tuple) -> None:
-    if value not in allowed:
-        raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(map(repr, allowed))}")

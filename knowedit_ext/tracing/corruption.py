@@ -10,6 +10,7 @@ from numbers import Real
 import numpy as np
 import torch
 
+from ..checks import typed
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..model.tokens import encode
@@ -62,12 +63,13 @@ def noise_of(
         return Noise(noise, replace=replace)
     if isinstance(noise, str):
         return Noise(noise_level(model, noise, subjects, texts), uniform=noise.startswith("u"), replace=replace)
-    if not isinstance(noise, Real) or not math.isfinite(noise) or noise < 0:
+    if not isinstance(noise, Real) or isinstance(noise, bool) or not math.isfinite(noise) or noise < 0:
         raise ValueError(f"noise is {noise}: expected a finite number >= 0, a rule such as 's3', or a sampler")
     return Noise(float(noise), replace=replace)
 
 
 @at_rest
+@typed
 def noise_level(
     model: EditableModel, rule: str, subjects: Sequence[str] | None = None, texts: Sequence[str] | None = None
 ) -> float | Sampler:
@@ -89,6 +91,8 @@ def noise_level(
     if kind == "s":
         if not subjects:
             raise ValueError(f"noise rule '{rule}' needs subjects= to take the spread of their embeddings")
+        if not all(subject.strip() for subject in subjects):
+            raise ValueError(f"noise rule '{rule}': a subject is empty")
         return value * _embedding_std(model, subjects)
     if kind in ("m", "t"):
         if not texts:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..checks import Count, typed
 from ..datasets import KnownFact, load_known
 from ..model.facts import Fact, tokenize_fact
 from ..model.hooks import at_rest
@@ -38,6 +39,7 @@ _KEPT = ("window", "samples", "seed", "sever", "compat", "replace", "answer_toke
 
 
 @at_rest
+@typed
 def trace_dataset(
     model: EditableModel,
     facts: str | Path | Iterable[Fact | Mapping[str, Any]],
@@ -54,7 +56,7 @@ def trace_dataset(
     answer_tokens: int = 1,
     score: str = "probability",
     texts: Sequence[str] | None = None,
-    group: int = 8,
+    group: Count = 8,
     max_rows: int | None = None,
     progress: bool = True,
 ) -> Effects:
@@ -80,8 +82,6 @@ def trace_dataset(
     """
     known = load_known(facts)
     kinds = kinds_of(kinds)
-    if group < 1:
-        raise ValueError(f"group is {group}: expected at least 1")
     settings = TraceSettings(
         window_for(model.num_layers, window, kinds),
         samples,

@@ -47,10 +47,67 @@ def test_device() -> None:
 
 
 def test_a_loaded_model_is_taken_as_it_is_or_as_asked() -> None:
-    model = ke.load_model((tiny_hf("gpt2"), byte_bpe()))
+    model = ke.load_model((tiny_hf("gpt2", vocab_size=340), byte_bpe()))
     assert ke.load_model(model) is model
     again = ke.load_model(model, dtype="float64", bos=True)
     assert again.dtype == torch.float64 and again.bos is True and again.hf is model.hf
+
+
+def test_a_tokenizer_larger_than_the_embedding() -> None:
+    with pytest.raises(ValueError, match="tokenizer has 340 tokens, the model's embedding 339 rows: token 339"):
+        ke.load_model((tiny_hf("gpt2", vocab_size=339), byte_bpe()))
+    added = byte_bpe()
+    added.add_special_tokens({"additional_special_tokens": ["<image>"]})  # no text has it
+    assert ke.load_model((tiny_hf("gpt2", vocab_size=340), added)).tokenizer is added
+
+
+@pytest.mark.parametrize("host", [None, "gpt2", tiny_hf("gpt2"), (tiny_hf("gpt2"), word_level())])
+def test_a_host_that_is_no_loaded_model(host) -> None:
+    fact, request = ke.Fact("{} w4", "w3"), ke.EditRequest("{} w4", "w3", "w5")
+    rome, memit, ft = ke.ROMEParams(layers=1), ke.MEMITParams(layers=1), ke.FTParams(layers=1)
+    for call in (
+        lambda: ke.trace(host, fact),
+        lambda: ke.trace_dataset(host, [fact], "out"),
+        lambda: ke.noise_level(host, "s3", ["w3"]),
+        lambda: ke.collect_moments(host, ["w3"], [1]),
+        lambda: ke.rome(host, request, rome),
+        lambda: ke.rome_each(host, [request], rome),
+        lambda: ke.memit(host, request, memit),
+        lambda: ke.finetune(host, request, ft),
+        lambda: ke.edit(host, request, "rome", params=rome),
+        lambda: ke.evaluate(host, []),
+    ):
+        with pytest.raises(TypeError, match="expected EditableModel, which knowedit_ext.load_model.* gives"):
+            call()
+
+
+def test_other_objects_of_wrong_classes() -> None:
+    model, request = ke.load_model((tiny_hf("gpt2"), word_level())), ke.EditRequest("{} w4", "w3", "w5")
+    params, moments = ke.ROMEParams(layers=1), ke.Moments.from_arrays({})
+    for call, message in (
+        (lambda: ke.trace(model, "w3 w4"), "fact is 'w3 w4': expected Fact or a list of Fact"),
+        (lambda: ke.trace(model, [request]), "fact is .*: expected Fact"),
+        (lambda: ke.rome(model, request, {"layers": [1]}), "params is {'layers': .*: expected ROMEParams"),
+        (lambda: ke.memit(model, request, params, moments), "params is a ROMEParams: expected MEMITParams"),
+        (lambda: ke.rome(model, request, params, {1: None}), "moments is {1: None}: expected Moments"),
+        (lambda: ke.evaluate(model, [], edit="x.safetensors"), "edit is 'x.safetensors': expected a list"),
+        (lambda: ke.evaluate(model, [], edit=[params]), r"edit\[0\] is a ROMEParams: expected Edit"),
+        (lambda: ke.rome(model, request, params, contexts="{}"), "contexts is '{}': expected a list"),
+        (lambda: ke.rome(model, request, params, ridge=True), "ridge is True: expected a number or text"),
+        (lambda: ke.rome(model, request, params, seed=-1), "seed is -1: expected at least 0"),
+        (lambda: ke.evaluate(model, {}, group=0), "group is 0: expected at least 1"),
+        (lambda: ke.evaluate(model, [], max_rows=True), "max_rows is True: expected a whole number"),
+        (lambda: ke.collect_moments(model, ["w3"], [1.5]), r"layers\[0\] is 1.5: expected a whole number"),
+        (lambda: ke.collect_moments(model, None, [1]), "texts are None: expected a list of texts"),
+        (lambda: ke.collect_moments(model, ["w3"], [1], tolerance=2), "tolerance is 2: expected a number below 1"),
+        (lambda: ke.load_model((model.hf, model.tokenizer), bos="no"), "bos is 'no': expected true or false"),
+        (lambda: ke.Moments.from_arrays([1]), r"arrays are \[1\]: expected {layer: "),
+        (lambda: ke.Moments.from_arrays({1: 3}), r"moments of layer 1 are 3: expected \(mean matrix"),
+        (lambda: ke.Moments.from_arrays({True: (torch.eye(2), 3)}), "a layer is True: expected a whole number"),
+        (lambda: ke.Moments.from_arrays({1: (torch.eye(2), True)}), "keys of layer 1 is True"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            call()
 
 
 def test_tuple_keeps_weights_and_tokenizer() -> None:

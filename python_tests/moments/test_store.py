@@ -47,7 +47,7 @@ def test_from_arrays_gives_the_matrix_back():
         (torch.ones(3, 4), 5, r"must be \[d_in, d_in\], got \[3, 4\]"),
         (torch.tensor([[1.0, 2.0], [0.0, 1.0]]), 5, "not symmetric"),
         (torch.tensor([[1.0, float("nan")], [0.0, 1.0]]), 5, "not finite"),
-        (torch.eye(3), 0, "over 0 keys"),
+        (torch.eye(3), 0, "keys of layer . is 0: expected at least 1"),
     ],
 )
 def test_from_arrays_refuses(matrix, count, message):

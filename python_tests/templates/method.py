@@ -11,11 +11,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from knowedit_ext.checks import Compat, typed
 from knowedit_ext.editing.edit import Edit
 from knowedit_ext.editing.method import Method
 from knowedit_ext.editing.params import LayerParams
-from knowedit_ext.editing.request import EditRequest, check_compat, check_requests
+from knowedit_ext.editing.request import EditRequest, check_requests
 from knowedit_ext.editing.stacked import stacked
+from knowedit_ext.model.hooks import at_rest
 from knowedit_ext.model.load import EditableModel
 
 
@@ -28,15 +30,16 @@ class NothingParams(LayerParams):
     presets: ClassVar[dict[str, dict[str, Any]]] = {"world": dict(layers=(1,))}
 
 
+@at_rest
+@typed
 def nothing(
     model: EditableModel,
     requests: Iterable[EditRequest | Mapping[str, Any]],
     params: NothingParams,
     *,
-    compat: str | None = None,
+    compat: Compat = None,
 ) -> Edit:
     """A change that answers no request. Raises ValueError for bad requests before anything is computed."""
-    check_compat(compat)
     found = check_requests(requests)
     edit = Edit({}, METHOD.name, [request.to_dict() for request in found], params.to_dict(), [], compat)
     with stacked(model, edit, params.layers) as put:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+from ...checks import typed
 from ...model.load import EditableModel
 from ..edit import Edit
 from ..method import Method
@@ -26,6 +27,7 @@ def method_of(name: str) -> Method:
     return METHODS[name]
 
 
+@typed
 def edit(
     model: EditableModel,
     requests: EditRequest | Mapping[str, Any] | Iterable[EditRequest | Mapping[str, Any]],

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ...checks import Positive
+from ...checks import Compat, Count, Positive, Seed, typed
 from ...model.hooks import at_rest
 from ...model.load import EditableModel
 from ...moments import Moments
@@ -58,6 +58,7 @@ class AlphaEditParams(MEMITParams):
 
 
 @at_rest
+@typed
 def alphaedit(
     model: EditableModel,
     requests: Requests,
@@ -66,10 +67,10 @@ def alphaedit(
     *,
     contexts: Contexts = None,
     values: GivenValues = None,
-    compat: str | None = None,
+    compat: Compat = None,
     earlier: Iterable[Edit] = (),
-    seed: int = 0,
-    batch: int | None = None,
+    seed: Seed = 0,
+    batch: Count | None = None,
     progress: bool = False,
 ) -> Edit:
     """Many facts, changes within the null space of the moments at `params.layers`, bottom up.

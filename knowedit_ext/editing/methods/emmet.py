@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...checks import Positive
+from ...checks import Compat, Count, Positive, Seed, typed
 from ...model.hooks import at_rest
 from ...model.load import EditableModel
 from ...moments import Moments
@@ -45,6 +45,7 @@ class EMMETParams(MEMITParams):
 
 
 @at_rest
+@typed
 def emmet(
     model: EditableModel,
     requests: Requests,
@@ -53,11 +54,11 @@ def emmet(
     *,
     contexts: Contexts = None,
     values: GivenValues = None,
-    compat: str | None = None,
+    compat: Compat = None,
     earlier: Iterable[Edit] = (),
     ridge: float | str | None = None,
-    seed: int = 0,
-    batch: int | None = None,
+    seed: Seed = 0,
+    batch: Count | None = None,
     progress: bool = False,
 ) -> Edit:
     """One fact exactly, or many at once, see above; published with one layer. Arguments and errors are `memit`'s."""

@@ -18,7 +18,7 @@ from torch import nn
 from torch.func import functional_call
 from tqdm import tqdm
 
-from ...checks import Count, NotNegative, Positive
+from ...checks import Compat, Count, NotNegative, Positive, typed
 from ...model.facts import tokenize_fact
 from ...model.gradients import check_gradients
 from ...model.head import final_states, log_probabilities
@@ -31,7 +31,7 @@ from ...sweep.packed import PackedPrompts
 from ..edit import Edit
 from ..method import Method
 from ..params import LayerParams
-from ..request import EditRequest, check_compat, check_requests, warn_of_known
+from ..request import EditRequest, check_requests, warn_of_known
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,13 @@ STOP_LOSS = 1e-2
 
 
 @at_rest
+@typed
 def finetune(
     model: EditableModel,
     requests: Iterable[EditRequest | Mapping[str, Any]],
     params: FTParams,
     *,
-    compat: str | None = None,
+    compat: Compat = None,
     progress: bool = False,
 ) -> Edit:
     """Train the weights of `params.layers` on the requests, in batches in their order; a dense change of each weight.
@@ -112,7 +113,6 @@ def finetune(
     The model is left as it was. Raises ValueError for bad requests, layers or weights before anything is computed
     (quantised and offloaded weights cannot be trained), FloatingPointError when the loss is no finite number.
     """
-    check_compat(compat)
     found = check_requests(requests)
     weights = trained_weights(model, params, compat)
     if compat is None and params.kl_factor:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from ...checks import NotNegative, Positive
+from ...checks import Compat, Count, NotNegative, Positive, Seed, typed
 from ...model.hooks import at_rest
 from ...model.load import EditableModel
 from ...moments import Moments
@@ -54,6 +54,7 @@ class MEMITParams(EditParams):
 
 
 @at_rest
+@typed
 def memit(
     model: EditableModel,
     requests: Requests,
@@ -62,11 +63,11 @@ def memit(
     *,
     contexts: Contexts = None,
     values: GivenValues = None,
-    compat: str | None = None,
+    compat: Compat = None,
     earlier: Iterable[Edit] = (),
     ridge: float | str | None = None,
-    seed: int = 0,
-    batch: int | None = None,
+    seed: Seed = 0,
+    batch: Count | None = None,
     progress: bool = False,
 ) -> Edit:
     """Many facts, one change of the down projection of each of `params.layers`, bottom up.
@@ -102,14 +103,15 @@ def memit(
 
 
 @at_rest
+@typed
 def memit_values(
     model: EditableModel,
     requests: Requests,
     params: MEMITParams,
     *,
     contexts: Contexts = None,
-    seed: int = 0,
-    batch: int | None = None,
+    seed: Seed = 0,
+    batch: Count | None = None,
     progress: bool = False,
 ) -> torch.Tensor:
     """[n, hidden] float32: what `memit` makes the last edited layer put out for each request (z); its `values=`.

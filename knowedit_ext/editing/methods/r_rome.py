@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ...checks import Compat, Seed, typed
 from ...model.load import EditableModel
 from ...moments import Moments
 from ..edit import Edit
 from ..method import Method
-from ..request import EditRequest, check_compat, check_requests
+from ..request import EditRequest, check_requests
 from .rome import METHOD as ROME
 from .rome import ROMEParams, rome_each
 
@@ -40,37 +41,37 @@ class RROMEParams(ROMEParams):
             raise ValueError("one of enable_prompt_keys and enable_random_prefix_keys must be on, the other off")
 
 
+@typed
 def r_rome(
     model: EditableModel,
-    request: EditRequest | Mapping[str, Any],
+    request: EditRequest | Mapping[str, Any] | Iterable[EditRequest | Mapping[str, Any]],
     params: RROMEParams,
     moments: Moments | None = None,
     *,
     contexts: Sequence[str] | None = None,
-    compat: str | None = None,
+    compat: Compat = None,
     ridge: float | str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Edit:
     """One fact, one rank-one change. Arguments and errors are those of `rome`; the released code has no quirk that
     compat="reference" would repeat."""
-    check_compat(compat)
     found = check_requests(request)
     if len(found) > 1:
         raise ValueError(f"R-ROME edits one fact at a time, not {len(found)}: use MEMIT")
     return r_rome_each(model, found, params, moments, contexts=contexts, ridge=ridge, seed=seed)[0]
 
 
+@typed
 def r_rome_each(
     model: EditableModel,
     requests: Iterable[EditRequest | Mapping[str, Any]],
     params: RROMEParams,
     moments: Moments | None = None,
     *,
-    compat: str | None = None,
+    compat: Compat = None,
     **options: Any,
 ) -> list[Edit]:
     """An edit for each request, see `rome_each`."""
-    check_compat(compat)
     edits = rome_each(model, requests, params, moments, prompt_keys=params.enable_prompt_keys, **options)
     for edit in edits:
         edit.method = METHOD.name

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...checks import Count
+from ...checks import Compat, Count, Seed, typed
 from ...model.hooks import at_rest
 from ...model.load import EditableModel
 from ...moments import Moments
@@ -19,7 +19,7 @@ from ..keys import KeyRows
 from ..method import Method
 from ..params import EditParams
 from ..ready import check_ready
-from ..request import EditRequest, check_compat, check_requests, warn_of_known
+from ..request import EditRequest, check_requests, warn_of_known
 from ..stacked import stacked
 from ..tokenized import TokenizedRequest, context_weights, tokenize_requests
 from ..values import optimise_values
@@ -58,16 +58,17 @@ class ROMEParams(EditParams):
     }
 
 
+@typed
 def rome(
     model: EditableModel,
-    request: EditRequest | Mapping[str, Any],
+    request: EditRequest | Mapping[str, Any] | Iterable[EditRequest | Mapping[str, Any]],
     params: ROMEParams,
     moments: Moments | None = None,
     *,
     contexts: Sequence[str] | None = None,
-    compat: str | None = None,
+    compat: Compat = None,
     ridge: float | str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Edit:
     """One fact, one rank-one change of the down projection of each of `params.layers`.
 
@@ -89,6 +90,7 @@ def rome(
 
 
 @at_rest
+@typed
 def rome_each(
     model: EditableModel,
     requests: Iterable[EditRequest | Mapping[str, Any]],
@@ -96,10 +98,10 @@ def rome_each(
     moments: Moments | None = None,
     *,
     contexts: Sequence[str] | None = None,
-    compat: str | None = None,
+    compat: Compat = None,
     ridge: float | str | None = None,
-    seed: int = 0,
-    batch: int | None = None,
+    seed: Seed = 0,
+    batch: Count | None = None,
     progress: bool = False,
     prompt_keys: bool = False,
 ) -> list[Edit]:
@@ -109,7 +111,6 @@ def rome_each(
     are several, the upper ones depend on the edit below and the edits are made one after the other. prompt_keys: the
     bare prompt's key is the one on both sides (see `r_rome`).
     """
-    check_compat(compat)
     found = [one for request in requests for one in check_requests(request)]
     if not found:
         raise ValueError("no edit requests")
