@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from ..datasets import load_snippets, load_tfidf, wanted_snippets
 from ..datasets.records import Records
 from ..editing.edit import Edit
 from ..editing.methods import METHODS, method_of
+from ..model.identity import identity
 from ..model.load import EditableModel
 from ..moments import Moments, collect_moments
-from ..runs.files import write_json
+from ..runs.files import load_json, write_json
+from ..runs.lock import alone
 from ..runs.ranks import Ranks
+from ..runs.settings import check_same
 from ..world import load_world
 from .evaluate import evaluate, load, usable
 from .methods import Editing
@@ -99,17 +102,17 @@ def _texts(data: Path | None, texts: dict[str, Any], records: Records) -> dict[s
 def _whole(editing: Editing, records: Records, out: Path) -> tuple[Edit, float]:
     """One edit of all records, kept in the folder: a run that goes on goes on with the same one. And its seconds."""
     path, told = out / "edit.safetensors", out / "edit.json"
-    asked = json.loads(json.dumps({**editing.describe(), "rewrites": [r["requested_rewrite"] for r in records]}))
+    rewrites = [{key: record[key] for key in ("case_id", "requested_rewrite")} for record in records]
+    asked = {**editing.describe(), "model": identity(editing.model), "records": rewrites}
     ranks = Ranks()
-    if ranks.first and not (path.exists() and told.exists()):
-        from time import perf_counter
-
-        began = perf_counter()
-        edit = editing(records)
-        edit.save(path)
-        write_json(told, {"asked": asked, "seconds": perf_counter() - began})
-    ranks.wait()
-    found = json.loads(told.read_text(encoding="utf-8"))
-    if found["asked"] != asked:
-        raise ValueError(f"'{path}' was made with other settings: choose another folder")
-    return Edit.load(path), found["seconds"]
+    with alone(out, ranks):
+        if ranks.first and not (path.exists() and told.exists()):
+            began = perf_counter()
+            edit = editing(records)
+            edit.save(path)
+            write_json(told, {"asked": asked, "seconds": perf_counter() - began})
+        ranks.wait()
+        found = load_json(told)
+        check_same(path, found.get("asked", {}), asked, adopted=("model.name",))
+        ranks.wait()
+    return Edit.load(path), float(found["seconds"])

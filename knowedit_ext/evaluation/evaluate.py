@@ -6,7 +6,6 @@ on with, or spread over ranks, reports what one that was not reports.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
@@ -21,12 +20,14 @@ from ..datasets import DATASETS
 from ..datasets.records import BadRecord, Record, Records, describe_bad, read_records
 from ..editing.edit import Edit, LowRank
 from ..model.hooks import at_rest
-from ..model.identity import checksum, fingerprint, weight_checksums
+from ..model.identity import checksum, describe, identity
 from ..model.load import EditableModel
+from ..runs.files import file_name
+from ..runs.lock import alone
 from ..runs.ranks import Ranks
-from ..runs.settings import settle
-from .job import Job, Method
-from .metrics import asking
+from ..runs.settings import Growth, marked, settle
+from .job import Job, Method, forget
+from .metrics import METRICS, asking
 from .nll import tokenize_question
 from .report import Report
 from .texts import Texts
@@ -71,6 +72,8 @@ def evaluate(
     baseline: also measure the unedited model ("pre").
     out: folder for a case file a record in the published layout, `report.json`, `report.md`, `relations.png`; cases
         that are there are not computed again. Under `torchrun` every rank computes its share of the groups.
+        A folder belongs to model, edits, records and settings; records may be added at the end (the facts of a last
+        group that was not full are then computed again), and fewer are served from it (docs/folders.md).
     attributes: also ask the attribute prompts. time: seconds the edit took (one, or one an edit), kept in the cases.
     compat: "reference": zsRE's answers cut into texts token by token, essence over N instead of N - 1, as published.
     skip_bad: leave out records that cannot be evaluated, and count them in the report; else they are a ValueError.
@@ -86,61 +89,105 @@ def evaluate(
     kept = [at[number] for number in places(loaded)]
     edits = _by_record(edit, "edits", numbers, total, kept)
     time = _by_record(time, "times", numbers, total, kept)
-    settings = {
+    _check_ids(loaded)
+    ranks = Ranks()
+    if out is None and ranks.size > 1:
+        raise ValueError("several ranks share their cases through a folder: give out=")
+    together = callable(edit) and edit.together
+    asked = {
+        "run": "evaluate",
         "dataset": kind,
-        "records": _digest(json.dumps(loaded, sort_keys=True).encode()),
-        "case_ids": [record["case_id"] for record in loaded],
-        "model": _model(model, weights=out is not None),
-        "edit": _describe(edit),
-        "generation": None if texts is None else texts.describe(loaded),
+        "records": _describe_records(loaded, texts, None if callable(edits) else edits),
+        "model": describe(model) if out is None else identity(model),
+        "edit": edit.describe() if callable(edit) else edit if edit is None else _describe_edit(edit),
+        "generation": None if texts is None else texts.describe(),
         "generation_batch": None if texts is None else texts.batch_size(loaded),
+        "metrics": [column for metric in METRICS for column in metric.columns],
         "baseline": baseline,
         "attributes": attributes,
         "compat": compat,
         "group": group or GROUP.get(model.device.type, WIDE_GROUP),
     }
-    ranks = Ranks()
-    if out is None and ranks.size > 1:
-        raise ValueError("several ranks share their cases through a folder: give out=")
-    if out is not None:
-        # Chosen by the machine and the memory that was free then; rounding depends on them.
-        adopted = ("generation_batch",) if group else ("generation_batch", "group")
-        settings = settle(out, settings, "evaluate", adopted)
-    if texts is not None:
-        texts.batch = settings["generation_batch"]
     shared = edit if isinstance(edit, Edit) else None
-    facts = 0 if edit is None else len(edit.requests) if shared else settings["group"] if _together(edit) else 1
-    job = Job(
-        model,
-        asking(DATASETS[kind].ask),
-        loaded,
-        shared,
-        edits,
-        facts,
-        baseline,
-        attributes,
-        compat,
-        texts,
-        time,
-        max_rows,
-        out,
-    )
-    groups = [range(n, min(n + settings["group"], len(loaded))) for n in range(0, len(loaded), settings["group"])]
-    with tqdm(total=len(loaded), desc="evaluating", unit="record", disable=not progress) as bar:
-        for numbers in groups[ranks.rank :: ranks.size]:
-            job.run(numbers)
-            bar.update(len(numbers))
-    ranks.wait()
+
+    def job_of(settings: Mapping[str, Any]) -> Job:
+        facts = 0 if edit is None else len(edit.requests) if shared else settings["group"] if together else 1
+        if texts is not None:
+            texts.batch = settings["generation_batch"]
+        ids = [item["case_id"] for item in settings["records"]]
+        ask = asking(DATASETS[kind].ask)
+        return Job(
+            model, ask, loaded, ids, shared, edits, facts, baseline, attributes, compat, texts, time, max_rows, out
+        )
+
     left_out = [bad._asdict() for bad in loaded.bad]
     if out is None:
-        return Report(job.cases, settings, left_out)
-    by_id = {case["case_id"]: case for case in Report.load(out).cases}
-    report = Report([by_id[record["case_id"]] for record in loaded], settings, left_out)
-    if ranks.first:
-        for left in Path(out).glob("cases/.*.tmp"):  # what a killed run was writing
-            left.unlink(missing_ok=True)
-        report.save(out)
+        job = job_of(asked)
+        _compute(job, asked, ranks, progress, together)
+        return Report(job.cases, _told(asked), left_out)
+    with alone(out, ranks):
+        # Chosen by the machine and the memory that was free then; rounding depends on them.
+        adopted = ("generation_batch", "model.name") if group else ("generation_batch", "model.name", "group")
+        growth = Growth("records", "case_id")
+        settings = settle(
+            out, asked, ranks, adopted=adopted, growth=growth, enlarge=lambda found: forget(out, growth.unfilled(found))
+        )
+        job = job_of(settings)
+        _compute(job, settings, ranks, progress, together)
+        ranks.wait()
+        whole = len(settings["records"]) == len(loaded)
+        if whole and ranks.first:
+            job.name_all()
+        ranks.wait()
+        by_id = {case["case_id"]: case for case in Report.load(out).cases}
+        report = Report([by_id[record["case_id"]] for record in loaded], _told(settings), left_out)
+        if whole and ranks.first:
+            report.save(out)
+        ranks.wait()
     return report
+
+
+def _compute(job: Job, settings: Mapping[str, Any], ranks: Ranks, progress: bool, together: bool) -> None:
+    """Every rank its share of the groups; what is there is looked at first."""
+    growth, count = Growth("records", "case_id"), len(job.records)
+    groups = growth.groups(count, settings)[ranks.rank :: ranks.size]
+    job.check(n for numbers in groups for n in numbers if n < count)
+    with tqdm(total=sum(map(len, groups)), desc="evaluating", unit="record", disable=not progress) as bar:
+        for numbers in groups:
+            asked = range(numbers.start, min(numbers.stop, count))
+            if together or not job.done(asked):  # facts that are edited together cannot be looked at apart
+                growth.refuse_part(numbers, count, settings)
+                job.run(asked)
+            bar.update(len(numbers))
+
+
+def _told(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As a report tells them: the records in short."""
+    ids = [item["case_id"] for item in settings["records"]]
+    return {**settings, "case_ids": ids, "records": marked(json.dumps(settings["records"], sort_keys=True))}
+
+
+def _check_ids(records: Sequence[Record]) -> None:
+    """They name files."""
+    seen: set[Any] = set()
+    for record in records:
+        case_id = record["case_id"]
+        if file_name(case_id, "case_id") in seen:
+            raise ValueError(f"two records have the case_id {case_id!r}")
+        seen.add(str(case_id))
+
+
+def _describe_records(
+    records: Sequence[Record], texts: Texts | None, edits: Sequence[Edit] | None
+) -> list[dict[str, Any]]:
+    """What tells each from others: what it holds, what its texts are compared with, an edit of its own."""
+    described = []
+    for n, record in enumerate(records):
+        parts = {key: marked(json.dumps(value, sort_keys=True)) for key, value in sorted(record.items())}
+        parts |= {} if texts is None else texts.describe_record(record)
+        parts |= {} if edits is None else {"edit": _describe_edit(edits[n])}
+        described.append(parts | {"case_id": record["case_id"]})
+    return described
 
 
 def load(
@@ -243,38 +290,11 @@ def _by_record(given: Any, what: str, numbers: Sequence[int], total: int, kept: 
     raise ValueError(f"{len(found)} {what} for {len(numbers)} records: expected one {one} for all, or one a record")
 
 
-def _model(model: EditableModel, weights: bool) -> dict[str, Any]:
-    """What tells a model from others; its weights as they are, edits included, where they are in memory."""
-    in_memory = {name for name, parameter in model.hf.named_parameters() if not parameter.is_meta}
-    return {
-        "name": model.name,
-        "type": model.modules.model_type,
-        "dtype": str(model.dtype),
-        "bos": model.bos,
-        "weights": fingerprint(weight_checksums(model, in_memory.__contains__)) if weights else None,
-    }
-
-
-def _digest(*contents: bytes) -> str:
-    made = hashlib.blake2b(digest_size=16)
-    for content in contents:
-        made.update(content)
-    return made.hexdigest()
-
-
-def _together(edit: Sequence[Edit] | Method) -> bool:
-    return callable(edit) and edit.together
-
-
-def _describe(edit: Edit | Sequence[Edit] | Method | None) -> dict[str, Any] | None:
-    """What tells an edit, or a list of them, from another one."""
-    if edit is None or callable(edit):
-        return None if edit is None else edit.describe()
-    edits = [edit] if isinstance(edit, Edit) else list(edit)
-    contents = []
-    for each in edits:
-        for name, change in sorted(each.changes.items()):
-            parts = (change.inputs, change.outputs) if isinstance(change, LowRank) else (change,)
-            contents.append(" ".join([name, *map(checksum, parts)]).encode())
-    methods = "+".join(sorted({each.method for each in edits}))
-    return {"method": methods, "single": not isinstance(edit, Edit), "edits": len(edits), "content": _digest(*contents)}
+def _describe_edit(edit: Edit | Sequence[Edit]) -> str:
+    if not isinstance(edit, Edit):
+        return "each record's own"
+    contents = [edit.method]
+    for name, change in sorted(edit.changes.items()):
+        parts = (change.inputs, change.outputs) if isinstance(change, LowRank) else (change,)
+        contents.append(" ".join([name, *map(checksum, parts)]))
+    return marked(*contents)

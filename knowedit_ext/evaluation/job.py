@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ..datasets.records import Record
 from ..editing.edit import Edit
 from ..model.load import EditableModel
-from ..runs.files import write_json
+from ..runs.files import file_name, load_json, write_json
 from .edited import Edited
 from .nll import score
 from .texts import Texts
@@ -32,12 +32,14 @@ class Method(Protocol):
 
 @dataclass
 class Job:
-    """What is to be measured, see `evaluate`. own: an edit a record, or what makes them; None: `edit` (or none) holds
-    for all. num_edits: facts changed at once, part of a case file's name."""
+    """What is to be measured, see `evaluate`. ids: of all records that the folder is for; `records` may be the first of
+    them. own: an edit a record, or what makes them; None: `edit` (or none) holds for all. num_edits: facts changed at
+    once, part of a case file's name."""
 
     model: EditableModel
     ask: Callable[..., Any]
     records: Sequence[Record]
+    ids: Sequence[int]
     edit: Edit | None
     own: Sequence[Edit] | Method | None
     num_edits: int
@@ -52,11 +54,26 @@ class Job:
 
     def __post_init__(self) -> None:
         self._shared = None if self.edit is None else Edited(self.model, self.edit)
-        self._all_ids = [record["case_id"] for record in self.records]  # one list, however many cases hold it
+
+    def done(self, numbers: Sequence[int]) -> bool:
+        return self.out is not None and all(self._path(n).exists() for n in numbers)
+
+    def check(self, numbers: Iterable[int]) -> None:
+        """ValueError for a case that is damaged, or was altered; before hours are spent on the others."""
+        for n in numbers:
+            if self.out is not None and self._path(n).exists():
+                load_json(self._path(n), sealed=True)
+
+    def name_all(self) -> None:
+        """Have every case of a shared edit name all records: there may be more than when it was written."""
+        for n in range(len(self.records)) if self.edit is not None else ():
+            case = load_json(self._path(n), sealed=True)
+            if case["grouped_case_ids"] != self.ids:
+                write_json(self._path(n), case | {"grouped_case_ids": self.ids}, sealed=True)
 
     def run(self, numbers: Sequence[int]) -> None:
         """Measure the records `numbers`, a group; nothing is done where all their files are there."""
-        if self.out is not None and all(self._path(n).exists() for n in numbers):
+        if self.done(numbers):
             return
         found = {n: self._case(n, numbers) for n in numbers}
         for part, edited, taken in self._units(numbers):
@@ -67,7 +84,7 @@ class Job:
             if self.out is None:
                 self.cases.append(case)
             elif not self._path(n).exists():
-                write_json(self._path(n), case)
+                write_json(self._path(n), case, sealed=True)
 
     def _units(self, numbers: Sequence[int]) -> Iterator[tuple[Sequence[int], Edited | None, float | None]]:
         """Records that one pass can measure, their edits, and the seconds that making one took where it was made here.
@@ -116,7 +133,7 @@ class Job:
 
     def _case(self, n: int, group: Sequence[int]) -> dict[str, Any]:
         if self.edit is not None:
-            together = self._all_ids
+            together = self.ids  # one list, however many cases hold it
         elif self.own is not None and callable(self.own) and self.own.together:
             together = [self.records[k]["case_id"] for k in group]
         else:
@@ -132,4 +149,16 @@ class Job:
         return case
 
     def _path(self, n: int) -> Path:
-        return Path(self.out) / "cases" / f"{self.num_edits}_edits-case_{self.records[n]['case_id']}.json"
+        return _path(self.out, self.num_edits, self.records[n]["case_id"])
+
+
+def _path(out: str | Path, num_edits: int | str, case_id: object) -> Path:
+    return Path(out) / "cases" / f"{num_edits}_edits-case_{file_name(case_id, 'case_id')}.json"
+
+
+def forget(out: str | Path, case_ids: Iterable[int]) -> None:
+    """Remove the cases of a group that was not full: rounding, and what is edited together, depend on the group."""
+    for case_id in case_ids:
+        path = _path(out, "*", case_id)
+        for found in path.parent.glob(path.name):
+            found.unlink()

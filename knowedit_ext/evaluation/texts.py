@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,6 +11,7 @@ from ..datasets.snippets import snippets_for
 from ..extras import require
 from ..model.load import EditableModel
 from ..model.tokens import encode
+from ..runs.settings import marked
 from .edited import Edited
 from .generation import MAX_LENGTH, batch_size, generate, record_seed
 from .metric import Written
@@ -57,16 +57,18 @@ class Texts:
             return self._given
         return TfIdf.fit(s["text"] for targets in self.snippets.values() for found in targets.values() for s in found)
 
-    def describe(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What tells these measurements of the records from others."""
+    def describe(self) -> dict[str, Any]:
+        """What tells these measurements from others; what a record's depend on besides: `describe_record`."""
+        words = None
+        if self.snippets is not None:
+            vocabulary = json.dumps(self.tfidf.vocabulary, sort_keys=True, default=int)
+            words = marked(vocabulary, self.tfidf.idf.tobytes())
+        return {"max_length": self.max_length, "words": words}
+
+    def describe_record(self, record: Mapping[str, Any]) -> dict[str, Any]:
         if self.snippets is None:
-            return {"max_length": self.max_length, "texts": None}
-        used = hashlib.blake2b(digest_size=16)
-        for record in records:
-            used.update(json.dumps(snippets_for(self.snippets, record), sort_keys=True).encode())
-        used.update(json.dumps(self.tfidf.vocabulary, sort_keys=True, default=int).encode())
-        used.update(self.tfidf.idf.tobytes())
-        return {"max_length": self.max_length, "texts": used.hexdigest()}
+            return {}
+        return {"snippets": marked(json.dumps(snippets_for(self.snippets, record), sort_keys=True))}
 
     def batch_size(self, records: Sequence[Mapping[str, Any]]) -> int:
         """Texts at once: in half precision a text depends on it."""

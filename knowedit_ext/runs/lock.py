@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ def alone(folder: str | Path, ranks: Ranks | None = None) -> Iterator[None]:
     process that is killed. What such a process left half written is removed.
     """
     folder, ranks = Path(folder), ranks or Ranks()
-    lock, held = None, True
+    lock, held, made = None, True, not folder.exists()
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
@@ -45,3 +45,6 @@ def alone(folder: str | Path, ranks: Ranks | None = None) -> Iterator[None]:
             # While it is held: who waits for this very file finds it gone once it has it, and makes a new one.
             (folder / LOCK).unlink(missing_ok=True)
             lock.release()
+            if made:
+                with suppress(OSError):  # nothing was written, or there is more in it
+                    folder.rmdir()

@@ -27,14 +27,13 @@ def marked(*contents: bytes | str) -> str:
 class Growth:
     """What may be more than a folder has.
 
-    series: the setting with the list of items; it may get longer at its end. id: the key that names an item.
-    group: items are computed so many at a time, and what is computed depends on the group.
+    series: the setting with the list of items; it may get longer at its end. id: the key that names an item. Items are
+    computed so many at a time as the setting "group" says, and what is computed depends on the group.
     sets: settings with lists of names, of which there may be more.
     """
 
     series: str
     id: str
-    group: int
     sets: Collection[str] = ()
 
     def groups(self, count: int, settings: Mapping[str, Any]) -> list[range]:
@@ -42,8 +41,13 @@ class Growth:
 
         A run that is smaller than the folder's may end within the last: see `refuse_part`.
         """
-        whole = len(settings[self.series])
-        return [range(n, min(n + self.group, whole)) for n in range(0, count, self.group)]
+        whole, size = len(settings[self.series]), settings["group"]
+        return [range(n, min(n + size, whole)) for n in range(0, count, size)]
+
+    def unfilled(self, settings: Mapping[str, Any]) -> list[Any]:
+        """Ids of the items in a last group that is not full: what is added joins it."""
+        items = settings[self.series]
+        return [item[self.id] for item in items[len(items) // settings["group"] * settings["group"] :]]
 
     def refuse_part(self, group: range, count: int, settings: Mapping[str, Any]) -> None:
         """ValueError for a group with items that were not asked for: it can only be computed as a whole."""
@@ -62,7 +66,7 @@ def settle(
     *,
     adopted: Collection[str] = (),
     growth: Growth | None = None,
-    enlarge: Callable[[int], None] | None = None,
+    enlarge: Callable[[dict[str, Any]], None] | None = None,
     hints: Mapping[str, Callable[[Any], str]] | None = None,
 ) -> dict[str, Any]:
     """Write `asked` to the folder's settings.json; or return what stands there, which must be the same.
@@ -70,7 +74,7 @@ def settle(
     adopted: settings (dotted names) that may differ, such as what was chosen by the memory that was free then: those
         found are gone on with.
     growth: what may be more in `asked`, then what is found grows by it, or less. enlarge: called where the series is
-        about to grow, with the number of items that were there.
+        about to grow, with the settings found.
     hints: by dotted name what to do, given the value found, where that setting differs.
 
     All ranks call this, under `lock.alone`, and return the same. Raises ValueError for a folder that was made with
@@ -84,9 +88,8 @@ def settle(
     ranks.wait()  # all have read what one of them may write
     settings = asked if found is None else _agreed(folder, found, asked, adopted, growth, hints or {})
     if ranks.first and settings != found:
-        there = 0 if found is None or growth is None else len(found[growth.series])
-        if enlarge is not None and 0 < there < len(settings[growth.series]):
-            enlarge(there)
+        if enlarge is not None and found is not None and len(found[growth.series]) < len(settings[growth.series]):
+            enlarge(found)
         write_json(path, settings)
     ranks.wait()
     return load_json(path)
@@ -122,21 +125,31 @@ def _agreed(
         for name in growth.sets:
             settings[name] = sorted({*found.get(name, ()), *asked[name]})
             there[name] = here[name] = None
-    for name in adopted:
-        there, here = _without(there, name), _without(here, name)
-    said = differing(there, here)
-    if said:
-        hinted = [hint(_at(there, name)) for name, hint in hints.items() if _at(there, name) != _at(here, name)]
-        raise ValueError(
-            f"'{folder}' holds results made with other settings ({spell(said + hinted)}): choose another folder"
-        )
+    check_same(folder, there, here, adopted, hints)
     return settings
+
+
+def check_same(
+    path: Path,
+    there: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    adopted: Collection[str] = (),
+    hints: Mapping[str, Callable[[Any], str]] | None = None,
+) -> None:
+    """ValueError where what stands at `path` was made with other settings than asked; see `settle`."""
+    for name in adopted:
+        there, asked = _without(there, name), _without(asked, name)
+    said = differing(there, json.loads(json.dumps(asked)))
+    if said:
+        differ = [name for name in hints or () if _at(there, name) != _at(asked, name)]
+        said = spell(said + [hints[name](_at(there, name)) for name in differ])
+        raise ValueError(f"'{path}' holds results made with other settings ({said}): choose another folder")
 
 
 def differing(there: Any, asked: Any, name: str = "") -> list[str]:
     """What differs between two settings, in words, an item each; empty where nothing does.
 
-    Items of lists are named by their id, where they have one ("known_id 17.target: ' Rome' there, ' Paris' asked").
+    Items of lists are named by their id, where they have one: "facts known_id 7.target: ' Rome' there, ' Oslo' asked".
     """
     if there == asked:
         return []
@@ -156,7 +169,7 @@ def _differing_items(there: list[Any], asked: list[Any], name: str) -> list[str]
         labels = _label(a), _label(b)
         if labels[0] != labels[1]:
             return [*said, f"{name} {number}: {labels[0]} there, {labels[1]} asked"]
-        said += differing(a, b, labels[0] or f"{name} {number}")
+        said += differing(a, b, f"{name} {labels[0] or number}")
     if len(there) != len(asked):
         said.append(f"{name}: {len(there)} there, {len(asked)} asked")
     return said

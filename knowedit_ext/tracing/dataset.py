@@ -95,7 +95,7 @@ def trace_dataset(
     )
     described = [_describe_fact(model, item) for item in known]
     level = noise_of(model, noise, [item.fact.subject for item in known], replace, texts)
-    out, growth = Path(out), Growth("facts", "known_id", group, sets=("kinds",))
+    out, growth = Path(out), Growth("facts", "known_id", sets=("kinds",))
     asked = {
         "run": "trace_dataset",
         **{k: getattr(settings, k) for k in _KEPT},
@@ -114,7 +114,7 @@ def trace_dataset(
             ranks,
             adopted=("max_rows", "model.name"),
             growth=growth,
-            enlarge=lambda there: _forget(out / "cases", asked["facts"][there // group * group : there]),
+            enlarge=lambda found: _forget(out / "cases", growth.unfilled(found)),
             hints={
                 "noise.level": lambda there: f"a rule is over the subjects of all known_ids; noise={there!r} keeps it"
             },
@@ -194,11 +194,11 @@ def _absent(cases: Path, members: Sequence[KnownFact], kinds: Sequence[str]) -> 
     return [(item, kind) for item in members for kind in kinds if not case_path(cases, item.known_id, kind).exists()]
 
 
-def _forget(cases: Path, described: Sequence[Mapping[str, Any]]) -> None:
-    """Cases of a group that was not full: what is added joins it, and rounding depends on the whole group."""
-    for item in described:
+def _forget(cases: Path, known_ids: Sequence[int]) -> None:
+    """Remove the cases of a group that was not full: rounding depends on the whole group."""
+    for known_id in known_ids:
         for kind in KINDS:
-            case_path(cases, item["known_id"], kind).unlink(missing_ok=True)
+            case_path(cases, known_id, kind).unlink(missing_ok=True)
 
 
 def _trace_group(

@@ -130,3 +130,15 @@ def test_mistakes_are_one_line(run, tmp_path: Path, arguments: list[str], messag
     status, _, err = run("evaluate", *arguments, "--no-generation", "--out", "out")
     assert status == 2 and message in err
     assert not (tmp_path / "out").exists()
+
+
+def test_one_edit_belongs_to_its_records_and_model(run, tmp_path: Path) -> None:
+    arguments = ["evaluate", "world", "--params", "world", "--no-generation", "--method", "memit", "--out", "out"]
+    assert run(*arguments, "--limit", "2")[0] == 0
+    status, _, err = run(*arguments, "--limit", "3")
+    assert status == 2 and "other settings (records: 2 there, 3 asked)" in err
+    told = json.loads((tmp_path / "out" / "edit.json").read_text())
+    told["asked"]["model"]["weights"] = "digest of another model"
+    (tmp_path / "out" / "edit.json").write_text(json.dumps(told))
+    status, _, err = run(*arguments, "--limit", "2")
+    assert status == 2 and "other model.weights" in err
