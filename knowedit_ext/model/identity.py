@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..runs.checksums import checksum as checksum
 from ..runs.settings import marked
@@ -52,13 +53,13 @@ def identity(model: EditableModel) -> dict[str, Any]:
 
 def _beside(model: EditableModel) -> list[str]:
     """Of edits in force what stands beside a weight that cannot be written, and is not seen in it."""
-    plain = {name for name, p in model.hf.named_parameters() if p.is_floating_point()}
-    return [
-        marked(name, *(checksum(factor) for factor in (change.inputs, change.outputs)))
-        for edit, _ in model.__dict__.get("applied_edits", ())
-        for name, change in sorted(edit.changes.items())
-        if name not in plain
+    changes = [
+        (name, change)
+        for applied in model.applied_edits
+        for name, change in sorted(applied.edit.changes.items())
+        if name not in applied.placed.before
     ]
+    return [marked(name, checksum(change.inputs), checksum(change.outputs)) for name, change in changes]
 
 
 def weight_checksum(weight: torch.Tensor) -> list[str]:
@@ -77,18 +78,30 @@ def weight_checksums(
 ) -> Checksums:
     """Checksums of the weights whose real name is `wanted`.
 
-    originals: weights, by name, to take instead of the model's own: those that known edits have replaced.
+    originals: weights, by name, to take instead of the model's own: those that known edits have replaced. What
+    accelerate has offloaded is read from where it keeps it; ValueError for a weight that is nowhere.
     """
     found: Checksums = {}
+    tied = getattr(model.hf, "all_tied_weights_keys", None) or {}
     for name, stored in stored_weights(model.hf):
-        if wanted(name):
+        if wanted(name) and not (stored.is_meta and name in tied):  # what is offloaded is no longer one tensor
             weight = (originals or {}).get(name, stored)
-            if weight.is_meta:
-                raise ValueError(
-                    f"weight '{name}' is offloaded: it takes part in telling which model this is, and must be in memory"
-                )
-            found[name] = weight_checksum(weight)
+            found[name] = weight_checksum(_offloaded(model.hf, name) if weight.is_meta else weight)
     return found
+
+
+def _offloaded(hf: nn.Module, name: str) -> torch.Tensor:
+    parts = name.split(".")
+    for end in range(len(parts) - 1, -1, -1):  # the hook is on the module that has the weight, or on one around it
+        hook = getattr(hf.get_submodule(".".join(parts[:end])), "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            kept = getattr(each, "weights_map", None)
+            if kept is not None and ".".join(parts[end:]) in kept:
+                return kept[".".join(parts[end:])]
+    raise ValueError(
+        f"weight '{name}' is not in memory, nor where accelerate keeps what it offloads: it takes part in telling which"
+        " model this is"
+    )
 
 
 def fingerprint(checksums: Checksums) -> str:

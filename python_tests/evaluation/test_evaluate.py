@@ -309,7 +309,7 @@ def test_the_first_of_checked_records(model: ke.EditableModel, records: list[dic
 def test_a_broken_edit_is_named_and_writes_nothing(
     model: ke.EditableModel, records: list[dict], tmp_path: Path
 ) -> None:
-    broken = rank_one(model, 2, 0, size=float("inf"))
+    broken = rank_one(model, 2, 0, size=1e18)
     with pytest.raises(ValueError, match="not finite: the model, or its edit, is broken"):
         ke.evaluate(model, records[:2], broken, generation=False, out=tmp_path)
     assert not list(tmp_path.glob("cases/*"))
