@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,10 @@ def test_numbers_and_tokenizer_take_part() -> None:
 def test_what_is_offloaded_is_read_where_it_is_kept(tmp_path: Path) -> None:
     want = identity(model_of(tiny_hf("gpt2")))
     for seed in (0, 1):
-        for offload in (cpu_offload, lambda hf, device: disk_offload(hf, tmp_path / str(seed), device)):
+        folder = tmp_path / str(seed)
+        for offload in (cpu_offload, partial(disk_offload, offload_dir=folder)):
             model = model_of(tiny_hf("gpt2", seed))
-            offload(model.hf, torch.device("cpu"))
+            offload(model.hf, execution_device=torch.device("cpu"))
             assert any(p.is_meta for p in model.hf.parameters())
             assert (identity(model) == want) is (seed == 0)
 
