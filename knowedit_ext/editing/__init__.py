@@ -1,0 +1,34 @@
+"""Edits as data (`Edit`), what is to be edited (`EditRequest`), and the methods that make them (`edit`, `METHODS`)."""
+
+from .edit import Edit
+from .method import Method
+from .methods import METHODS, edit, method_of
+from .methods.alphaedit import AlphaEditParams, alphaedit
+from .methods.emmet import EMMETParams, emmet
+from .methods.finetune import FTParams, finetune
+from .methods.memit import MEMITParams, memit
+from .methods.r_rome import RROMEParams, r_rome
+from .methods.rome import ROMEParams, rome, rome_each
+from .request import EditRequest
+
+__all__ = [
+    "METHODS",
+    "AlphaEditParams",
+    "EMMETParams",
+    "Edit",
+    "EditRequest",
+    "FTParams",
+    "MEMITParams",
+    "Method",
+    "ROMEParams",
+    "RROMEParams",
+    "alphaedit",
+    "edit",
+    "emmet",
+    "finetune",
+    "memit",
+    "method_of",
+    "r_rome",
+    "rome",
+    "rome_each",
+]

@@ -1,0 +1,62 @@
+"""The public names, and the packages they come from."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import knowedit_ext as ke
+
+PACKAGES = ("model", "tracing", "evaluation", "editing", "moments", "datasets")
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_packages_give_what_they_say(name: str) -> None:
+    package = importlib.import_module(f"knowedit_ext.{name}")
+    assert package.__all__ and all(hasattr(package, public) for public in package.__all__)
+
+
+def test_a_function_is_not_hidden_by_the_file_it_is_in() -> None:
+    from knowedit_ext.datasets import download
+    from knowedit_ext.editing import edit
+    from knowedit_ext.evaluation import evaluate
+    from knowedit_ext.evaluation.evaluate import load  # and what else is in the file can be had
+    from knowedit_ext.tracing import trace
+    from knowedit_ext.tracing.trace import Trace
+
+    assert (edit, evaluate, trace, Trace) == (ke.edit, ke.evaluate, ke.trace, ke.Trace)
+    assert callable(download) and callable(load)
+
+
+def test_every_public_name_comes_from_a_package_that_gives_it() -> None:
+    given = {public for name in PACKAGES for public in importlib.import_module(f"knowedit_ext.{name}").__all__}
+    assert set(ke.__all__) <= given
+
+
+ALONE = """
+import importlib, sys, types
+package = types.ModuleType("knowedit_ext")
+package.__path__ = sys.argv[1:2]
+for name in sys.argv[2:]:
+    for loaded in [m for m in sys.modules if m.partition(".")[0] == "knowedit_ext" and ".ops" not in m]:
+        del sys.modules[loaded]
+    sys.modules["knowedit_ext"] = package
+    try:
+        importlib.import_module(f"knowedit_ext.{name}")
+    except ImportError as error:
+        print(name, error)
+"""
+
+
+def test_no_circle_of_imports() -> None:
+    """Every module can be the first that is imported."""
+    modules = [module.name.partition(".")[2] for module in pkgutil.walk_packages(ke.__path__, "knowedit_ext.")]
+    names = [name for name in modules if "__main__" not in name and not name.startswith(("_C", "ops"))]
+    assert {"tracing.trace", "evaluation.report", "editing.methods.rome", "cli"} <= set(names)
+    command = [sys.executable, "-c", ALONE, ke.__path__[0], *names]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr[-2000:]
