@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..checks import typed
 from ..model.identity import Checksums, differing_weights, fingerprint
 from ..model.load import EditableModel
 from ..model.weights import Weight
@@ -91,6 +92,7 @@ class Edit:
 
     # -- on a model ------------------------------------------------------------------------------------------------
 
+    @typed
     def apply(self, model: EditableModel) -> None:
         """Add the changes to the model's weights (in float64, then rounded to the weights' dtype).
 
@@ -131,6 +133,7 @@ class Edit:
     def _own_parts(self) -> frozenset[str]:
         return frozenset(self.parts or [digest(self.changes)])
 
+    @typed
     def revert(self, model: EditableModel) -> None:
         """Take the edit back: the exact bits from before it, with edits applied since then applied again.
 
@@ -162,6 +165,7 @@ class Edit:
         self.model, self.base = describe_model(model), base_checksums(model, self.changes, originals(model))
         return self
 
+    @typed
     @contextmanager
     def applied(self, model: EditableModel) -> Iterator[EditableModel]:
         """The model with the edit, inside a `with`."""
@@ -171,6 +175,7 @@ class Edit:
         finally:
             self.revert(model)
 
+    @typed
     @torch.no_grad()
     def rounding(self, model: EditableModel) -> dict[str, float]:
         """For each weight |stored change - change| / |change|: what rounding to the weights' dtype takes away."""

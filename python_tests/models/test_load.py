@@ -76,6 +76,10 @@ def test_a_host_that_is_no_loaded_model(host) -> None:
         lambda: ke.finetune(host, request, ft),
         lambda: ke.edit(host, request, "rome", params=rome),
         lambda: ke.evaluate(host, []),
+        lambda: ke.Edit({}, "none").apply(host),
+        lambda: ke.Edit({}, "none").revert(host),
+        lambda: ke.Edit({}, "none").applied(host),
+        lambda: ke.Edit({}, "none").rounding(host),
     ):
         with pytest.raises(TypeError, match="expected EditableModel, which knowedit_ext.load_model.* gives"):
             call()
