@@ -153,8 +153,11 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     atomic_write(path, lambda file: save_npz(file, sealed))
 
 
-def load_npz(path: str | Path, keys: Collection[str] | None = None, sealed: bool = False) -> dict[str, np.ndarray]:
-    """Arrays of a .npz file, all or those named, never unpickled; each takes no more memory than the file makes likely.
+def load_npz(
+    path: str | Path, keys: Collection[str] | None = None, optional: Collection[str] = (), sealed: bool = False
+) -> dict[str, np.ndarray]:
+    """Arrays of a .npz file, all or those named (`optional`: where they are there), never unpickled; each takes no more
+    memory than the file makes likely.
 
     ValueError says which file is not whole, was altered, or lacks one of `keys`. The seal is left out; sealed: it has
     to be there, the file is one of ours.
@@ -167,13 +170,14 @@ def load_npz(path: str | Path, keys: Collection[str] | None = None, sealed: bool
                 if absent:
                     raise ValueError(f"it lacks {', '.join(absent)} and holds {', '.join(names) or 'nothing'}")
                 has_seal = SEAL in names
-                wanted = names if keys is None or has_seal else keys
+                asked = names if keys is None else [*keys, *(key for key in optional if key in names)]
+                wanted = names if has_seal else asked
                 found = {key: _member(archive, key) for key in wanted}
         except Exception as error:  # damaged bytes raise whatever they meet: zip, zlib, struct, numpy, memory, ...
             raise ValueError(f"'{path}' is not the .npz file expected: {error}; {_AGAIN}") from error
     if (sealed or has_seal) and str(found.pop(SEAL, "")) != arrays_digest(found):
         raise _altered(path)
-    return found if keys is None else {key: found[key] for key in keys}
+    return {key: found[key] for key in asked if key != SEAL}
 
 
 def _member(archive: zipfile.ZipFile, key: str) -> np.ndarray:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..checks import Natural, as_type
-from ..runs.files import load_json, load_npz, write_json
+from ..runs.files import load_json, write_json
 from .interval import Interval
 from .kinds import KINDS, kind_of_file
 from .plots import plot_effects
 from .roles import ROLES, by_role
-from .trace import Trace
+from .trace import Trace, was_predicted
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,10 @@ class Effects:
         """From .npz files in the published layout; those without a correct prediction are counted as skipped."""
         traces, skipped = [], defaultdict(int)
         for path in paths:
-            data = load_npz(path)
-            if not bool(data.get("correct_prediction", True)):
-                skipped[kind_of_file(Path(path).stem).name] += 1
-            else:
+            if was_predicted(path):
                 traces.append(Trace.load(path))
+            else:
+                skipped[kind_of_file(Path(path).stem).name] += 1
         return cls.from_traces(traces, skipped)
 
     @classmethod
@@ -138,6 +137,9 @@ def _average(traces: Sequence[Trace], skipped: int) -> KindEffects:
     layers = {t.scores.shape[1] for t in traces}
     if len(layers) > 1:
         raise ValueError(f"traces of models with different numbers of layers: {sorted(layers)}")
+    windows = {t.window for t in traces if KINDS[t.kind].windowed}
+    if len(windows) > 1:
+        raise ValueError(f"traces with different windows: {sorted(windows)}")
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
     for trace in traces:
         for role, effect in by_role(trace.indirect_effect, trace.subject_range).items():

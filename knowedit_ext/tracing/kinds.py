@@ -56,6 +56,14 @@ def kinds_of(names: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
+def kind_of_saved(text: str) -> Kind:
+    """The kind that a file says; the published code writes its None for states out as text, too."""
+    kind = next((kind for kind in KINDS.values() if text in (kind.saved, kind.name)), None)
+    if kind is None and text != "None":
+        raise ValueError(f"unknown kind '{text}'")
+    return kind or KINDS["state"]
+
+
 def kind_of_file(stem: str) -> Kind:
     """The kind that a published file's name says."""
     return next((kind for kind in KINDS.values() if kind.suffix and stem.endswith(kind.suffix)), KINDS["state"])

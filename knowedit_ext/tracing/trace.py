@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..runs.files import load_npz, write_npz
-from .kinds import KINDS
+from .kinds import KINDS, kind_of_saved
 from .plots import plot_trace
 
 
@@ -98,44 +99,97 @@ class Trace:
     @classmethod
     def load(cls, path: str | Path) -> Trace:
         """Read a trace saved here or by the published code. Raises ValueError for what is no such file."""
-        data = load_npz(path)
-        if not bool(data.get("correct_prediction", True)) and "scores" not in data:
-            raise ValueError(f"'{path}' holds no trace: the model did not predict the expected attribute")
-        missing = [
-            k for k in ("scores", "low_score", "high_score", "input_tokens", "subject_range", "answer") if k not in data
-        ]
-        if missing:
-            raise ValueError(f"'{path}' is no trace: it lacks {', '.join(missing)}")
+        data = load_npz(path, (), LAYOUT)
+        try:
+            return _read(data)
+        except ValueError as error:
+            raise ValueError(f"'{path}' is no trace: {error}") from error
 
-        def read(name: str, convert: Callable[[Any], Any], default: Any = None) -> Any:
-            try:
-                return convert(data.get(name, default))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"'{path}' is no trace: {name} is {data[name]}") from error
 
-        scores = read("scores", lambda x: x.astype(np.float32))
-        tokens = [str(t) for t in data["input_tokens"]]
-        if scores.ndim != 2 or len(tokens) != len(scores):
-            raise ValueError(f"'{path}' is no trace: scores {list(scores.shape)} for {len(tokens)} tokens")
-        subject = read("subject_range", lambda x: tuple(int(i) for i in x))
-        if len(subject) != 2 or not 0 <= subject[0] < subject[1] <= len(tokens):
-            raise ValueError(f"'{path}' is no trace: subject_range {subject} among {len(tokens)} tokens")
-        kind = {"": "state", "None": "state"}.get(str(data.get("kind", "")), str(data.get("kind")))
-        if kind not in KINDS:
-            raise ValueError(f"'{path}' is no trace: unknown kind '{kind}'")
-        return cls(
-            scores=scores,
-            low_score=read("low_score", float),
-            high_score=read("high_score", float),
-            answer=str(data["answer"]),
-            answer_ids=read("answer_ids", lambda x: tuple(int(i) for i in x), ()),
-            tokens=tokens,
-            input_ids=data.get("input_ids", np.zeros(0, np.int64)),
-            subject_range=subject,
-            kind=kind,
-            window=read("window", int, 10),
-            sample_scores=data.get("sample_scores", np.zeros((0, *scores.shape), np.float32)),
-            low_samples=data.get("low_samples", np.zeros(0, np.float32)),
-            correct_prediction=bool(data.get("correct_prediction", True)),
-            settings=read("settings", lambda x: json.loads(str(x)), "{}"),
-        )
+# name in the file: kinds of numpy's types, dimensions
+NEEDED = {
+    "scores": ("fiu", 2),
+    "low_score": ("fiu", 0),
+    "high_score": ("fiu", 0),
+    "input_tokens": ("U", 1),
+    "subject_range": ("iu", 1),
+    "answer": ("U", 0),
+}
+LAYOUT = NEEDED | {
+    "kind": ("U", 0),
+    "window": ("iu", 0),
+    "correct_prediction": ("b", 0),
+    "input_ids": ("iu", 1),
+    "answer_ids": ("iu", 1),
+    "sample_scores": ("f", 3),
+    "low_samples": ("f", 1),
+    "settings": ("U", 0),
+}
+TYPES = {"fiu": "numbers", "f": "numbers", "iu": "whole numbers", "U": "text", "b": "true or false"}
+
+
+def _read(data: Mapping[str, np.ndarray]) -> Trace:
+    _check_types(data)
+    if not data.get("correct_prediction", True) and "scores" not in data:
+        raise ValueError("the model did not predict the expected attribute, and nothing was traced")
+    if missing := [name for name in NEEDED if name not in data]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    scores, tokens = data["scores"].astype(np.float32), [str(token) for token in data["input_tokens"]]
+    if len(tokens) != len(scores) or not scores.size:
+        raise ValueError(f"scores {list(scores.shape)} for {len(tokens)} tokens")
+    traced = ~np.isnan(scores).all(axis=1)  # other tokens were not asked for
+    if not traced.any() or not np.isfinite(scores[traced]).all():
+        raise ValueError("scores are no finite numbers")
+    low, high, window = float(data["low_score"]), float(data["high_score"]), int(data.get("window", 10))
+    if not (math.isfinite(low) and math.isfinite(high) and window > 0):
+        raise ValueError(f"low_score is {low}, high_score {high}, window {window}")
+    subject = tuple(data["subject_range"].tolist())
+    if len(subject) != 2 or not 0 <= subject[0] < subject[1] <= len(tokens):
+        raise ValueError(f"subject_range {subject} among {len(tokens)} tokens")
+    samples = data.get("sample_scores", np.zeros((0, *scores.shape), np.float32))
+    if samples.shape[1:] != scores.shape:
+        raise ValueError(f"sample_scores {list(samples.shape)} for scores {list(scores.shape)}")
+    return Trace(
+        scores=scores,
+        low_score=low,
+        high_score=high,
+        answer=str(data["answer"]),
+        answer_ids=tuple(data.get("answer_ids", np.zeros(0, np.int64)).tolist()),
+        tokens=tokens,
+        input_ids=data.get("input_ids", np.zeros(0, np.int64)),
+        subject_range=subject,
+        kind=kind_of_saved(str(data.get("kind", ""))).name,
+        window=window,
+        sample_scores=samples,
+        low_samples=data.get("low_samples", np.zeros(0, np.float32)),
+        correct_prediction=bool(data.get("correct_prediction", True)),
+        settings=_settings(str(data.get("settings", "{}"))),
+    )
+
+
+def _check_types(data: Mapping[str, np.ndarray]) -> None:
+    for name, array in data.items():
+        kinds, dimensions = LAYOUT[name]
+        if array.dtype.kind not in kinds or array.ndim != dimensions:
+            wanted = f"{TYPES[kinds]} in {dimensions} dimensions"
+            raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, expected {wanted}")
+
+
+def _settings(text: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError("settings is no JSON object")
+    return settings
+
+
+def was_predicted(path: str | Path) -> bool:
+    """Did the model say the expected attribute? Else the published layout's file holds nothing more."""
+    data = load_npz(path, (), ("correct_prediction",))
+    try:
+        _check_types(data)
+    except ValueError as error:
+        raise ValueError(f"'{path}' is no trace: {error}") from error
+    return bool(data.get("correct_prediction", True))

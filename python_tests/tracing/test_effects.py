@@ -89,6 +89,17 @@ def test_models_of_different_depth_do_not_mix() -> None:
         ke.Effects.from_traces([a_trace(6, (1, 3), 0), a_trace(6, (1, 3), 0, layers=7)])
 
 
+def test_windows_do_not_mix_and_states_have_none() -> None:
+    for kind in KINDS:
+        traces = [a_trace(6, (1, 3), seed, kind) for seed in range(2)]
+        traces[1].window = 3
+        if KINDS[kind].windowed:
+            with pytest.raises(ValueError, match=r"different windows: \[3, 10\]"):
+                ke.Effects.from_traces(traces)
+        else:
+            assert ke.Effects.from_traces(traces).kinds[kind].window == 1
+
+
 @pytest.mark.parametrize("suffix, magic", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
 def test_figures(tmp_path: Path, suffix: str, magic: bytes) -> None:
     trace = a_trace(9, (2, 6), 1, "attn", layers=48)
