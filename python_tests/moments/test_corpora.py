@@ -75,6 +75,11 @@ def test_mistakes(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="'wikipedia' is neither a file nor a folder.*install the datasets library"):
         open_corpus("wikipedia")
+    monkeypatch.delitem(sys.modules, "datasets")
+    (tmp_path / "datasets").mkdir()  # in the working directory, say
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ValueError, match="'wikipedia' is neither a file nor a folder.*only a folder 'datasets'"):
+        open_corpus("wikipedia")
     with pytest.raises(ValueError, match=r"has no \.txt, \.jsonl, \.json file"):
         open_corpus(tmp_path)
     (tmp_path / "a.jsonl").write_text('"fine"\n{"title": 1}\n')
