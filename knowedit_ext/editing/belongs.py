@@ -34,13 +34,13 @@ def base_checksums(model: EditableModel, names: Iterable[str], originals: Mappin
         elif weight.parameter is not None:
             found[name] = weight_checksum(weight.parameter)
         else:
-            found[name] = _quantised_checksum(weight)
+            found[name] = _quantised_checksum(model, weight)
     return found
 
 
-def _quantised_checksum(weight: Weight) -> list[str]:
-    """Of all that its module would save, bit for bit: there are no values to compare with those of another dtype."""
-    stored = {key: weight_checksum(tensor) for key, tensor in stored_in(weight.holder, weight.name)}
+def _quantised_checksum(model: EditableModel, weight: Weight) -> list[str]:
+    """Of all that its module keeps, bit for bit: there are no values to compare with those of another dtype."""
+    stored = {key: weight_checksum(tensor) for key, tensor in stored_in(model, weight.holder, weight.name)}
     if not stored:
         raise ValueError(f"'{weight.name}' is kept in a form that cannot be read: nothing tells which model it is of")
     return [QUANTISED, "x".join(map(str, weight.shape)), fingerprint(stored)[:32]]

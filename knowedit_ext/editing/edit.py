@@ -104,8 +104,8 @@ class Edit:
         a weight's dtype, offloaded weights; and where the model turns out not to compute with a changed weight, which
         is then as it was.
         """
-        self.check_not_applied(model)
         weights = self._weights(model)
+        self.check_not_applied(model)
         check_base(self.base, self.model, model, originals(model))
         self._put(model, weights, probe=True)
 
@@ -139,8 +139,11 @@ class Edit:
 
         A copy of the edit, loaded from a file, does as well. An interrupt waits until that is done.
         """
-        applied, own = model.applied_edits, self._own_parts()
-        at = next((n for n, each in enumerate(applied) if each.edit is self or each.parts == own), None)
+        applied = model.applied_edits
+        at = next((n for n, each in enumerate(applied) if each.edit is self), None)
+        if at is None:
+            own = self._own_parts()
+            at = next((n for n, each in enumerate(applied) if each.parts == own), None)
         if at is None:
             raise ValueError("this edit is not applied to this model")
         later = [each.edit for each in applied[at + 1 :]]
@@ -245,11 +248,11 @@ class Edit:
         """The sum of edits of one model. ValueError: of different ones, or an edit that is there twice."""
         if not edits:
             raise ValueError("no edits to merge")
+        for edit in edits:
+            check_changes(edit.changes)
         parts = [part for edit in edits for part in sorted(edit._own_parts())]
         if len(set(parts)) < len(parts):
             raise ValueError("an edit is twice among those to merge, by itself or as part of a sum")
-        for edit in edits:
-            check_changes(edit.changes)
         names = list(dict.fromkeys(name for edit in edits for name in edit.changes))
         changes: dict[str, Change] = {}
         for name in names:

@@ -19,7 +19,7 @@ from .changes import Change, LowRank, largest
 
 SAME = 0.1  # of the change may be missing in the answer: what quantising the activations takes
 LARGEST = {torch.float16: 2.0**10}  # of a weight times a probe; in wider types 2^24
-ROUNDINGS = 8
+ROUNDINGS = 2  # of an answer, of the size of its entries, which add up as a random walk
 
 
 class Probe:
@@ -70,9 +70,12 @@ class Probe:
             )
 
     def _near(self, after: torch.Tensor, before: torch.Tensor, wanted: torch.Tensor) -> bool:
+        """Whether the answer has moved along what was wanted, and as far, to the rounding of answers."""
         after, before, wanted = (x.double().cpu() for x in (after, before, wanted))
+        far = float(wanted.norm())
+        moved = float((after - before) @ wanted) / max(far, 1e-300)
         rounding = ROUNDINGS * torch.finfo(self._answered).eps * float(before.norm() + after.norm())
-        return float((after - before - wanted).norm()) <= SAME * float(wanted.norm()) + rounding
+        return abs(moved - far) <= SAME * far + rounding / len(wanted) ** 0.5
 
     def _answer(self) -> torch.Tensor | None:
         """[d_out]"""

@@ -147,8 +147,8 @@ def _checked_weights(model: EditableModel, edits: Sequence[Edit]) -> dict[str, W
     found: dict[str, Weight] = {}
     for number, edit in enumerate(edits):
         try:
-            edit.check_not_applied(model)
             found |= weights_of(model, edit.changes, edit.model)
+            edit.check_not_applied(model)
             for name, change in edit.changes.items():
                 in_float32(name, change)
         except ValueError as error:

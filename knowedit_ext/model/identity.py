@@ -83,7 +83,7 @@ def weight_checksums(
     """
     found: Checksums = {}
     tied = getattr(model.hf, "all_tied_weights_keys", None) or {}
-    for name, stored in stored_weights(model.hf):
+    for name, stored in stored_weights(model):
         if wanted(name) and not (stored.is_meta and name in tied):  # what is offloaded is no longer one tensor
             weight = (originals or {}).get(name, stored)
             found[name] = weight_checksum(_offloaded(model.hf, name) if weight.is_meta else weight)

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .families import device_of
+from .hooks import resting
+from .load import EditableModel
 from .wrappers import ADAPTED, TRANSPARENT, inside
 
 WRITABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -113,16 +116,16 @@ def _of_adapter(hf: nn.Module, path: str) -> bool:
     return False
 
 
-def stored_weights(hf: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def stored_weights(model: EditableModel) -> Iterator[tuple[str, torch.Tensor]]:
     """What tells this model from another of its kind, by real name: parameters; of modules that keep their weights in
-    some other form what they would save; and of LoRA layers how far their adapters are in force."""
-    modules = list(hf.named_modules(remove_duplicate=True))
+    some other form all that they keep; and of LoRA layers how far their adapters are in force."""
+    modules = list(model.hf.named_modules())
     odd = {path: module for path, module in modules if _keeps_otherwise(module)}
-    for each in parameters(hf):
+    for each in parameters(model.hf):
         if each.path.rpartition(".")[0] not in odd:
             yield each.name, each.tensor
     for path, module in odd.items():
-        yield from stored_in(module, real_name(path))
+        yield from stored_in(model, module, real_name(path))
     for path, module in modules:
         if ADAPTED in module._modules:
             active = [] if module.disable_adapters or module.merged else module.active_adapters
@@ -135,18 +138,28 @@ def _keeps_otherwise(module: nn.Module) -> bool:
     return any(b is not None for b in saved) or not all(p is None or is_plain(p) for p in parameters)
 
 
-def stored_in(module: nn.Module, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a module would save of its own, the modules inside it left out: bitsandbytes, for one, computes with a
-    packed copy of its weights that differs from what it was loaded with."""
-    found: dict[str, object] = {}
-    module._save_to_state_dict(found, f"{name}.", keep_vars=False)
-    for key, value in found.items():
-        yield from _plain_parts(key, value)
+def stored_in(model: EditableModel, module: nn.Module, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that a module keeps of its own, those it is not saved with and the modules inside it left out.
+
+    A quantised one first computes a row: bitsandbytes packs its weights at the first product on a CPU, and asking for
+    its state_dict would unpack them wrongly.
+    """
+    if isinstance(getattr(module, "in_features", None), int) and not _offloaded(module):
+        row = torch.zeros(1, module.in_features, dtype=model.dtype, device=device_of(module) or model.device)
+        with resting(model):
+            module(row)
+    buffers = {n: buffer for n, buffer in module._buffers.items() if n not in module._non_persistent_buffers_set}
+    for leaf, value in (module._parameters | buffers).items():
+        yield from _plain_parts(f"{name}.{leaf}", value)
 
 
-def _plain_parts(key: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:
+def _offloaded(module: nn.Module) -> bool:
+    return any(p is not None and p.is_meta for p in (module._parameters | module._buffers).values())
+
+
+def _plain_parts(key: str, value: torch.Tensor | None) -> Iterator[tuple[str, torch.Tensor]]:
     if hasattr(value, "__tensor_flatten__"):  # a tensor made of others
         for part in value.__tensor_flatten__()[0]:
             yield from _plain_parts(f"{key}.{part}", getattr(value, part))
-    elif isinstance(value, torch.Tensor):
+    elif value is not None:
         yield key, value

@@ -79,7 +79,7 @@ def wrapper(request):
 def test_names_and_traces_are_those_of_the_plain_model(family: str, wrapper) -> None:
     plain, model = (ke.load_model((hf, word_level())) for hf in (tiny_hf(family), wrapper(tiny_hf(family))))
     assert type(model.hf) is type(plain.hf)
-    assert [n for n, _ in stored_weights(model.hf)] == [n for n, _ in plain.hf.named_parameters()]
+    assert [n for n, _ in stored_weights(model)] == [n for n, _ in plain.hf.named_parameters()]
     for name, tensor in plain.hf.named_parameters():
         assert torch.equal(find_weight(model.hf, name).parameter, tensor)
     want, got = (ke.trace(m, FACT, kind="mlp", window=2, samples=2, noise=0.5) for m in (plain, model))
@@ -114,8 +114,8 @@ def test_moments_of_wrapped_models_know_their_weights(wrapper) -> None:
 @pytest.mark.parametrize("of", ["mlp", "nothing"])
 def test_moments_bind_to_no_empty_list_of_weights(of: str, monkeypatch) -> None:
     model = ke.load_model((tiny_hf("gpt2"), word_level()))
-    seen = [(name, tensor) for name, tensor in stored_weights(model.hf) if of != "nothing" and "mlp" not in name]
-    monkeypatch.setattr(identity, "stored_weights", lambda hf: iter(seen))
+    seen = [(name, tensor) for name, tensor in stored_weights(model) if of != "nothing" and "mlp" not in name]
+    monkeypatch.setattr(identity, "stored_weights", lambda model: iter(seen))
     with pytest.raises(ValueError, match="has no weights 'transformer.h.1.mlp....' to tell by"):
         ke.collect_moments(model, ["w3 w4"], [1], progress=False)
 
