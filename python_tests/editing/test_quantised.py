@@ -196,7 +196,6 @@ DOORS = {
     "rounding": lambda model, edit: edit.rounding(model),
     "bind": lambda model, edit: edit.bind(model),
     "rows": lambda model, edit: EditedRows(model, [edit]),
-    "moments": lambda model, edit: ke.collect_moments(model, ["w3 w4"], [2], progress=False),
 }
 
 
