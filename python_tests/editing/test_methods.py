@@ -142,7 +142,9 @@ def test_command(method, tmp_path, monkeypatch, capsys) -> None:
         "sys.argv",
         ["knowedit", "edit", str(tmp_path / "model"), *arguments, "--moments", str(moments), *limit, "--out", str(out)],
     )
-    main()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
     assert f"{method.name}: {1 if limit else 2} requests" in capsys.readouterr().out
     assert ke.Edit.load(out).method == method.name
 
