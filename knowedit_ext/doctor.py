@@ -12,12 +12,14 @@ import torch
 
 from knowedit_ext.ops import _native
 
+from .extras import EXTRAS
+
 PACKAGES = ("knowedit_ext", "torch", "transformers", "numpy", "scipy", "safetensors")
 
 
 def report() -> str:
     """The findings as text, one per line; a `->` line says what to do about the one above it."""
-    return "\n".join([*_versions(), "", *_native_cpu(), *_native_cuda(), "", *_torch_cuda()])
+    return "\n".join([*_versions(), "", *_extras(), "", *_native_cpu(), *_native_cuda(), "", *_torch_cuda()])
 
 
 def _version(package: str) -> str:
@@ -32,6 +34,16 @@ def _versions() -> list[str]:
     lines += [f"{name:<13} {_version(name)}" for name in PACKAGES]
     lines.append(f"package       {Path(__file__).parent}")
     lines.append(f"threads       {torch.get_num_threads()} of {os.cpu_count()} cores (torch.set_num_threads)")
+    return lines
+
+
+def _extras() -> list[str]:
+    lines = []
+    for name, purpose, extra in EXTRAS.values():
+        try:
+            lines.append(f"{name:<13} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            lines += [f"{name:<13} no: {purpose}", f'  -> pip install "knowedit_ext[{extra}]"']
     return lines
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from knowedit_ext.cli import main
+from knowedit_ext.extras import EXTRAS
 from knowedit_ext.world import load_world
 
 
@@ -71,4 +73,10 @@ def test_mistakes_are_one_line_and_nothing_is_written(
 
 
 def test_doctor(tmp_path: Path) -> None:
-    assert "torch" in knowedit("doctor", cwd=tmp_path).stdout
+    said = knowedit("doctor", cwd=tmp_path).stdout
+    assert "torch" in said
+    for name, _, extra in EXTRAS.values():
+        try:
+            assert f"{name:<13} {metadata.version(name)}" in said
+        except metadata.PackageNotFoundError:
+            assert f"{name:<13} no: " in said and f'-> pip install "knowedit_ext[{extra}]"' in said
