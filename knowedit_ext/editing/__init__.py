@@ -5,8 +5,10 @@ from .method import Method
 from .methods import METHODS, edit, method_of
 from .methods.alphaedit import AlphaEditParams, alphaedit
 from .methods.emmet import EMMETParams, emmet
+from .methods.encore import ENCOREParams, encore
 from .methods.finetune import FTParams, finetune
 from .methods.memit import MEMITParams, memit
+from .methods.pmet import PMETParams, pmet
 from .methods.r_rome import RROMEParams, r_rome
 from .methods.rome import ROMEParams, rome, rome_each
 from .request import EditRequest
@@ -15,19 +17,23 @@ __all__ = [
     "METHODS",
     "AlphaEditParams",
     "EMMETParams",
+    "ENCOREParams",
     "Edit",
     "EditRequest",
     "FTParams",
     "MEMITParams",
     "Method",
+    "PMETParams",
     "ROMEParams",
     "RROMEParams",
     "alphaedit",
     "edit",
     "emmet",
+    "encore",
     "finetune",
     "memit",
     "method_of",
+    "pmet",
     "r_rome",
     "rome",
     "rome_each",

@@ -18,7 +18,7 @@ from .published import import_values
 from .ready import check_ready
 from .request import EditRequest, check_requests, warn_of_known
 from .residual import check_adds_to_residual
-from .spread import Solve, spread
+from .spread import Aim, Solve, spread
 from .tokenized import TokenizedRequest, context_weights, tokenize_requests
 from .values import optimise_values
 
@@ -42,21 +42,23 @@ def closed_form(
     seed: int,
     batch: int | None,
     progress: bool,
+    aim: Aim = Aim(),  # noqa: B008  (frozen)
 ) -> Edit:
-    """The edit of method `name`: see `memit` for the arguments, whose solve is handed over here."""
+    """The edit of method `name`: see `memit` for the arguments, whose solve and aim are handed over here."""
     found = check_requests(requests)
     check_ready(model, params, moments, needed=True)
-    check_adds_to_residual(model, params.layers)
+    if aim.site == "layer":
+        check_adds_to_residual(model, params.layers)
     history = earlier_keys(model, earlier, params.layers)
     generated = seed if contexts is None else None
     contexts = context_groups(model, contexts, seed)
     tokenized = _tokenized(model, found, params, contexts)
     if values is None:
-        values = _optimised(model, tokenized, params, batch, progress)
+        values = _optimised(model, tokenized, params, batch, progress, aim)
     else:
-        values = _given(model, values, found, params)
+        values = _given(model, values, found, params, aim)
     edit = Edit({}, name, [r.to_dict() for r in found], params.to_dict(), contexts, compat, seed=generated)
-    spread(model, edit, params.layers, tokenized, context_weights(contexts), values, history, solve)
+    spread(model, edit, params.layers, tokenized, context_weights(contexts), values, history, solve, aim)
     return edit
 
 
@@ -74,7 +76,7 @@ def closed_form_values(
     check_ready(model, params, None, needed=False)
     check_adds_to_residual(model, params.layers)
     tokenized = _tokenized(model, found, params, context_groups(model, contexts, seed))
-    return _optimised(model, tokenized, params, batch, progress)
+    return _optimised(model, tokenized, params, batch, progress, Aim())
 
 
 def _tokenized(
@@ -84,15 +86,27 @@ def _tokenized(
 
 
 def _optimised(
-    model: EditableModel, requests: Sequence[TokenizedRequest], params: EditParams, batch: int | None, progress: bool
+    model: EditableModel,
+    requests: Sequence[TokenizedRequest],
+    params: EditParams,
+    batch: int | None,
+    progress: bool,
+    aim: Aim,
 ) -> torch.Tensor:
     warn_of_known(model, [request.facts[0] for request in requests])
-    return optimise_values(model, requests, params, "layer", params.layers[-1], batch, progress).values
+    how = dict(beside=aim.beside, loss_layer=params.v_loss_layer, nll_factor=aim.nll_factor, rule=aim.rule)
+    return optimise_values(model, requests, params, aim.site, params.layers[-1], batch, progress, **how).values
 
 
-def _given(model: EditableModel, values: Any, requests: Sequence[EditRequest], params: EditParams) -> torch.Tensor:
+def _given(
+    model: EditableModel, values: Any, requests: Sequence[EditRequest], params: EditParams, aim: Aim
+) -> torch.Tensor:
     """Values that somebody computed before, or ValueError."""
     if not isinstance(values, torch.Tensor):
+        if aim.site != "layer":
+            raise ValueError(
+                "files of values hold MEMIT's, of a layer's output: give a tensor of what the MLP puts out"
+            )
         return import_values(values, requests, params, model)
     if tuple(values.shape) != (len(requests), model.hidden_size):
         raise ValueError(f"values are {list(values.shape)}: expected [{len(requests)} requests, {model.hidden_size}]")

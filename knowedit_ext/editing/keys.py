@@ -45,12 +45,12 @@ class KeyRows:
 
     @torch.no_grad()
     def pass_through(
-        self, hidden: Sequence[torch.Tensor], first: int, last: int, key_layer: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run layers first..last. At the lookups: the states behind them [prompts, hidden], and the down projection's
-        input [prompts, d_in] and output [prompts, d_out] in `key_layer`."""
-        module = self.model.modules.down_projection(key_layer)
-        found: list[tuple[torch.Tensor, ...]] = []
+        self, hidden: Sequence[torch.Tensor], first: int, key_layer: int, value_layer: int, site: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run layers first..value_layer. At the lookups: what the down projection reads in `key_layer` [prompts, d_in],
+        and what `site` ("layer": the residual stream behind it; "mlp") puts out in `value_layer` [prompts, hidden]."""
+        modules = self.model.modules
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
         for (packed, lookups), rows in zip(self.parts, hidden, strict=True):
             kept: list[torch.Tensor] = []
 
@@ -58,10 +58,10 @@ class KeyRows:
                 kept.append(x.reshape(-1, x.shape[-1])[lookups.to(x.device)])
 
             with Hooks() as hooks:
-                hooks.before(module, lambda args, _, keep=keep: keep(args[0]))
-                hooks.behind(module, keep)
-                reached = packed.run(rows, first, last)
-            found.append((reached[lookups.to(reached.device)], *kept))
+                hooks.before(modules.down_projection(key_layer), lambda args, _, keep=keep: keep(args[0]))
+                hooks.behind(modules.site(site, value_layer), keep)
+                packed.run(rows, first, value_layer + 1)
+            found.append((kept[0], kept[1]))
         return tuple(torch.cat(columns) for columns in zip(*found, strict=True))
 
     def mean(self, rows: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ The methods differ in their solve, see `Solve`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -14,9 +15,25 @@ from .edit import Edit
 from .keys import KeyRows
 from .stacked import stacked
 from .tokenized import TokenizedRequest
+from .values import Rule
 
 # (layer, keys [d_in, n], earlier keys [d_in, m]) -> [d_in, n], what the n residuals are multiplied by
 Solve = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What is to be put out by the last edited layer, how that is found, and how what is missing is divided.
+
+    site: "layer" (the residual stream behind it) or "mlp" (what the MLP adds). beside, nll_factor, rule: of its
+    optimisation, see `optimise_values`. divisor: of the residual, of the number of layers that are left.
+    """
+
+    site: str = "layer"
+    beside: tuple[str, ...] = ()
+    nll_factor: float = 1.0
+    rule: Rule | None = None
+    divisor: Callable[[int], float] = float  # Eqn. 20, MEMIT
 
 
 def spread(
@@ -28,8 +45,9 @@ def spread(
     values: torch.Tensor,
     earlier: Mapping[int, torch.Tensor],
     solve: Solve,
+    aim: Aim,
 ) -> None:
-    """Add to `edit` a change of the down projection of each layer, so that the last one puts out `values`.
+    """Add to `edit` a change of the down projection of each layer, so that the last one puts out `values` at the site.
 
     weights: of a request's contexts, in its key. values: [n, hidden]. earlier: by layer the keys [d_in, m] that are to
     keep their values. The edit keeps the keys of its own requests.
@@ -43,9 +61,9 @@ def spread(
         for number, layer in enumerate(layers):
             if layer > start:  # the layer below has been changed since
                 hidden, start = rows.run(hidden, start, layer), layer
-            reached, inputs, _ = rows.pass_through(hidden, layer, last + 1, layer)
+            inputs, reached = rows.pass_through(hidden, layer, layer, last, aim.site)
             keys = rows.mean(inputs).T  # K, [d_in, n]
             edit.keys[layer] = keys.float().cpu()
             now = reached[:: rows.per_request].double()  # values of the bare prompts, [n, hidden]
-            residual = (values.to(now.device, torch.float64) - now).T / (len(layers) - number)  # Eqn. 20, MEMIT
+            residual = (values.to(now.device, torch.float64) - now).T / aim.divisor(len(layers) - number)
             put(layer, solve(layer, keys, earlier[layer].to(keys.device)), residual)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..model.facts import Fact, tokenize_fact
 from ..model.gradients import check_gradients
-from ..model.head import distribution, log_probabilities
+from ..model.head import distribution, likeliest, log_probabilities
 from ..model.hooks import at_rest, learning
 from ..model.load import EditableModel
 from ..sweep.capture import clean_runs
@@ -56,6 +56,40 @@ class Values:
     steps: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What one step says of some edits.
+
+    edits: their numbers among the requests. owner, context, logp, right: a row for each token of the target in each
+    context: its edit's place in `edits`, the context's number (0: the bare prompt), its log-probability, whether it is
+    the most probable one. kl: [edits], times kl_factor. All on the CPU.
+    """
+
+    edits: Sequence[int]
+    owner: torch.Tensor
+    context: torch.Tensor
+    logp: torch.Tensor
+    right: torch.Tensor
+    kl: torch.Tensor
+
+    def certain(self) -> torch.Tensor:
+        """bool [edits]: is every token of the target the most probable one in every context?"""
+        return torch.zeros(len(self.edits)).index_add(0, self.owner, (~self.right).float()) == 0
+
+    def probability(self) -> torch.Tensor:
+        """[edits]: the mean over contexts of the target's probability a token (a geometric mean)."""
+        contexts = int(self.context.max()) + 1
+        place = self.owner * contexts + self.context
+        counts = torch.bincount(place, minlength=len(self.edits) * contexts)
+        sums = torch.zeros(len(counts)).index_add(0, place, self.logp)
+        return (sums / counts).exp().view(-1, contexts).mean(1)
+
+
+# What else than a small loss ends an edit: -> bool [edits], which are done; and what the target's negative
+# log-probability weighs from the next step on [edits], of what it weighed at first.
+Rule = Callable[[Seen], tuple[torch.Tensor, torch.Tensor]]
+
+
 @at_rest
 def optimise_values(
     model: EditableModel,
@@ -65,16 +99,20 @@ def optimise_values(
     layer: int,
     batch: int | None = None,
     progress: bool = False,
+    *,
+    beside: Sequence[str] = (),
+    loss_layer: int | None = None,
+    nll_factor: float = 1.0,
+    rule: Rule | None = None,
 ) -> Values:
     """The values of many requests at `site` ("mlp": ROME's delta, "layer": MEMIT's) of `layer`.
 
     requests: in their contexts, the bare prompt first. batch: edits at once; None: from free memory.
-    ROME's loss is read behind the last layer whatever `params.v_loss_layer` says, as published.
+    beside: sites of the layer that have a delta of their own, optimised with it and given up (PMET's attention output).
+    loss_layer: behind which the loss is read; None: the last. nll_factor: of the target's negative log-probability.
     Raises ValueError where a loss is not finite, or no gradient reaches a value.
     """
-    last = model.num_layers
-    if site == "layer" and params.v_loss_layer is not None:
-        last = max(params.v_loss_layer, layer) + 1
+    last = model.num_layers if loss_layer is None else max(loss_layer, layer) + 1
     if layer + 1 >= last:
         raise ValueError(
             f"layer {layer} is the last one before the loss: nothing behind it can carry a change to the prompt's end"
@@ -85,7 +123,8 @@ def optimise_values(
     check_gradients(model, layer + 1, last)
     with learning(model):
         for first in tqdm(range(0, len(requests), size), desc="values", unit="batch", disable=not progress):
-            parts.append(_Batch(model, prompts[first : first + size], params, site, layer, last).optimise())
+            some = prompts[first : first + size]
+            parts.append(_Batch(model, some, params, (site, *beside), layer, last, nll_factor, rule).optimise())
     names = ("values", "initial", "loss", "steps")
     found = Values(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
     for request, loss in zip(requests, found.loss.tolist(), strict=True):
@@ -126,11 +165,14 @@ class _Batch:
         model: EditableModel,
         prompts: Sequence[Sequence[Prompt]],
         params: EditParams,
-        site: str,
+        sites: Sequence[str],
         layer: int,
         last: int,
+        nll_factor: float,
+        rule: Rule | None,
     ) -> None:
-        self.model, self.params, self.site, self.layer, self.last = model, params, site, layer, last
+        self.model, self.params, self.sites, self.layer, self.last = model, params, sites, layer, last
+        self.nll_factor, self.rule = nll_factor, rule
         self.prompts = prompts
         self.count = len(prompts)
 
@@ -138,19 +180,23 @@ class _Batch:
         params, n = self.params, self.count
         planned = list(range(n))
         self._plan(planned)
-        # The value of the bare prompt, which is the first of an edit's prompts.
+        # The values of the bare prompt, which is the first of an edit's prompts: [edits, sites, hidden].
         initial = self.frozen.initial[self.bare].float()
         delta = torch.zeros_like(initial)
         moment, variance = torch.zeros_like(delta), torch.zeros_like(delta)
         losses, steps = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
         alive = torch.ones(n, dtype=torch.bool)
+        weight = torch.full((n,), self.nll_factor)
         self.kl_initial: dict[int, torch.Tensor] = {}
         for step in range(params.v_num_grad_steps):
             variable = delta[planned].requires_grad_()
-            loss = self._loss(variable, initial[planned], planned)
+            loss, seen = self._loss(variable, initial[planned], planned, weight[planned])
             going = alive[planned]
             losses[planned] = torch.where(going, loss.detach().cpu(), losses[planned])
             going = going & (loss.detach().cpu() >= STOP_LOSS)
+            if seen is not None:
+                done, factor = self.rule(seen)
+                going, weight[planned] = going & ~done, self.nll_factor * factor
             alive[planned] = going
             if step == params.v_num_grad_steps - 1 or not going.any():
                 break
@@ -162,14 +208,14 @@ class _Batch:
             size = (variance[here].sqrt() / (1 - BETAS[1] ** (step + 1)) ** 0.5).add_(EPSILON)
             moved = delta[here] - params.v_lr / (1 - BETAS[0] ** (step + 1)) * moment[here] / size
             # Project within the L2 ball.
-            most = params.clamp_norm_factor * initial[here].norm(dim=1, keepdim=True)
-            norm = moved.norm(dim=1, keepdim=True)
+            most = params.clamp_norm_factor * initial[here].norm(dim=-1, keepdim=True)
+            norm = moved.norm(dim=-1, keepdim=True)
             delta[here] = torch.where(norm > most, moved * (most / norm), moved)
             steps[here.cpu()] += 1
             if going.sum() <= LEAVE * len(planned):  # planning anew costs about a step
                 planned = torch.tensor(planned)[going].tolist()
                 self._plan(planned)
-        return Values(initial + delta, initial, losses, steps)
+        return Values((initial + delta)[:, 0], initial[:, 0], losses, steps)
 
     def _gradient(
         self, loss: torch.Tensor, variable: torch.Tensor, planned: Sequence[int], going: torch.Tensor
@@ -177,7 +223,7 @@ class _Batch:
         """Of each edit's loss; ValueError where it is exactly zero for one that is still going: it would never move."""
         (gradient,) = torch.autograd.grad(loss.sum(), variable, allow_unused=True)
         gradient = torch.zeros_like(variable) if gradient is None else gradient
-        still = (going.to(gradient.device) & ~gradient.any(dim=1)).nonzero()
+        still = (going.to(gradient.device) & ~gradient.flatten(1).any(dim=1)).nonzero()
         if len(still):
             text = self.model.tokenizer.decode(self.prompts[planned[int(still[0])]][0].ids)
             raise ValueError(
@@ -191,33 +237,49 @@ class _Batch:
         chosen = [prompt for edit in planned for prompt in self.prompts[edit]]
         packed = PackedPrompts(self.model, clean_runs(self.model, [prompt.ids for prompt in chosen]))
         tokens, readout = [p.token for p in chosen], [p.readout for p in chosen]
-        self.frozen = FrozenPrompts(packed, self.site, self.layer, tokens, readout, self.last)
+        self.frozen = FrozenPrompts(packed, self.sites, self.layer, tokens, readout, self.last)
         counts = [len(self.prompts[edit]) for edit in planned]
         self.owner = torch.arange(len(planned)).repeat_interleave(torch.tensor(counts))  # prompt -> place in planned
         self.bare = torch.tensor([0, *counts]).cumsum(0)[:-1]
-        owners, targets, weights = [], [], []
-        for place, prompt in zip(self.owner.tolist(), chosen, strict=True):
+        owners, contexts, targets, weights = [], [], [], []
+        firsts = self.bare.tolist()
+        for number, (place, prompt) in enumerate(zip(self.owner.tolist(), chosen, strict=True)):
             for n in range(len(prompt.readout)):
                 owners.append(place)
+                contexts.append(number - firsts[place])
                 targets.append(prompt.targets[n] if prompt.targets else -1)
                 weights.append(prompt.weight)
         self.row_owner, self.row_target = torch.tensor(owners), torch.tensor(targets)
-        self.row_weight = torch.tensor(weights)
+        self.row_weight, self.row_context = torch.tensor(weights), torch.tensor(contexts)
 
-    def _loss(self, delta: torch.Tensor, initial: torch.Tensor, planned: Sequence[int]) -> torch.Tensor:
-        """[planned edits]: NLL of the target + KL to the first step's distribution + weight decay."""
+    def _loss(
+        self, delta: torch.Tensor, initial: torch.Tensor, planned: Sequence[int], weight: torch.Tensor
+    ) -> tuple[torch.Tensor, Seen | None]:
+        """[planned edits]: NLL of the target + KL to the first step's distribution + weight decay. delta, initial:
+        [planned, sites, hidden]; weight: of the NLL."""
         params, device = self.params, delta.device
         states = self.frozen(delta[self.owner.to(device)])
         scored = self.row_target >= 0
-        logp = log_probabilities(self.model, states[scored.to(states.device)], self.row_target[scored]).to(device)
+        read = states[scored.to(states.device)]
+        logp = log_probabilities(self.model, read, self.row_target[scored]).to(device)
         owner = self.row_owner[scored].to(device)
-        nll = torch.zeros_like(delta[:, 0]).index_add(0, owner, -logp * self.row_weight[scored].to(device))
+        nll = torch.zeros_like(delta[:, 0, 0]).index_add(0, owner, -logp * self.row_weight[scored].to(device))
         current = distribution(self.model, states[(~scored).to(states.device)]).to(device)  # [planned, vocab]
         for place, edit in enumerate(planned):
             self.kl_initial.setdefault(edit, current[place].detach())
         first = torch.stack([self.kl_initial[edit] for edit in planned])
         # kl_div(first, current, log_target=True): sum_w p_current (log p_current - log p_first)
-        kl = (current.exp() * (current - first)).sum(1)
-        norm = torch.linalg.vector_norm(delta, dim=1)  # its gradient at 0 is 0
-        decay = params.v_weight_decay * norm / initial.norm(dim=1) ** 2
-        return nll + params.kl_factor * kl + decay
+        kl = params.kl_factor * (current.exp() * (current - first)).sum(1)
+        norm = torch.linalg.vector_norm(delta, dim=-1)  # its gradient at 0 is 0
+        decay = (params.v_weight_decay * norm / initial.norm(dim=-1) ** 2).sum(1)
+        loss = weight.to(device) * nll + kl + decay
+        return loss, None if self.rule is None else self._seen(planned, scored, read.detach(), logp, kl)
+
+    @torch.no_grad()
+    def _seen(
+        self, planned: Sequence[int], scored: torch.Tensor, read: torch.Tensor, logp: torch.Tensor, kl: torch.Tensor
+    ) -> Seen:
+        right = likeliest(self.model, read) == self.row_target[scored]
+        edits = [self.prompts[edit][0].edit for edit in planned]
+        rows = self.row_owner[scored], self.row_context[scored], logp.detach().float().cpu()
+        return Seen(edits, *rows, right, kl.detach().cpu())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -78,30 +79,32 @@ class PackedPrompts:
 class FrozenPrompts:
     """Rows from a token on, over frozen prompts, as a differentiable function of what is added at that token.
 
-    packed: the prompts. tokens: for each prompt the token whose output at `site` of `layer` is changed. readout: for
+    packed: the prompts. tokens: for each prompt the token whose output at `sites` of `layer` is changed. readout: for
     each prompt the positions whose final state is wanted. last: layers computed (the model's number, or fewer when the
     loss is read from an earlier layer).
 
-    `initial` [prompts, hidden] is the site's own output at those tokens. Calling it with [prompts, hidden] to add gives
-    the states behind the final norm, [all readouts in order, hidden].
+    `initial` [prompts, sites, hidden] is the sites' own output at those tokens. Calling it with [prompts, sites,
+    hidden] to add gives the states behind the final norm, [all readouts in order, hidden].
     """
 
     def __init__(
         self,
         packed: PackedPrompts,
-        site: str,
+        sites: Sequence[str],
         layer: int,
         tokens: Sequence[int],
         readout: Sequence[Sequence[int]],
         last: int | None = None,
     ) -> None:
-        self.model, self.site, self.edited = packed.model, site, layer
+        self.model, self.sites, self.edited = packed.model, tuple(sites), layer
         self.last = self.model.num_layers if last is None else last
         self.roots = packed.rows
         layout = self._plan(packed, tokens, readout)
         self._layout = layout
-        restored = layout.restores[("input", layer + 1) if site == "layer" else (site, layer)]
-        self._at = torch.cat([r.rows for r in restored]) - self.roots  # one row a prompt, in the prompts' order
+        self._at = []  # of each site one row a prompt, in the prompts' order
+        for site in self.sites:
+            restored = layout.restores[("input", layer + 1) if site == "layer" else (site, layer)]
+            self._at.append(torch.cat([r.rows for r in restored]) - self.roots)
         self._frozen_run(packed, tokens)
         index = packed.offsets[layout.prompt] + layout.position
         self._arguments = RowArguments(packed.prompts, index[self.roots :])
@@ -113,7 +116,8 @@ class FrozenPrompts:
         planned.roots = packed.interventions.roots
         nothing = torch.zeros(self.model.hidden_size)
         for number, (token, positions) in enumerate(zip(tokens, readout, strict=True)):
-            planned.add_run(number, [Patch(self.site, (self.edited,), (token,), nothing, "add")], positions)
+            patches = [Patch(site, (self.edited,), (token,), nothing, "add") for site in self.sites]
+            planned.add_run(number, patches, positions)
         planner = Planner(planned.roots, range(len(planned.roots)), self.last)
         return lay_out(planner.plan(planned.runs), self.last)
 
@@ -123,14 +127,15 @@ class FrozenPrompts:
         rows = torch.tensor([packed.row(prompt, token) for prompt, token in enumerate(tokens)])
         self._keys_values: dict[int, KeysValues] = {}
         self._born: dict[int, torch.Tensor] = {}
-        module = self.model.modules.site(self.site, self.edited)
+        found: dict[str, torch.Tensor] = {}
 
-        def record(out: torch.Tensor) -> None:
-            self.initial = out[0, rows.to(out.device)].clone()
+        def record(site: str, out: torch.Tensor) -> None:
+            found[site] = out[0, rows.to(out.device)].clone()
 
         hidden = packed.start
         with Hooks() as hooks:
-            hooks.behind(module, record)
+            for site in self.sites:
+                hooks.behind(self.model.modules.site(site, self.edited), partial(record, site))
             for layer in range(self.last + 1):
                 births = self._layout.births[layer]
                 if len(births):
@@ -138,6 +143,7 @@ class FrozenPrompts:
                 if layer < self.last:
                     keep = self._keys_values if layer >= self.edited else None
                     hidden = packed.run(hidden, layer, layer + 1, keep)
+        self.initial = torch.stack([found[site].to(hidden.device) for site in self.sites], dim=1)
         self._final = hidden  # rows of the prompts behind the last layer, for readouts left of the patch
 
     def _without_root_queries(self, table: torch.Tensor) -> torch.Tensor:
@@ -149,20 +155,21 @@ class FrozenPrompts:
     def __call__(self, added: torch.Tensor) -> torch.Tensor:
         modules = self.model.modules
         hidden = None
-        at = self._at.to(added.device)
 
-        def inject(out: torch.Tensor) -> torch.Tensor:
-            return out[0].index_add(0, at.to(out.device), added.to(out.device, out.dtype))[None]
+        def inject(place: int, out: torch.Tensor) -> torch.Tensor:
+            at = self._at[place].to(out.device)
+            return out[0].index_add(0, at, added[:, place].to(out.device, out.dtype))[None]
 
         with tree_attention_in(modules), Hooks() as hooks:
-            if self.site != "layer":
-                hooks.behind(modules.site(self.site, self.edited), inject)
+            for place, site in enumerate(self.sites):
+                if site != "layer":
+                    hooks.behind(modules.site(site, self.edited), partial(inject, place))
             for number in range(self.edited, self.last + 1):
                 born = self._born.get(number)
                 if born is not None:
                     hidden = born if hidden is None else torch.cat([hidden, born.to(hidden.device)])
-                if self.site == "layer" and number == self.edited + 1:
-                    hidden = hidden.index_add(0, at.to(hidden.device), added.to(hidden.device, hidden.dtype))
+                if "layer" in self.sites and number == self.edited + 1:
+                    hidden = inject(self.sites.index("layer"), hidden[None])[0]
                 if hidden is None or number == self.last:
                     continue
                 segments, frozen = self._segments[number], self._keys_values[number]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,8 +81,14 @@ def plain_value(
     params: EditParams,
     site: str,
     layer: int,
+    beside: str | None = None,
+    rule: Callable[[torch.Tensor, torch.Tensor], tuple[bool, float]] | None = None,
 ) -> PlainValue:
-    """rome/compute_v.py and memit/compute_z.py: right-padded prompts, and one forward and backward pass a step."""
+    """rome/compute_v.py and memit/compute_z.py: right-padded prompts, and one forward and backward pass a step.
+
+    beside: a site with a delta of its own (PMET's compute_zs.py). rule: (log-probabilities of all words [prompts,
+    targets, vocab], the KL term) -> whether that is all, and what the target's loss weighs from then on.
+    """
     hf, target = model.hf, model.tokenizer(request.target_new).input_ids
     rows, places, scored = [], [], []
     for context in contexts:
@@ -94,28 +101,33 @@ def plain_value(
     places.append(place(kl_ids, subject, params.fact_token))
     longest = max(map(len, rows))
     inputs = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    delta = torch.zeros(model.hidden_size, dtype=hf.dtype, requires_grad=True)
-    every, seen = range(len(rows)), {}
+    sites = [site] if beside is None else [site, beside]
+    deltas = {where: torch.zeros(model.hidden_size, dtype=hf.dtype, requires_grad=True) for where in sites}
+    delta = deltas[site]
+    every, initial, seen = range(len(rows)), {}, {}
 
-    def add(args: tuple, output: torch.Tensor) -> torch.Tensor:
-        seen.setdefault("initial", output[0, places[0]].detach().clone())
+    def add(args: tuple, output: torch.Tensor, where: str) -> torch.Tensor:
+        initial.setdefault(where, output[0, places[0]].detach().clone())
         output = output.clone()
-        output[every, places] = output[every, places] + delta
+        output[every, places] = output[every, places] + deltas[where]
         return output
 
     def read(args: tuple, output: torch.Tensor) -> None:
         seen["read"] = output
 
     plain = Plain(hf)
-    module, top = plain.module(site, layer), plain.layers[-1]
+    top = plain.layers[-1]
     early = site == "layer" and params.v_loss_layer is not None and params.v_loss_layer < len(plain.layers) - 1
     if early:
         top = plain.layers[max(params.v_loss_layer, layer)]
-    optimiser, first = torch.optim.Adam([delta], lr=params.v_lr), None
-    losses, norms = [], []
+    optimiser, first = torch.optim.Adam(list(deltas.values()), lr=params.v_lr), None
+    losses, norms, factor = [], [], 1.0
     for step in range(params.v_num_grad_steps):
         optimiser.zero_grad()
-        with hooked(module, add), hooked(top, read):
+        with ExitStack() as stack:
+            for where in sites:
+                stack.enter_context(hooked(plain.module(where, layer), partial(add, where=where)))
+            stack.enter_context(hooked(top, read))
             logits = hf(inputs, use_cache=False).logits
         if early:
             logits = hf.get_output_embeddings()(model.modules.final_norm(seen["read"]))
@@ -124,20 +136,24 @@ def plain_value(
         kl_now = logp[-1, places[-1]]
         first = kl_now.detach().clone() if first is None else first
         kl = torch.nn.functional.kl_div(first, kl_now, log_target=True, reduction="sum")
-        decay = params.v_weight_decay * (delta.norm() / seen["initial"].norm() ** 2)
-        loss = nll + params.kl_factor * kl + decay
+        decay = params.v_weight_decay * sum(deltas[w].norm() / initial[w].norm() ** 2 for w in sites)
+        loss = factor * nll + params.kl_factor * kl + decay
         losses.append(float(loss.detach()))
         norms.append(float(delta.detach().norm()))
-        if loss < 5e-2 or step == params.v_num_grad_steps - 1:
+        done = False
+        if rule is not None:
+            done, factor = rule(torch.stack([logp[n, at] for n, at in enumerate(scored)]), params.kl_factor * kl)
+        if done or loss < 5e-2 or step == params.v_num_grad_steps - 1:
             break
         loss.backward()
         optimiser.step()
-        most = params.clamp_norm_factor * seen["initial"].norm()
-        if delta.norm() > most:
-            with torch.no_grad():
-                delta.mul_(most / delta.norm())
+        for where, moved in deltas.items():
+            most = params.clamp_norm_factor * initial[where].norm()
+            if moved.norm() > most:
+                with torch.no_grad():
+                    moved.mul_(most / moved.norm())
     hf.zero_grad(set_to_none=True)
-    return PlainValue(seen["initial"] + delta.detach(), seen["initial"], losses, norms)
+    return PlainValue(initial[site] + delta.detach(), initial[site], losses, norms)
 
 
 @torch.no_grad()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
+
 import pytest
 import torch
 
@@ -25,49 +28,51 @@ def double(family: str) -> ke.EditableModel:
     return ke.load_model((tiny_hf(family).double(), word_level()))
 
 
-def frozen(model: ke.EditableModel, site: str) -> FrozenPrompts:
-    return FrozenPrompts(PackedPrompts(model, clean_runs(model, PROMPTS)), site, LAYER, TOKENS, READOUT)
+def frozen(model: ke.EditableModel, sites: tuple[str, ...]) -> FrozenPrompts:
+    return FrozenPrompts(PackedPrompts(model, clean_runs(model, PROMPTS)), sites, LAYER, TOKENS, READOUT)
 
 
-def plain(model: ke.EditableModel, site: str, added: torch.Tensor) -> torch.Tensor:
+def plain(model: ke.EditableModel, sites: tuple[str, ...], added: torch.Tensor) -> torch.Tensor:
     """The same states, prompt by prompt: [all readouts, hidden] entering the head."""
     found = []
-    for ids, token, positions, change in zip(PROMPTS, TOKENS, READOUT, added, strict=True):
+    for ids, token, positions, changes in zip(PROMPTS, TOKENS, READOUT, added, strict=True):
 
-        def add(args: tuple, output: torch.Tensor, token=token, change=change) -> torch.Tensor:
+        def add(args: tuple, output: torch.Tensor, token: int, change: torch.Tensor) -> torch.Tensor:
             row = torch.arange(output.shape[1])[:, None] == token
             return output + torch.where(row, change, 0.0)
 
         seen = []
-        with (
-            hooked(Plain(model.hf).module(site, LAYER), add),
-            hooked(model.hf.get_output_embeddings(), lambda args, output, seen=seen: seen.append(args[0])),
-        ):
+        with ExitStack() as stack:
+            for site, change in zip(sites, changes, strict=True):
+                module = Plain(model.hf).module(site, LAYER)
+                stack.enter_context(hooked(module, partial(add, token=token, change=change)))
+            head = model.hf.get_output_embeddings()
+            stack.enter_context(hooked(head, lambda args, output, seen=seen: seen.append(args[0])))
             model.hf(torch.tensor([ids]), use_cache=False)
         found.append(seen[0][0, list(positions)])
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("site", ["mlp", "attn", "layer"])
+@pytest.mark.parametrize("sites", [("mlp",), ("attn",), ("layer",), ("mlp", "attn")], ids="+".join)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_states_and_gradients(family: str, site: str) -> None:
+def test_states_and_gradients(family: str, sites: tuple[str, ...]) -> None:
     model = double(family)
     generator = torch.Generator().manual_seed(1)
     random = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    added = random(len(PROMPTS), WIDTH).requires_grad_()
+    added = random(len(PROMPTS), len(sites), WIDTH).requires_grad_()
     weights = random(sum(map(len, READOUT)), WIDTH)
     tolerance = 1e-10 if family in IN_FLOAT64 else 1e-4
-    got, want = frozen(model, site)(added), plain(model, site, added)
+    got, want = frozen(model, sites)(added), plain(model, sites, added)
     assert torch.allclose(got, want, rtol=0, atol=tolerance * float(want.detach().abs().max()))
     [mine], [theirs] = (torch.autograd.grad((x * weights).sum(), added) for x in (got, want))
-    assert theirs.abs().min(dim=1).values.min() > 0  # every prompt's readouts depend on its change
+    assert theirs.abs().min(dim=-1).values.min() > 0  # every prompt's readouts depend on its change
     assert torch.allclose(mine, theirs, rtol=0, atol=tolerance * float(theirs.abs().max()))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "gpt_neox"])
 def test_gradcheck(family: str) -> None:
-    run = frozen(double(family), "mlp")
+    run = frozen(double(family), ("mlp",))
     added = 0.3 * torch.randn(len(PROMPTS), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     along = torch.randn(1, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     # Along one direction a prompt: enough to see every path, and cheap.
-    assert torch.autograd.gradcheck(lambda size: run(size * along)[:, ::8], added.requires_grad_())
+    assert torch.autograd.gradcheck(lambda size: run((size * along)[:, None])[:, ::8], added.requires_grad_())

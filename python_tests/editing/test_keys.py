@@ -26,7 +26,7 @@ LAYER = 2
 def keys_of(model: ke.EditableModel, requests, groups=GROUPS, fact_token="subject_last"):
     flat = [context for group in groups for context in group]
     rows = KeyRows(model, tokenize_requests(model, requests, flat, fact_token), context_weights(groups))
-    _, inputs, outputs = rows.pass_through(rows.start, 0, LAYER + 1, LAYER)
+    inputs, outputs = rows.pass_through(rows.start, 0, LAYER, LAYER, "mlp")
     return rows, inputs, outputs
 
 
@@ -55,10 +55,11 @@ def test_groups_weigh_the_same() -> None:
 def test_runs_on_from_a_middle_layer() -> None:
     rows, inputs, outputs = keys_of(tiny_model("llama"), REQUESTS)
     hidden = rows.run(rows.start, 0, LAYER)
-    again, *found = rows.pass_through(hidden, LAYER, LAYER + 2, LAYER)
-    assert torch.equal(found[0], inputs) and torch.equal(found[1], outputs)
+    again, reached = rows.pass_through(hidden, LAYER, LAYER, LAYER + 1, "layer")
+    assert torch.equal(again, inputs)
+    assert torch.equal(rows.pass_through(hidden, LAYER, LAYER, LAYER, "mlp")[1], outputs)
     [(_, lookups)], [behind] = rows.parts, rows.run(rows.start, 0, LAYER + 2)
-    assert torch.equal(again, behind[lookups])
+    assert torch.equal(reached, behind[lookups])
 
 
 def test_rows_held_at_once_change_nothing_but_rounding() -> None:
@@ -67,7 +68,7 @@ def test_rows_held_at_once_change_nothing_but_rounding() -> None:
     whole = KeyRows(model, requests, context_weights(GROUPS))
     parts = KeyRows(model, requests, context_weights(GROUPS), max_rows=7)
     assert len(whole.parts) == 1 and len(parts.parts) > 3
-    both = [rows.pass_through(rows.run(rows.start, 0, 1), 1, LAYER + 1, LAYER) for rows in (whole, parts)]
+    both = [rows.pass_through(rows.run(rows.start, 0, 1), 1, LAYER, LAYER, "mlp") for rows in (whole, parts)]
     for one, other in zip(*both, strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-5 * float(one.abs().max()))
 

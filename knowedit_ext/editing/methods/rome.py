@@ -155,7 +155,7 @@ def _one_layer(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """u [d_in, 1] and v [d_out, 1] of each request."""
     rows = KeyRows(model, requests, context_weights([requests[0].facts]))
-    _, inputs, outputs = rows.pass_through(rows.start, 0, layer + 1, layer)
+    inputs, outputs = rows.pass_through(rows.start, 0, layer, layer, "mlp")
     bare = [x[:: rows.per_request].double() for x in (inputs, outputs)]
     mean = [rows.mean(x) for x in (inputs, outputs)]
     keys = (bare if prompt_keys else mean)[0]  # k*, [requests, d_in]
