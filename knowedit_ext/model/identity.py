@@ -47,11 +47,11 @@ def identity(model: EditableModel) -> dict[str, Any]:
         "bos": model.bos,
         "tokenizer": marked(tokenizer_hash(model.tokenizer)),
         "weights": marked(fingerprint(weight_checksums(model, lambda name: True))),
-        "beside": _beside(model),
+        "beside": beside(model),
     }
 
 
-def _beside(model: EditableModel) -> list[str]:
+def beside(model: EditableModel) -> list[str]:
     """Of edits in force what stands beside a weight that cannot be written, and is not seen in it."""
     changes = [
         (name, change)

@@ -6,7 +6,8 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,16 +18,18 @@ from .. import ops
 from ..checks import Count, NotNegative, Share, typed
 from ..model.families import device_of
 from ..model.hooks import at_rest
-from ..model.identity import Checksums, differing_weights, fingerprint, tokenizer_hash
+from ..model.identity import beside, fingerprint, tokenizer_hash
 from ..model.load import EditableModel
 from ..model.tokens import encode_all
+from ..runs.lock import alone
 from ..runs.ranks import Ranks
 from .batches import GROUP, Batch, limited, make_batches
-from .checkpoint import Checkpoint, Cursor, differing
+from .checkpoint import Checkpoint, Cursor
 from .corpora import Corpus, add_text, open_corpus
+from .finished import finished
 from .forward import key_weights, key_width, visit_keys
 from .settled import Settling
-from .store import Moment, Moments, load_moment, save_moment
+from .store import Moment, Moments, save_moment
 from .triangle import symmetric, unpack
 
 logger = logging.getLogger(__name__)
@@ -58,7 +61,9 @@ def collect_moments(
     max_tokens: no more keys than that; the text that goes over is cut.
     out: folder for the result. Checkpoints are written there while it goes on (every `checkpoint_seconds`, less often
         where they take long), and a run that was killed at any moment goes on to the same bits. What is finished there
-        is not collected again; what was collected from something else is an error.
+        is not collected again; what was collected from something else is an error, but for a smaller `max_tokens`: a
+        larger one goes on from the sums before the last group of texts (1000) to the bits that it would have found at
+        once. These sums are kept in `out`, as large as the moments again (not with `stop`).
     batch_tokens: tokens a forward pass, padding included.
     max_texts, shuffle: the first texts only; a seed to shuffle them before that (1 is the published sample).
     stop: "tolerance" ends when the solutions of probe keys have an estimated relative error below `tolerance` for want
@@ -81,32 +86,37 @@ def collect_moments(
         "bos": model.bos,
         "stop": {"tolerance": tolerance, "layers": layers} if stop else None,
     }
+    if model.precision is not None:
+        settings["precision"] = model.precision
+    if beside(model):
+        settings["beside"] = beside(model)
     weights, tokenizer = key_weights(model, layers), tokenizer_hash(model.tokenizer)
-    folder = None if out is None else Path(out)
-    found = _finished(folder, layers, corpus, weights, tokenizer, settings)
-    wanted = [layer for layer in layers if layer not in found]
-    if not wanted:
-        return Moments(found)
-    ranks = Ranks()
-    begun = settings | {"layers": wanted, "tokenizer": tokenizer}
-    begun["weights"] = {str(layer): fingerprint(weights[layer]) for layer in wanted}
-    checkpoint = Checkpoint(folder, ranks, begun, checkpoint_seconds)
-    settling = Settling(tolerance, {layer: key_width(model, layer) for layer in wanted}) if stop else None
-    run = _Pass(model, corpus, wanted, settings, ranks, checkpoint, settling)
-    ended = run.go(progress and ranks.first)
-    origin = {"model": model.name, "tokenizer": tokenizer, "settings": settings}
-    origin["texts"] = [
-        {"sha256": run.cursor.sha256, "texts": run.cursor.texts, "tokens": run.cursor.tokens, "ended": ended}
-    ]
-    for layer in wanted:
-        mean = symmetric(ranks.total(run.sums.pop(layer)).div_(run.cursor.tokens)).cpu()
-        missing = settling.missing.get(layer) if settling else None
-        found[layer] = Moment(layer, mean, run.cursor.tokens, origin | {"weights": weights[layer]}, missing)
-        if folder is not None and ranks.first:
+    folder, ranks = None if out is None else Path(out), Ranks()
+    with nullcontext() if folder is None else alone(folder, ranks):
+        found, renewed = finished(folder, layers, corpus, weights, tokenizer, settings)
+        ranks.wait()  # all have looked at what one of them may write
+        for layer in renewed if ranks.first else ():
             save_moment(folder, found[layer])
-    ranks.wait()
-    checkpoint.remove()
-    return Moments(found)
+        prints = {layer: fingerprint(weights[layer]) for layer in layers}
+        checkpoint = Checkpoint(folder, ranks, settings | {"tokenizer": tokenizer}, prints, checkpoint_seconds)
+        wanted = [layer for layer in layers if layer not in found]
+        for part, start in _parts(checkpoint, wanted, layers):
+            settling = Settling(tolerance, {layer: key_width(model, layer) for layer in part}) if stop else None
+            run = _Pass(model, corpus, part, settings, ranks, checkpoint, settling, start)
+            ended = run.go(progress and ranks.first)
+            origin = {"model": model.name, "tokenizer": tokenizer, "settings": settings}
+            origin["texts"] = [
+                {"sha256": run.cursor.sha256, "texts": run.cursor.texts, "tokens": run.cursor.tokens, "ended": ended}
+            ]
+            for layer in part:
+                mean = symmetric(ranks.total(run.sums.pop(layer)).div_(run.cursor.tokens)).cpu()
+                missing = settling.missing.get(layer) if settling else None
+                found[layer] = Moment(layer, mean, run.cursor.tokens, origin | {"weights": weights[layer]}, missing)
+                if folder is not None and ranks.first:
+                    save_moment(folder, found[layer])
+            ranks.wait()
+            checkpoint.remove()
+    return Moments(dict(sorted(found.items())))
 
 
 def _layers(model: EditableModel, layers: Sequence[int]) -> list[int]:
@@ -119,38 +129,28 @@ def _layers(model: EditableModel, layers: Sequence[int]) -> list[int]:
     return layers
 
 
-def _finished(
-    folder: Path | None,
-    layers: Sequence[int],
-    corpus: Corpus,
-    weights: Mapping[int, Checksums],
-    tokenizer: str,
-    settings: Mapping[str, Any],
-) -> dict[int, Moment]:
-    """The layers that are in `folder` already; ValueError where they are of something else."""
-    found: dict[int, Moment] = {}
-    hashes: dict[int, str] = {}
-    for layer in layers:
-        if folder is None or not (folder / f"layer_{layer}.json").exists():
-            continue
-        moment = load_moment(folder, layer)
-        origin, said = moment.origin or {}, ""
-        if not origin or len(origin["texts"]) != 1:
-            said = "moments that were merged, or of unknown origin"
-        else:
-            said = differing(origin["settings"], settings)
-            said = said or "; ".join(differing_weights(origin["weights"], weights[layer])[:3])
-            said = said or ("another tokenizer" if origin["tokenizer"] != tokenizer else "")
-            text = origin["texts"][0]
-            used = text["texts"]
-            if not said and used <= len(corpus) and used not in hashes:
-                hashes[used] = corpus.sha256(used)
-            longer = text["ended"] == "text" and used != len(corpus)
-            said = said or ("another text" if longer or hashes.get(used) != text["sha256"] else "")
-        if said:
-            raise ValueError(f"'{folder}' holds moments of layer {layer} from something else ({said})")
-        found[layer] = moment
-    return found
+def _parts(
+    checkpoint: Checkpoint, wanted: Sequence[int], asked: Sequence[int]
+) -> list[tuple[list[int], Cursor | None]]:
+    """Layers that go through the text together, and where their kept sums begin.
+
+    First those that were begun together, the finished among them too: where they end may depend on all of them.
+    """
+    begun = checkpoint.layers()
+    if not set(begun) <= set(asked):
+        return [(list(wanted), None)] if wanted else []  # what was begun is an error there
+    starts = {layer: checkpoint.kept(layer) for layer in sorted({*begun, *wanted})}
+    parts: list[tuple[list[int], Cursor | None]] = []
+    for layer in wanted:
+        together = next((layers for layers, start in parts if start == starts[layer]), None)
+        if layer not in begun and together is not None:
+            together.append(layer)
+        elif layer not in begun:
+            parts.append(([layer], starts[layer]))
+    if begun:
+        same = all(starts[layer] == starts[begun[0]] for layer in begun)
+        parts.insert(0, (begun, starts[begun[0]] if same else None))
+    return parts
 
 
 @dataclass
@@ -164,6 +164,7 @@ class _Pass:
     ranks: Ranks
     checkpoint: Checkpoint
     settling: Settling | None
+    start: Cursor | None = None  # where kept sums are gone on from
 
     def go(self, progress: bool) -> str:
         """From the beginning or the checkpoint to the end; says what ended it."""
@@ -178,10 +179,13 @@ class _Pass:
             disable=not progress,
         )
         start, first = time.monotonic(), self.cursor.tokens
-        ended = "text"
+        ended, kept = "text", self.cursor.cut and self.cursor.before > 0
         with bar:
             for texts in self.corpus.groups(GROUP, self.cursor.text):
+                before = replace(self.cursor)
                 batches, used = self._plan(texts)
+                if self.cursor.cut and not before.batch:
+                    kept = self._keep(before)
                 for number in range(self.cursor.batch, len(batches)):
                     self._step(number, batches[number])
                     bar.update(batches[number].tokens if limit else len(batches[number].ids))
@@ -198,7 +202,12 @@ class _Pass:
                 self.cursor.before, self.cursor.batch = self.cursor.tokens, 0
                 if limit and self.cursor.tokens >= limit:
                     ended = "max_tokens"
+                    if not self.cursor.cut:
+                        kept = self._keep(self.cursor)
                     break
+        if not kept:
+            for layer in self.layers:
+                self.checkpoint.drop(layer)
         if not self.cursor.tokens:
             raise ValueError("no text has a token: there are no keys to collect")
         logger.info(
@@ -212,14 +221,18 @@ class _Pass:
             width = key_width(self.model, layer)
             device = device_of(self.model.modules.down_projection(layer)) or self.model.device
             self.sums[layer] = torch.zeros(width, width, dtype=torch.float64, device=device)
-        begun = self.checkpoint.load()
+        begun = self.checkpoint.load(self.layers)
         checks = begun[2]["checks"] if begun and self.settling else 0
         if self.settling and not self.ranks.agree(checks):
             logger.warning("the ranks' checkpoints are not of one moment: beginning again")
             begun = None
-        if begun is None:
+        if begun is not None:
+            cursor, tensors, more = begun
+        elif self.start is not None:
+            cursor = replace(self.start)
+            tensors, more = {f"sum.{layer}": self.checkpoint.kept_sum(layer) for layer in self.layers}, {}
+        else:
             return
-        cursor, tensors, more = begun
         if cursor.texts > len(self.corpus) or self.corpus.sha256(cursor.texts) != cursor.sha256:
             raise ValueError("the checkpoint was begun over another text: choose another folder")
         for number in range(cursor.text):
@@ -231,11 +244,20 @@ class _Pass:
         self.cursor = cursor
         logger.info("going on after %d tokens", cursor.tokens)
 
+    def _keep(self, cursor: Cursor) -> bool:
+        """Keep the sums of whole groups for a collection with more tokens. (Where it stops by itself there is none.)"""
+        if self.settling is not None or not cursor.before:
+            return False
+        self.checkpoint.keep(cursor, self.sums)
+        return True
+
     def _plan(self, texts: list[str]) -> tuple[list[Batch], int]:
         """The batches of the current group, and how many of its texts they take."""
         ids = encode_all(self.model, texts, self.settings["max_length"])
         limit = self.settings["max_tokens"]
+        whole = ids
         ids = limited(ids, None if limit is None else limit - self.cursor.before)
+        self.cursor.cut = ids != whole
         for text in texts[: len(ids)]:
             add_text(self._digest, text)
         self.cursor.texts, self.cursor.sha256 = self.cursor.text + len(ids), self._digest.hexdigest()
