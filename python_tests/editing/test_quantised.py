@@ -124,6 +124,23 @@ def test_edits_are_made_where_gradients_pass(quantised, method: str) -> None:
         assert (logits(model.hf) - before).abs().max() > 1e-2
 
 
+def test_edits_stand_beside_quantised_weights_with_an_adapter(quantised) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["down_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(quantised().hf, config).eval()
+    model, edit = ke.load_model((adapted, word_level())), some_edit()
+    before = logits(adapted)
+    with edit.applied(model):
+        changed = logits(adapted)
+    assert (changed - before).abs().max() > 1e-2 and torch.equal(logits(adapted), before)
+    with EditedRows(model, [edit]).rows(torch.tensor([0])):
+        torch.testing.assert_close(logits(model.hf), changed, rtol=1e-3, atol=1e-3)
+    ke.trace(model, ke.Fact("w5 {} w9", "w3 w7"), samples=1, noise=0.5)
+    with pytest.raises(ValueError, match="quantised"):
+        made(model, "ft")
+
+
 # -- gradients -------------------------------------------------------------------------------------------------------
 
 

@@ -264,3 +264,35 @@ def test_names(given: str, name: str) -> None:
     hf = tiny_hf("gpt2")
     hf.config._name_or_path = given
     assert ke.load_model((hf, word_level())).name == name
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_distributed_model_is_unwrapped(process_group) -> None:
+    hf = tiny_hf("llama")
+    assert ke.load_model((nn.parallel.DistributedDataParallel(hf), word_level())).hf is hf
+
+
+def test_sharded_weights_are_refused(process_group) -> None:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DeviceMesh, distribute_tensor
+
+    mesh = DeviceMesh("cpu", [0])
+    hf = tiny_hf("llama")
+    for layer in hf.model.layers:
+        fully_shard(layer, mesh=mesh)
+    with pytest.raises(ke.UnsupportedModelError, match="'model.layers.0' is sharded by FSDP"):
+        ke.load_model((hf, word_level()))
+    hf = tiny_hf("llama")
+    linear = hf.model.layers[1].mlp.down_proj
+    linear.weight = nn.Parameter(distribute_tensor(linear.weight.detach(), mesh))
+    with pytest.raises(ke.UnsupportedModelError, match="'model.layers.1.mlp.down_proj.weight' is sharded over"):
+        ke.load_model((hf, word_level()))
