@@ -20,7 +20,7 @@ from torch import nn
 from . import ahead, stats
 from .contexts import generate_fast
 from .editing import Editors
-from .metrics import test_prediction_acc
+from .metrics_easyedit import compute_edit_quality, test_prediction_acc
 from .swap import Backend, MovedError, Swap, Upstream
 from .translate import Library
 
@@ -171,6 +171,13 @@ TABLE = (
         "test_prediction_acc",
         ("model", "tok", "hparams", "prompts", "targets", "device", "locality"),
         test_prediction_acc,
+    ),
+    Swap(
+        "easyeditor.evaluate.evaluate",
+        "compute_edit_quality",
+        ("model", "model_name", "hparams", "tok", "record"),
+        compute_edit_quality,
+        optional=True,
     ),
     Swap(
         "easyeditor.editors.editor",

@@ -21,7 +21,7 @@ from torch import nn
 from . import stats
 from .contexts import generate_fast
 from .editing import Editors
-from .metrics import test_batch_prediction, test_batch_prediction_acc
+from .metrics_rome import test_batch_prediction, test_batch_prediction_acc
 from .swap import Backend, MovedError, Swap
 from .tracing import calculate_hidden_flow
 from .translate import Library
