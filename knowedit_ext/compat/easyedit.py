@@ -59,10 +59,8 @@ def _folder(model_name: str) -> str:
     return model_name.rsplit("/")[-1]
 
 
-_editors = Editors(
-    Library("EasyEdit", _target, lambda hparams, module: hparams.stats_dir, _folder, right_padding=False),
-    lambda: CONTEXT_TEMPLATES_CACHE,
-)
+_library = Library(_target, lambda hparams, swapped: hparams.stats_dir, _folder, right_padding=False)
+_editors = Editors(_library, lambda: CONTEXT_TEMPLATES_CACHE)
 execute_rome = _editors.execute_rome
 execute_r_rome = _editors.execute_r_rome
 execute_memit = _editors.execute_memit
@@ -156,7 +154,7 @@ def _edit_requests(
 _REQUEST = ("model", "tok", "request", "hparams")
 _REQUESTS = ("model", "tok", "requests", "hparams")
 _STATS = ("model", "tokenizer", "layer_name", "stats_dir", "ds_name", "to_collect", "model_name", "sample_size")
-_layer_stats = partial(stats.layer_stats, folder=_folder)
+_layer_stats = partial(stats.layer_stats, library=_library)
 
 TABLE = (
     Swap("easyeditor.models.rome.rome_main", "execute_rome", _REQUEST, execute_rome),

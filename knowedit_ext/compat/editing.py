@@ -162,7 +162,7 @@ class Editors:
             if cache is not None and cache.exists():
                 return _read_vectors(editable, cache, layers)
             contexts = self._templates(model, tok, algorithm, upstream, hparams.context_template_length_params)
-            moments = self._moments(editable, hparams, layers, upstream) if params.mom2_adjustment else None
+            moments = self._moments(editable, hparams, layers, upstream, True) if params.mom2_adjustment else None
 
             def make(raws: Sequence[Mapping[str, Any]]) -> Sequence[ke.Edit]:
                 requests = [request_of(self.library, one, algorithm) for one in raws]
@@ -248,13 +248,18 @@ class Editors:
         return templates[algorithm]
 
     def _moments(
-        self, editable: ke.EditableModel, hparams: Any, layers: Sequence[int], upstream: Upstream | None
+        self,
+        editable: ke.EditableModel,
+        hparams: Any,
+        layers: Sequence[int],
+        upstream: Upstream | None,
+        inverted: bool = False,
     ) -> ke.Moments:
-        module = upstream.module if upstream else None
+        swapped = upstream is not None
         folder = self.library.model_folder(getattr(editable.hf.config, "_name_or_path", ""))
-        place = self.library.stats_dir(hparams, module)
-        found = statistics(place, folder, hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, module)
-        return moments_of(found, editable, layers)
+        place, url = self.library.stats_dir(hparams, swapped), self.library.stats_url() if swapped else None
+        found = statistics(place, folder, hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, url)
+        return moments_of(found, editable, layers, inverted)
 
 
 def _rome_settings(hparams: Any, algorithm: str, layers: list[int]) -> tuple[Callable[..., Sequence[ke.Edit]], Any]:

@@ -63,16 +63,17 @@ def _folder(model_name: str) -> str:
     return model_name.replace("/", "_")
 
 
-def _stats_dir(hparams: Any, module: Any) -> Any:
-    """The library keeps it in a global that its modules import from util/globals.py."""
-    if module is None:
-        return getattr(hparams, "stats_dir", STATS_DIR)
-    return importlib.import_module("util.globals").STATS_DIR
+def _stats_dir(hparams: Any, swapped: bool) -> Any:
+    return _globals().STATS_DIR if swapped else getattr(hparams, "stats_dir", STATS_DIR)
 
 
-_editors = Editors(
-    Library("rome and memit", _target, _stats_dir, _folder, right_padding=True), lambda: CONTEXT_TEMPLATES_CACHE
-)
+def _globals() -> Any:
+    """What the library reads from its globals.yml."""
+    return importlib.import_module("util.globals")
+
+
+_library = Library(_target, _stats_dir, _folder, right_padding=True, stats_url=lambda: _globals().REMOTE_ROOT_URL)
+_editors = Editors(_library, lambda: CONTEXT_TEMPLATES_CACHE)
 execute_rome = _editors.execute_rome
 execute_memit = _editors.execute_memit
 execute_ft = _editors.execute_ft
@@ -143,7 +144,7 @@ TABLE = (
     Swap("rome.rome_main", "execute_rome", _REQUEST, execute_rome),
     Swap("memit.memit_main", "execute_memit", _REQUESTS, execute_memit),
     Swap("baselines.ft.ft_main", "execute_ft", _REQUESTS, execute_ft),
-    Swap("rome.layer_stats", "layer_stats", _STATS, partial(stats.layer_stats, folder=_folder)),
+    Swap("rome.layer_stats", "layer_stats", _STATS, partial(stats.layer_stats, library=_library)),
     Swap("util.generate", "generate_fast", ("model", "tok", "prompts", "max_out_len"), generate_fast),
     Swap("experiments.py.eval_utils_counterfact", "test_batch_prediction", _TARGETS, test_batch_prediction),
     Swap(

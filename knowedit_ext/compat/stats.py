@@ -9,20 +9,19 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 import knowedit_ext as ke
-from knowedit_ext.moments import export_npz, import_npz
+from knowedit_ext.moments import Solution, export_npz, import_npz
 from knowedit_ext.moments.published import npz_path
 
-from .swap import NotServed
-from .translate import opened
+from .swap import NotServed, Upstream
+from .translate import Library, opened
 
 logger = logging.getLogger(__name__)
 
@@ -82,36 +81,54 @@ class Statistics:
 
 
 def statistics(
-    stats_dir: Any, model_folder: str, dataset: str, samples: int | None, precision: str, module: ModuleType | None
+    stats_dir: Any, model_folder: str, dataset: str, samples: int | None, precision: str, url: str | None
 ) -> Statistics:
-    """module: that of the library, which may say where published files are to be had."""
+    """NotServed: a data set or a precision that we do not read."""
     if dataset not in DATA_SETS:
         raise NotServed(f"data set '{dataset}' of second moments is none of {', '.join(DATA_SETS)}")
     if precision not in PRECISIONS:
         raise NotServed(f"second moments in {precision}")
-    url = getattr(module, "REMOTE_ROOT_URL", None)
     return Statistics(Path(stats_dir), model_folder, dataset, samples, precision, url)
 
 
+class Inverted(ke.Moments):
+    """Moments that solve as the published ROME does: by their inverse in the precision that they are kept in.
+
+    In float32 that is up to 1e-3 off, and so is the published edit.
+    """
+
+    def __init__(self, moments: ke.Moments, precision: str) -> None:
+        super().__init__(moments.by_layer)
+        self._dtype, self._inverses = getattr(torch, precision), {}
+
+    def solve(self, layer: int, keys: torch.Tensor, *args: Any, **options: Any) -> Solution:
+        if layer not in self._inverses:
+            self._inverses[layer] = torch.inverse(self[layer].mean.to(self._dtype)).float()
+        found = self._inverses[layer].to(keys.device) @ keys.float()
+        return Solution(found.double(), float("nan"), 0, "inverse", 0.0)
+
+
 class _Kept:
-    """The moments of the last files read, with their factors: many edits solve with the same ones."""
+    """The moments of the last files read, with what was factored or inverted: many edits solve with the same ones."""
 
     def __init__(self) -> None:
         self._lock, self._key, self._moments = threading.Lock(), None, None
 
-    def read(self, paths: Sequence[Path]) -> ke.Moments:
-        key = [(str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+    def read(self, paths: Sequence[Path], inverted: str | None) -> ke.Moments:
+        key = (inverted, [(str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size) for path in paths])
         with self._lock:
             if key != self._key:
-                self._moments, self._key = import_npz(paths), key
+                moments = import_npz(paths)
+                self._moments, self._key = Inverted(moments, inverted) if inverted else moments, key
             return self._moments
 
 
 _KEPT = _Kept()
 
 
-def moments_of(found: Statistics, model: ke.EditableModel, layers: Sequence[int]) -> ke.Moments:
-    return _KEPT.read(found.ensure(model, layers))
+def moments_of(found: Statistics, model: ke.EditableModel, layers: Sequence[int], inverted: bool = False) -> ke.Moments:
+    """inverted: solve as the published ROME."""
+    return _KEPT.read(found.ensure(model, layers), found.precision if inverted else None)
 
 
 def longest(config: Any) -> int | None:
@@ -160,8 +177,8 @@ def layer_stats(
     batch_tokens: int | None = None,
     download: bool = True,
     *args: Any,
-    folder: Callable[[str], str],
-    upstream: Any,
+    library: Library,
+    upstream: Upstream,
     force_recompute: bool = False,
     hparams: Any = None,
     **others: Any,
@@ -175,9 +192,9 @@ def layer_stats(
             raise NotServed(f"'{layer_name}' is no down projection")
         known = [layer for layer in getattr(hparams, "layers", ()) if layer in names.values()]
         layers = sorted({names[layer_name], *known})
-        place = model_name or folder(getattr(model.config, "_name_or_path", ""))
-        module = upstream.module if download else None
-        statistics(stats_dir, place, ds_name, sample_size, precision or "float64", module).ensure(editable, layers)
+        folder = model_name or library.model_folder(getattr(model.config, "_name_or_path", ""))
+        url = library.stats_url() if download else None
+        statistics(stats_dir, folder, ds_name, sample_size, precision or "float64", url).ensure(editable, layers)
     passed = dict(model_name=model_name, sample_size=sample_size, precision=precision, batch_tokens=batch_tokens)
     passed |= dict(download=download, **others) | ({} if hparams is None else {"hparams": hparams})
     return upstream.function(model, tokenizer, layer_name, stats_dir, ds_name, to_collect, **passed)

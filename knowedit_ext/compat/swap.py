@@ -208,10 +208,12 @@ class Backend:
 
     def _swap(self, swap: Swap) -> None:
         """In its own place, and under every name by which modules of the library imported it."""
-        home = sys.modules[swap.module]
+        home = sys.modules.get(swap.module)
+        if swap.missing(home) is not None:  # an optional one
+            return
         holder = swap.holder(home)
-        original = getattr(holder, swap.attribute, None)
-        if swap.missing(home) is not None or self._is_ours(original):
+        original = getattr(holder, swap.attribute)
+        if self._is_ours(original):
             return
         ours = self._wrapped(swap, Upstream(home, original))
         setattr(holder, swap.attribute, ours)

@@ -20,18 +20,19 @@ FACT_TOKENS = ("subject_last", "last")
 
 @dataclass(frozen=True)
 class Library:
-    """How the libraries differ. name: for messages. algorithms: ours -> its `alg_name`, where hparams have one.
+    """How the libraries differ.
 
-    target: (request, algorithm) -> the target's text with its space. stats_dir: (hparams, module swapped) -> where
-    statistics are kept. model_folder: the model's name -> its folder there. right_padding: fine-tuning in batches reads
-    the right tokens where padding is on the right.
+    target: (request, algorithm) -> the target's text with its space. stats_dir: (hparams, is it swapped?) -> where
+    statistics are kept. model_folder: the model's name -> its folder there. stats_url: where published ones are to be
+    had, None or an address that is known when it is swapped. right_padding: fine-tuning in batches reads the right
+    tokens where padding is on the right.
     """
 
-    name: str
     target: Callable[[Mapping[str, Any], str], str]
-    stats_dir: Callable[[Any, Any], Any]
+    stats_dir: Callable[[Any, bool], Any]
     model_folder: Callable[[str], str]
     right_padding: bool
+    stats_url: Callable[[], str | None] = lambda: None
 
 
 @contextmanager

@@ -1,0 +1,197 @@
+"""Coming and going of our functions in packages that look like the libraries."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+
+import pytest
+
+from knowedit_ext.compat import easyedit, rome
+from knowedit_ext.compat.swap import MovedError
+
+from . import fakes
+from .fakes import folder  # noqa: F401
+
+HEAVY = {
+    "easyeditor.models.rome.rome_main": ("execute_rome", "generate_fast", "layer_stats"),
+    "easyeditor.models.r_rome.r_rome_main": ("execute_r_rome",),
+    "easyeditor.models.memit.memit_main": ("execute_memit", "layer_stats"),
+    "easyeditor.models.ft.ft_main": ("execute_ft",),
+    "easyeditor.models.rome.layer_stats": ("layer_stats",),
+    "easyeditor.util.generate": ("generate_fast",),
+    "easyeditor.evaluate.evaluate": ("test_prediction_acc",),
+    "easyeditor.editors.editor": ("execute_rome", "test_prediction_acc"),
+}
+
+
+def globals_now(package: str = "easyeditor") -> dict[str, dict]:
+    here = {name: module for name, module in sys.modules.items() if name.split(".")[0] == package}
+    found = {name: dict(vars(module)) for name, module in here.items()}
+    if f"{package}.editors.editor" in here:
+        found["BaseEditor"] = dict(vars(here[f"{package}.editors.editor"].BaseEditor))
+    return found
+
+
+def same(one: dict[str, dict], other: dict[str, dict]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[m].keys() == other[m].keys() and all(one[m][k] is other[m][k] for k in one[m]) for m in one
+    )
+
+
+def is_ours(function) -> bool:
+    return hasattr(function, "_knowedit_backend")
+
+
+def swapped() -> set[tuple[str, str]]:
+    return {(m, k) for m, values in globals_now().items() for k, v in values.items() if is_ours(v)}
+
+
+EVERYWHERE = {(module, name) for module, names in HEAVY.items() for name in names} | {("BaseEditor", "edit_requests")}
+
+
+@pytest.fixture
+def library(folder):  # noqa: F811
+    fakes.write(folder, fakes.EASYEDIT)
+    for module in HEAVY:
+        importlib.import_module(module)
+    return globals_now()
+
+
+def test_every_global_that_refers_to_a_heavy_function_is_ours_and_comes_back(library) -> None:
+    assert not swapped()
+    easyedit.install()
+    assert swapped() == EVERYWHERE
+    easyedit.install()  # once more
+    assert swapped() == EVERYWHERE
+    easyedit.uninstall()
+    assert same(globals_now(), library)
+    easyedit.uninstall()
+    assert same(globals_now(), library)
+
+
+def test_blocks_nest_and_leave_an_installation_alone(library) -> None:
+    with easyedit.installed():
+        with easyedit.installed():
+            pass
+        assert swapped() == EVERYWHERE
+    assert same(globals_now(), library)
+    easyedit.install()
+    with easyedit.installed():
+        pass
+    assert swapped() == EVERYWHERE
+    easyedit.uninstall()
+    with pytest.raises(RuntimeError, match="theirs"), easyedit.installed():
+        raise RuntimeError("theirs")
+    assert same(globals_now(), library)
+
+
+def test_what_is_imported_later_is_ours_too_and_comes_back(folder) -> None:  # noqa: F811
+    fakes.write(folder, fakes.EASYEDIT)
+    easyedit.install(only_as_imported=True)
+    assert not any(name.startswith("easyeditor") for name in sys.modules)
+    for module in HEAVY:
+        importlib.import_module(module)
+    assert swapped() == EVERYWHERE
+    easyedit.uninstall()
+    assert not swapped()
+    assert sys.modules["easyeditor.editors.editor"].execute_rome(0, 0, 0, 0) == "their execute_rome"
+
+
+@pytest.mark.parametrize("module", [m for m in HEAVY if m != "easyeditor.editors.editor"])
+def test_a_function_that_moved_is_named_and_nothing_is_swapped(module, folder) -> None:  # noqa: F811
+    name = next(n for n in HEAVY[module] if (f"{n}(") in fakes.EASYEDIT[f"{module.replace('.', '/')}.py"])
+    fakes.write(folder, fakes.without(fakes.EASYEDIT, f"{module.replace('.', '/')}.py", name) | later_users(name))
+    importlib.import_module("easyeditor.models")
+    with pytest.raises(MovedError, match=rf"nothing is swapped.*{module}\.{name}\("):
+        easyedit.install()
+    assert not swapped() and easyedit.BACKEND._finder not in sys.meta_path
+    with pytest.raises(MovedError), easyedit.installed():
+        pass
+
+
+def later_users(name: str) -> dict[str, str]:
+    """Files that import the function, without that line: only its absence is at issue."""
+    others = {}
+    for file, text in fakes.EASYEDIT.items():
+        lines = [line for line in text.splitlines() if not line.endswith(f"import {name}")]
+        if len(lines) < len(text.splitlines()):
+            others[file] = "\n".join(lines) + "\n"
+    return others
+
+
+def test_other_arguments_are_named(folder) -> None:  # noqa: F811
+    file = "easyeditor/models/memit/memit_main.py"
+    fakes.write(folder, fakes.EASYEDIT | {file: fakes.EASYEDIT[file].replace("hparams", "settings")})
+    with pytest.raises(MovedError, match=r"execute_memit\(.*\) \(it takes no hparams\)"):
+        easyedit.install()
+    assert not swapped()
+
+
+def test_a_function_that_moved_is_named_when_it_is_imported_later(folder) -> None:  # noqa: F811
+    fakes.write(folder, fakes.without(fakes.EASYEDIT, "easyeditor/models/ft/ft_main.py", "execute_ft"))
+    easyedit.install(only_as_imported=True)
+    importlib.import_module("easyeditor.models.memit.memit_main")
+    assert swapped()
+    with pytest.raises(MovedError, match="execute_ft"):
+        importlib.import_module("easyeditor.models.ft.ft_main")
+    assert not swapped()
+
+
+def test_a_library_that_is_not_there(folder) -> None:  # noqa: F811
+    with pytest.raises(ImportError, match="EasyEdit is not to be found: put the folder of its clone on sys.path"):
+        easyedit.install()
+    with pytest.raises(ImportError, match="no module rome or memit"):
+        rome.install()
+    assert not any(backend.BACKEND._finder in sys.meta_path for backend in (easyedit, rome))
+
+
+def test_rome_without_memit(folder) -> None:  # noqa: F811
+    """Outside of rome and memit themselves, modules are swapped when they are imported."""
+    fakes.write(folder, fakes.ROME)
+    rome.install()
+    main = sys.modules["rome.rome_main"]
+    assert is_ours(main.execute_rome) and is_ours(main.generate_fast) and is_ours(main.layer_stats)
+    assert is_ours(importlib.import_module("experiments.py.eval_utils_counterfact").test_batch_prediction)
+    assert is_ours(importlib.import_module("baselines.ft.ft_main").execute_ft)
+    rome.uninstall()
+    assert not any(
+        is_ours(value) for name in rome.BACKEND.packages for m in globals_now(name).values() for value in m.values()
+    )
+
+
+def test_what_we_do_not_serve_is_theirs_with_one_line(library, caplog) -> None:
+    class Slow:
+        is_fast = False
+
+    with easyedit.installed():
+        before = easyedit.calls()
+        main = sys.modules["easyeditor.models.memit.memit_main"]
+        hparams = type("H", (), {"layers": [2, 1]})()
+        assert [main.execute_memit(None, Slow(), [], hparams) for _ in range(3)] == ["their execute_memit"] * 3
+        assert easyedit.calls() == before
+    said = [r.message for r in caplog.records if "execute_memit" in r.message]
+    assert len(said) <= 1 and all("not in ascending order" in line for line in said)
+
+
+def test_threads(library) -> None:
+    """Many at once: nobody finds a function half swapped, and at the end all is as it was."""
+    failures, begin = [], threading.Barrier(8)
+
+    def work() -> None:
+        begin.wait()
+        try:
+            for _ in range(30):
+                with easyedit.installed():
+                    assert swapped() == EVERYWHERE
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert same(globals_now(), library)
