@@ -77,6 +77,9 @@ def write_folder(folder: Path, given: dict[str, Any]) -> None:
     for algorithm, values in given.get("hparams", {}).items():
         (folder / "hparams" / algorithm).mkdir(parents=True)
         (folder / "hparams" / algorithm / f"{MODEL}.json").write_text(json.dumps(values))
+        if algorithm == "FT":  # the demo's
+            free = values | {"norm_constraint": False}
+            (folder / "hparams" / algorithm / f"{MODEL}_unconstr.json").write_text(json.dumps(free))
     arrays = np.load(CONFORMANCE / "vectors" / "rome.npz")
     counts = json.loads((CONFORMANCE / "vectors" / "rome.json").read_text())["moment_counts"]
     stats = folder / "stats" / MODEL / "wikipedia_stats"

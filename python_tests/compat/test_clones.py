@@ -10,7 +10,9 @@ import pytest
 
 from .clones import CONFORMANCE, clone, run, write_folder
 
-NLL, WEIGHTS = 2e-4, 1e-3
+# ROME divides by a float32 inverse of second moments that are close to singular: statistics that differ by their own
+# rounding (2e-7) give NLLs that are 1e-3 apart, so that nobody can be closer to what was recorded.
+NLL, WEIGHTS = {"ROME": 2e-3, "MEMIT": 2e-4, "FT": 2e-4}, 1e-3
 
 # Run by the runner, so that what is imported here is swapped. Contexts are given: they depend on the random state.
 SCRIPTS = """
@@ -59,11 +61,12 @@ def test_scripts_of_rome_and_memit(library: str, tmp_path) -> None:
     assert calls["execute_rome"] == {"rome": 9, "memit": 6}[library]
     for step in given["runs"]:
         if "cases" in step:
-            check_cases(step["cases"], tmp_path / "results" / step["name"].split()[1] / "run_000", step["files"])
+            algorithm = step["name"].split()[1]
+            check_cases(step["cases"], tmp_path / "results" / algorithm / "run_000", step["files"], NLL[algorithm])
     check_weights(library, tmp_path / "found.npz")
 
 
-def check_cases(wanted: list, folder: Path, files: list[str]) -> None:
+def check_cases(wanted: list, folder: Path, files: list[str], allowed: float) -> None:
     for file, case in zip(files, wanted, strict=True):
         found = json.loads((folder / file).read_text())
         assert found.keys() == case.keys()
@@ -74,7 +77,7 @@ def check_cases(wanted: list, folder: Path, files: list[str]) -> None:
                     assert found[when][key] == values, (file, when, key)
                     continue
                 for one, other in zip(found[when][key], values, strict=True):
-                    assert one == pytest.approx(other, abs=NLL), (file, when, key)
+                    assert one == pytest.approx(other, abs=allowed), (file, when, key)
 
 
 def check_weights(library: str, file: Path) -> None:
