@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import naive_editing
 import torch
-from moments import peak_memory
+from shared import peak_memory, timed
 
 import knowedit_ext as ke
 from knowedit_ext.editing.request import EditRequest, lookup
@@ -38,7 +37,7 @@ def texts(
     return found
 
 
-def values_case(model: ke.EditableModel, timed: Callable, repeat: int) -> dict[str, Any]:
+def values_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
     """z of 32 edits at layer 8, 20 steps."""
     params = ke.MEMITParams(layers=(LAYERS[-1],), v_num_grad_steps=20)
     requests = requests_of_world()
@@ -74,7 +73,7 @@ def values_case(model: ke.EditableModel, timed: Callable, repeat: int) -> dict[s
     return check("values", error, 1e-3, seconds, plain_seconds) | {"peak_mb": memory, "plain_peak_mb": plain_memory}
 
 
-def insert_case(model: ke.EditableModel, timed: Callable, repeat: int) -> dict[str, Any]:
+def insert_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
     """Keys, residuals and solves of 32 edits in layers 4-8, from given values."""
     torch.manual_seed(0)
     requests = requests_of_world()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from moments import peak_memory
 from naive_evaluation import SORTS, evaluate_record
+from shared import peak_memory, timed
 
 import knowedit_ext as ke
 from knowedit_ext.datasets import load_counterfact
@@ -32,7 +31,7 @@ def records_and_model(model: ke.EditableModel) -> tuple[list[dict], ke.EditableM
     return load_counterfact(file, limit=RECORDS), ke.load_model((model.hf, tokenizer))
 
 
-def evaluate_case(model: ke.EditableModel, timed: Callable, repeat: int) -> dict[str, Any]:
+def evaluate_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
     """The unedited model on 50 records, no generation."""
     records, model = records_and_model(model)
     (ours, seconds), memory = peak_memory(lambda: timed(lambda: ke.evaluate(model, records, generation=False), repeat))
@@ -42,7 +41,7 @@ def evaluate_case(model: ke.EditableModel, timed: Callable, repeat: int) -> dict
     return result(error, seconds, plain_seconds, memory, plain_memory)
 
 
-def single_edits_case(model: ke.EditableModel, timed: Callable, repeat: int) -> dict[str, Any]:
+def single_edits_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
     """50 records, each under a rank-one edit of its own: one batch, against apply, evaluate, revert; and against our
     own evaluation of one edit after the other (`serial_seconds`)."""
     records, model = records_and_model(model)

@@ -8,12 +8,11 @@ Peak memory is what a call holds beyond what was held before it (Linux; nan else
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import naive_moments
 import torch
+from shared import peak_memory, timed
 
 import knowedit_ext as ke
 from knowedit_ext.model.tokens import encode_all
@@ -21,21 +20,6 @@ from knowedit_ext.world import load_world
 
 LAYERS = (7, 8, 9, 10, 11)
 WIDTH, EDITS, WEIGHT = 3072, 100, 15000.0
-
-
-def peak_memory(call: Callable[[], Any]) -> tuple[Any, float]:
-    """The call's result, and the most memory it held at a time, in MB."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-        before = _memory("VmRSS")
-        return call(), _memory("VmHWM") - before
-    except OSError:
-        return call(), float("nan")
-
-
-def _memory(kind: str) -> float:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(kind + ":"))
-    return int(line.split()[1]) / 1024
 
 
 def long_texts(tokens: int) -> list[str]:
@@ -47,7 +31,7 @@ def long_texts(tokens: int) -> list[str]:
     return found
 
 
-def moments_case(model: ke.EditableModel, timed: Callable, repeat: int, tokens: int = 4000) -> dict[str, Any]:
+def moments_case(model: ke.EditableModel, repeat: int, tokens: int = 4000) -> dict[str, Any]:
     """Layers 7-11: one pass for all against a pass each that stops at its layer."""
     texts = long_texts(tokens)
     ids = encode_all(model, texts, model.modules.max_positions)
@@ -94,9 +78,7 @@ def _flops(model: ke.EditableModel) -> tuple[int, int]:
     return max(passes) + len(LAYERS) * keys**2, sum(passes) + len(LAYERS) * 2 * keys**2
 
 
-def solve_case(
-    model: ke.EditableModel | None, timed: Callable, repeat: int, d: int = WIDTH, n: int = EDITS
-) -> dict[str, Any]:
+def solve_case(model: ke.EditableModel | None, repeat: int, d: int = WIDTH, n: int = EDITS) -> dict[str, Any]:
     """(weight * C + K K^T)^-1 K, C's factor kept from an earlier edit, against a dense LU in float64."""
     draw = torch.Generator().manual_seed(0)
     keys = torch.randn(3 * d + n, d, generator=draw) * torch.logspace(-2, 0, d)
@@ -130,7 +112,7 @@ def main() -> None:
     import argparse
     import json
 
-    from run import small_gpt2, timed
+    from shared import small_gpt2
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only compare the numbers, once and small")
