@@ -2,6 +2,8 @@
 #   make test    the tests, against the installed package      make demo   trace facts in the built-in world
 #   make bench   the benchmarks                                make lint   style of Python and C++
 #   make build   the native module in the source tree          make clean  remove what was built
+#   make versions     tests of models, sweep and tracing on the oldest transformers supported and on the newest
+#   make constraints  write down the versions that .venv has, after tests passed on them
 #   make gpu     on a machine with a GPU: build, test there, benchmark (GPU_OUT, GPU_PYTHON, GPU_FLAGS)
 # PYTHON chooses the interpreter for a new .venv; KNOWEDIT_CUDA=AUTO|ON|OFF is explained in CMakeLists.txt.
 PYTHON ?= python3
@@ -10,18 +12,26 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 PYTEST := PYTHONSAFEPATH=1 KNOWEDIT_TEST_INSTALLED=1 $(BIN)/python -m pytest
 SOURCES := $(shell find knowedit_ext csrc -type f -not -name '*.pyc' -not -name '*.so') \
-           setup.py CMakeLists.txt pyproject.toml $(wildcard README.md) LICENSE
+           setup.py CMakeLists.txt pyproject.toml constraints.txt $(wildcard README.md) LICENSE
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # Prints a list of requirements kept in pyproject.toml, so that versions are written down once.
 REQUIREMENTS = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))$(1), sep='\n')"
 
-.PHONY: demo test bench gpu lint build clean
+.PHONY: demo test versions constraints bench gpu lint build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/knowedit demo
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 python_tests
+
+versions: $(VENV)/.installed
+	.ci/transformers oldest
+	.ci/transformers newest
+
+# Upgrade what is pinned first: rm -rf .venv, empty constraints.txt, make test.
+constraints: $(VENV)/.installed $(VENV)/.lint $(VENV)/.build
+	$(PIP) freeze --exclude torch --exclude knowedit_ext | grep '==' > $@.txt
 
 bench: $(VENV)/.installed
 	$(PYTEST) benchmarks
@@ -58,13 +68,13 @@ $(VENV)/.torch: | $(VENV)/.created
 # build/lib would carry deleted modules into the wheel.
 $(VENV)/.installed: $(SOURCES) | $(VENV)/.torch
 	rm -rf build/lib* build/bdist*
-	$(PIP) install --quiet ".[test]"
+	$(PIP) install --quiet -c constraints.txt ".[test]"
 	touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.created
-	$(call REQUIREMENTS,['project']['optional-dependencies']['dev']) | xargs $(PIP) install --quiet
+	$(call REQUIREMENTS,['project']['optional-dependencies']['dev']) | xargs $(PIP) install --quiet -c constraints.txt
 	touch $@
 
 $(VENV)/.build: pyproject.toml | $(VENV)/.created
-	$(call REQUIREMENTS,['build-system']['requires']) | xargs $(PIP) install --quiet
+	$(call REQUIREMENTS,['build-system']['requires']) | xargs $(PIP) install --quiet -c constraints.txt
 	touch $@
