@@ -12,6 +12,7 @@ from .editing import (
     PMETParams,
     ROMEParams,
     RROMEParams,
+    UltraEditParams,
     alphaedit,
     edit,
     emmet,
@@ -22,6 +23,7 @@ from .editing import (
     r_rome,
     rome,
     rome_each,
+    ultraedit,
 )
 from .evaluation import Report, evaluate
 from .model import EditableModel, Fact, UnsupportedModelError, load_model
@@ -46,6 +48,7 @@ __all__ = [
     "RROMEParams",
     "Report",
     "Trace",
+    "UltraEditParams",
     "UnsupportedModelError",
     "alphaedit",
     "collect_moments",
@@ -63,4 +66,5 @@ __all__ = [
     "rome_each",
     "trace",
     "trace_dataset",
+    "ultraedit",
 ]

@@ -11,6 +11,7 @@ from .methods.memit import MEMITParams, memit
 from .methods.pmet import PMETParams, pmet
 from .methods.r_rome import RROMEParams, r_rome
 from .methods.rome import ROMEParams, rome, rome_each
+from .methods.ultraedit import UltraEditParams, ultraedit
 from .request import EditRequest
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "PMETParams",
     "ROMEParams",
     "RROMEParams",
+    "UltraEditParams",
     "alphaedit",
     "edit",
     "emmet",
@@ -37,4 +39,5 @@ __all__ = [
     "r_rome",
     "rome",
     "rome_each",
+    "ultraedit",
 ]

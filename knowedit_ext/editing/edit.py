@@ -24,12 +24,14 @@ from .belongs import describe_model as describe_model
 from .changes import Change, LowRank, check_changes, check_tensor, dense, digest, exactly_zero, shape_of
 from .peft import to_peft
 from .placing import Placed, exactly, lost, place, weights_of
+from .running import Running
 
 # What the fields of a saved edit are.
 _KINDS: dict[str, Any] = dict.fromkeys(("requests", "contexts", "parts"), list) | dict.fromkeys(
     ("params", "model", "base"), dict
 )
 _KINDS |= {"method": str, "compat": (str, type(None)), "seed": (int, type(None))}
+_AS_TENSORS = ("changes", "keys", "statistics")
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Edit:
     method, requests, params, contexts, compat, seed: how it was made (seed: of contexts that were generated).
     model, base: what it belongs to: name, type and shapes, and checksums of the changed weights before any edit.
     keys: by layer the keys [d_in, requests] that it was solved with, for edits that come later (see `history`).
+    statistics: by module what UltraEdit saw there [3, d_in + d_out], see `running`.
     parts: of a merged edit, digests of the edits it is the sum of.
 
     Raises ValueError or TypeError for changes that are not finite numbers in floating point, see `LowRank`.
@@ -63,12 +66,15 @@ class Edit:
     base: Checksums = field(default_factory=dict)
     seed: int | None = None
     keys: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
+    statistics: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     parts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_changes(self.changes)
         for layer, keys in self.keys.items():
             check_tensor(keys, f"the keys of layer {layer}")
+        for name, seen in self.statistics.items():
+            check_tensor(seen, f"the statistics of '{name}'")
 
     def delta(self, name: str) -> torch.Tensor:
         """The dense change of a parameter, in its own shape."""
@@ -204,7 +210,8 @@ class Edit:
                 kinds[name] = {}
                 tensors[f"{name}.dense"] = change
         tensors |= {f"keys.{layer}": keys for layer, keys in self.keys.items()}
-        described = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("changes", "keys")}
+        tensors |= {f"statistics.{name}": seen for name, seen in self.statistics.items()}
+        described = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _AS_TENSORS}
         metadata = {
             "format": "knowedit_ext.edit.1",
             "edit": json.dumps({**described, "changes": kinds}, sort_keys=True),
@@ -231,7 +238,8 @@ class Edit:
                 if not isinstance(row, list) or len(row) < 3 or not all(isinstance(part, str) for part in row):
                     raise TypeError(f"the checksums of '{name}' are {row!r}")
             keys = {int(n.removeprefix("keys.")): x for n, x in tensors.items() if n.startswith("keys.")}
-            return cls(changes, **described, keys=keys)
+            seen = {n.removeprefix("statistics."): x for n, x in tensors.items() if n.startswith("statistics.")}
+            return cls(changes, **described, keys=keys, statistics=seen)
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"'{path}' has a broken description: {error}") from error
         except (KeyError, TypeError, AttributeError) as error:
@@ -269,13 +277,21 @@ class Edit:
         requests = [request for edit in edits for request in edit.requests]
         method = "+".join(dict.fromkeys(edit.method for edit in edits))
         base, keys = _joint_base(edits), _joint_keys(edits)
-        return cls(changes, method, requests, model=edits[0].model, base=base, keys=keys, parts=parts)
+        seen = _joint_statistics(edits)
+        return cls(changes, method, requests, model=edits[0].model, base=base, keys=keys, statistics=seen, parts=parts)
 
 
 def _joint_keys(edits: Sequence[Edit]) -> dict[int, torch.Tensor]:
     """Of the layers that all edits keep keys of, side by side."""
     layers = set.intersection(*(set(edit.keys) for edit in edits))
     return {layer: torch.cat([edit.keys[layer] for edit in edits], 1) for layer in sorted(layers)}
+
+
+def _joint_statistics(edits: Sequence[Edit]) -> dict[str, torch.Tensor]:
+    """Of the modules that all edits keep statistics of."""
+    names = set.intersection(*(set(edit.statistics) for edit in edits))
+    parts = {name: [Running.from_tensor(edit.statistics[name]) for edit in edits] for name in sorted(names)}
+    return {name: Running.join(found).tensor() for name, found in parts.items()}
 
 
 def _joint_base(edits: Sequence[Edit]) -> Checksums:

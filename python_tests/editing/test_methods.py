@@ -32,7 +32,7 @@ RECORDS = [
         "paraphrase_prompts": ["w8 w9"],
         "neighborhood_prompts": ["w10 w9"],
     }
-    for n, (prompt, subject, new) in enumerate([("w5 {} w9 w10", "w3 w7", "w20"), ("{} w9", "w33", "w22")])
+    for n, (prompt, subject, new) in enumerate([("w5 {} w9 w10", "w3 w7", "w20 w23"), ("{} w9", "w33", "w22 w24")])
 ]
 CHANGES = {"v_num_grad_steps": 4, "num_steps": 3, "context_template_length_params": ((3, 2),), "norm_constraint": 1e-3}
 
