@@ -81,6 +81,9 @@ class Plain:
         return solve_in_keys(self, layer, keys, earlier)
 
 
+ALIKE = 1e-6  # of a key, the least share (squared, as the metric measures) that the keys before it do not have
+
+
 def solve_in_keys(
     metric: Metric, layer: int, keys: torch.Tensor, earlier: torch.Tensor, epsilon: float = 1.0
 ) -> torch.Tensor:
@@ -94,10 +97,11 @@ def solve_in_keys(
     small = (small + small.T) / 2
     small.diagonal().add_(epsilon)
     lower, info = torch.linalg.cholesky_ex(small)
-    if int(info):
+    alike = not epsilon and bool((lower.diagonal().square() < ALIKE * small.diagonal()).any())
+    if int(info) or alike:
         raise ValueError(
-            f"layer {layer}: A^T N A + {epsilon:g} I of {together.shape[1]} requests has no Cholesky factor: two of "
-            "them have the same key, or the metric leaves no direction for them"
+            f"layer {layer}: {together.shape[1]} keys, earlier ones among them, cannot be told apart: two requests "
+            "have the same one, or the metric leaves no direction for them. Leave out the earlier edit that is redone"
         )
     last = torch.eye(len(small), dtype=small.dtype, device=small.device)[:, earlier.shape[1] :]
     return cheap @ torch.cholesky_solve(last, lower)

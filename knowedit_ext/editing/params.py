@@ -107,7 +107,8 @@ class EditParams(LayerParams):
 
     fact_token: whose key is edited. v_num_grad_steps, v_lr, v_weight_decay, kl_factor: the optimisation of a value
     (Adam; one step fewer is taken than evaluated). v_loss_layer: layer whose output gives the loss; None: the last.
-    clamp_norm_factor: the change of a value stays within this factor of the value's norm.
+    clamp_norm_factor: the change of a value stays within this factor of the value's norm. update_norm_lambda: mu, added
+    to the diagonal of lambda C (ENCORE): the larger, the smaller the changes.
     """
 
     fact_token: FactToken = "subject_last"
@@ -118,3 +119,4 @@ class EditParams(LayerParams):
     clamp_norm_factor: Positive = 4.0
     kl_factor: NotNegative = 0.0625
     mom2_adjustment: bool = True
+    update_norm_lambda: NotNegative = 0.0

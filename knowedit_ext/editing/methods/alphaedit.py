@@ -26,7 +26,7 @@ _LLAMA = dict(layers=(4, 5, 6, 7, 8), v_num_grad_steps=25, v_lr=0.1)
 
 @dataclass(frozen=True)
 class AlphaEditParams(MEMITParams):
-    """As `MEMITParams`, whose mom2_update_weight and mu it has no use for.
+    """As `MEMITParams`, whose mom2_update_weight it has no use for; mu is a part of L2.
 
     nullspace_threshold: eigenvalues of the second moment below it are the null space; its scale is that of the model's
     keys, and 2e-2 leaves nothing of some models. nullspace_share: instead of it, the share of the eigenvalues' sum that
@@ -53,6 +53,10 @@ class AlphaEditParams(MEMITParams):
         if self.nullspace_share is not None and self.nullspace_threshold == 2e-2:  # the default: not asked for
             object.__setattr__(self, "nullspace_threshold", None)
         super().__post_init__()
+        if self.update_norm_lambda:
+            raise ValueError(
+                f"update_norm_lambda is {self.update_norm_lambda}: in the null space L2 is that, add it there"
+            )
         if (self.nullspace_threshold is None) == (self.nullspace_share is None):
             raise ValueError("give nullspace_threshold or nullspace_share, one of them")
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from ...checks import Compat, Count, NotNegative, Positive, Seed, typed
+from ...checks import Compat, Count, Positive, Seed, typed
 from ...model.hooks import at_rest
 from ...model.load import EditableModel
 from ...moments import Moments
@@ -26,14 +26,10 @@ _EASYEDIT_VALUES = dict(v_weight_decay=1e-3, clamp_norm_factor=4.0)
 
 @dataclass(frozen=True)
 class MEMITParams(EditParams):
-    """mom2_update_weight: lambda, how much the keys the model knows weigh against the new ones.
-
-    update_norm_lambda: mu, added to the diagonal of lambda C (ENCORE): the larger, the smaller the changes.
-    """
+    """mom2_update_weight: lambda, how much the keys the model knows weigh against the new ones."""
 
     clamp_norm_factor: Positive = 0.75
     mom2_update_weight: Positive = 15000.0
-    update_norm_lambda: NotNegative = 0.0
     layer_selection: Literal["all"] = field(default="all", repr=False)
 
     algorithms = ("MEMIT", "AlphaEdit")

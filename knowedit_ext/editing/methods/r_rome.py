@@ -50,6 +50,7 @@ def r_rome(
     *,
     contexts: Sequence[str] | None = None,
     compat: Compat = None,
+    earlier: Iterable[Edit] = (),
     ridge: float | str | None = None,
     seed: Seed = 0,
 ) -> Edit:
@@ -58,7 +59,8 @@ def r_rome(
     found = check_requests(request)
     if len(found) > 1:
         raise ValueError(f"R-ROME edits one fact at a time, not {len(found)}: use MEMIT")
-    return r_rome_each(model, found, params, moments, contexts=contexts, ridge=ridge, seed=seed)[0]
+    options = dict(contexts=contexts, earlier=earlier, ridge=ridge, seed=seed)
+    return r_rome_each(model, found, params, moments, **options)[0]
 
 
 @typed

@@ -15,8 +15,10 @@ from ...model.load import EditableModel
 from ...moments import Moments
 from ..contexts import rome_contexts
 from ..edit import Edit
+from ..history import earlier_keys
 from ..keys import KeyRows
 from ..method import Method
+from ..metric import Plain, Preserving, solve_in_keys
 from ..params import EditParams
 from ..ready import check_ready
 from ..request import EditRequest, check_requests, warn_of_known
@@ -67,6 +69,7 @@ def rome(
     *,
     contexts: Sequence[str] | None = None,
     compat: Compat = None,
+    earlier: Iterable[Edit] = (),
     ridge: float | str | None = None,
     seed: Seed = 0,
 ) -> Edit:
@@ -76,16 +79,18 @@ def rome(
     contexts: templates with one `{}`, the bare "{}" first; None: generated from the model with `seed`.
     compat: "reference": the key is averaged over contexts but the value is solved for the bare prompt's key, as
         published; None: one key for both (R-ROME).
+    earlier: edits that are in the model already: for their keys (`Edit.keys`) the change is exactly nothing.
     ridge: added to the moments' diagonal where they are not positive definite, see `Moments.solve`.
 
-    The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed.
+    The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed, and
+    for a key that an earlier edit has too: it cannot both stay and change.
     """
     found = check_requests(request)
     if len(found) > 1:
         raise ValueError(
             f"ROME edits one fact at a time, not {len(found)}: rome_each makes an edit of each, or use MEMIT"
         )
-    options = dict(contexts=contexts, compat=compat, ridge=ridge, seed=seed)
+    options = dict(contexts=contexts, compat=compat, earlier=earlier, ridge=ridge, seed=seed)
     return rome_each(model, found, params, moments, **options)[0]
 
 
@@ -99,6 +104,7 @@ def rome_each(
     *,
     contexts: Sequence[str] | None = None,
     compat: Compat = None,
+    earlier: Iterable[Edit] = (),
     ridge: float | str | None = None,
     seed: Seed = 0,
     batch: Count | None = None,
@@ -115,6 +121,7 @@ def rome_each(
     if not found:
         raise ValueError("no edit requests")
     check_ready(model, params, moments, needed=params.mom2_adjustment)
+    history = earlier_keys(model, earlier, params.layers)
     generated = seed if contexts is None else None
     contexts = rome_contexts(model, params.context_template_length_params, seed) if contexts is None else list(contexts)
     if not contexts or contexts[0] != "{}":
@@ -122,9 +129,17 @@ def rome_each(
     tokenized = tokenize_requests(model, found, contexts, params.fact_token)
     warn_of_known(model, [request.facts[0] for request in tokenized])
 
+    adjusted = params.mom2_adjustment
+    metric = Preserving(moments, 1.0, params.update_norm_lambda, ridge) if adjusted else Plain()
+
     def direction(layer: int, key: torch.Tensor) -> torch.Tensor:
-        """u is C^-1 k* up to scale (ROME, Eqn. 2), and so is (C + k* k*^T)^-1 k*, by Sherman and Morrison."""
-        u = moments.solve(layer, key[:, None], 1.0, ridge).matrix[:, 0] if params.mom2_adjustment else key
+        """u is C^-1 k* up to scale (ROME, Eqn. 2), and so is (C + k* k*^T)^-1 k*, by Sherman and Morrison; with earlier
+        keys what is left of it when they are to stay."""
+        before = history[layer].to(key.device)
+        if before.shape[1]:
+            u = solve_in_keys(metric, layer, key[:, None], before, epsilon=0.0)[:, 0]
+        else:
+            u = metric.solve(layer, key[:, None], before)[:, 0] if adjusted else key
         return u / u.norm()
 
     edits = []
@@ -135,8 +150,9 @@ def rome_each(
         with ExitStack() as stack:
             puts = [stack.enter_context(stacked(model, edit, params.layers)) for edit in made]
             for layer in params.layers:
-                factors = _one_layer(model, group, params, direction, layer, compat, batch, progress, prompt_keys)
-                for put, (u, v) in zip(puts, factors, strict=True):
+                keys, factors = _one_layer(model, group, params, direction, layer, compat, batch, progress, prompt_keys)
+                for edit, put, key, (u, v) in zip(made, puts, keys, factors, strict=True):
+                    edit.keys[layer] = key[:, None].float().cpu()
                     put(layer, u, v)
         edits += made
     return edits
@@ -152,8 +168,8 @@ def _one_layer(
     batch: int | None,
     progress: bool,
     prompt_keys: bool,
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """u [d_in, 1] and v [d_out, 1] of each request."""
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Keys [requests, d_in]; u [d_in, 1] and v [d_out, 1] of each request."""
     rows = KeyRows(model, requests, context_weights([requests[0].facts]))
     inputs, outputs = rows.pass_through(rows.start, 0, layer, layer, "mlp")
     bare = [x[:: rows.per_request].double() for x in (inputs, outputs)]
@@ -166,7 +182,7 @@ def _one_layer(
         u = direction(layer, key)
         v = (targets[n].to(u.device, torch.float64) - values_now[n].to(u.device)) / (keys_now[n].to(u.device) @ u)
         found.append((u[:, None], v[:, None]))
-    return found
+    return keys, found
 
 
 METHOD = Method(
