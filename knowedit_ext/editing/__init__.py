@@ -13,6 +13,7 @@ from .methods.r_rome import RROMEParams, r_rome
 from .methods.rome import ROMEParams, rome, rome_each
 from .methods.ultraedit import UltraEditParams, ultraedit
 from .request import EditRequest
+from .transforms import prune, rect
 
 __all__ = [
     "METHODS",
@@ -36,7 +37,9 @@ __all__ = [
     "memit",
     "method_of",
     "pmet",
+    "prune",
     "r_rome",
+    "rect",
     "rome",
     "rome_each",
     "ultraedit",

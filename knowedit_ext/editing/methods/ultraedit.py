@@ -74,7 +74,7 @@ class UltraEditParams(LayerParams):
         "phi-4": dict(layers=tuple(range(30, 39))),
         "llama-3-8b": dict(inner_params=_modules("gate_proj", range(11, 16)) + _modules("up_proj", range(18, 25))),
         "qwen2.5-7b": dict(inner_params=_modules("gate_proj", range(18, 27)) + _modules("up_proj", range(18, 27))),
-        "world": dict(layers=(2, 3, 4), lr=1e-3),
+        "world": dict(layers=(2, 3, 4), lr=2e-3),
     }
 
     def __post_init__(self) -> None:
