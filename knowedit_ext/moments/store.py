@@ -15,7 +15,8 @@ import torch
 from ..checks import Count, Natural, as_type
 from ..model.identity import differing_weights, fingerprint
 from ..model.load import EditableModel
-from ..runs.files import read_tensors, write_json, write_tensors
+from ..runs.checksums import json_digest
+from ..runs.files import json_bytes, load_json, read_tensors, replacing, save_tensors
 from .forward import key_weights, key_width
 from .null_space import NullSpace, null_space
 from .solver import FactorCache, Solution, solve
@@ -182,7 +183,7 @@ class Moments:
 
 
 def save_moment(folder: Path, moment: Moment) -> None:
-    """Tensor first, sidecar second: a layer whose sidecar is there is whole."""
+    """Tensor first, sidecar second: a layer whose sidecar is there is whole, and of that tensor."""
     sidecar = {
         "format": FORMAT,
         "layer": moment.layer,
@@ -194,31 +195,52 @@ def save_moment(folder: Path, moment: Moment) -> None:
         "origin": moment.origin,
     }
     tensors = {"mean": pack(moment.mean)}
-    write_tensors(folder / f"layer_{moment.layer}.safetensors", tensors, {"moment": _stamp(sidecar)})
-    write_json(folder / f"layer_{moment.layer}.json", sidecar)
+    path = folder / f"layer_{moment.layer}.json"
+    with replacing(path) as beside:
+        beside.write_bytes(json_bytes(sidecar))
+        with replacing(path.with_suffix(".safetensors")) as file:
+            save_tensors(file, tensors, {"moment": _stamp(sidecar)})
+            path.unlink(missing_ok=True)  # that of the tensor that is about to be replaced
+
+
+_STAMPED = ("layer", "count", "fingerprint")
 
 
 def _stamp(sidecar: Mapping[str, Any]) -> str:
-    """What ties a tensor file to its sidecar (one string: safetensors writes several in no fixed order)."""
-    return json.dumps({key: sidecar[key] for key in ("layer", "count", "fingerprint")})
+    """What ties a tensor file to its sidecar."""
+    return json.dumps({**{key: sidecar[key] for key in _STAMPED}, "sidecar": json_digest(sidecar)})
+
+
+def _is_stamp(stamp: str, sidecar: Mapping[str, Any]) -> bool:
+    """Files of before have none of the whole sidecar."""
+    return stamp in (_stamp(sidecar), json.dumps({key: sidecar[key] for key in _STAMPED}))
 
 
 def load_moment(folder: Path, layer: int) -> Moment:
+    """ValueError names the file that is damaged, was altered, or belongs to something else."""
     path = folder / f"layer_{layer}.json"
+    sidecar = load_json(path)
     try:
-        sidecar = json.loads(path.read_text())
         if sidecar["format"] != FORMAT:
-            raise ValueError(f"'{path}' is of format {sidecar['format']}: this version reads {FORMAT}")
-        stamp = _stamp(sidecar)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"it is of format {sidecar['format']}: this version reads {FORMAT}")
+        width, count, origin = (sidecar[key] for key in ("width", "count", "origin"))
+        numbers = [isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (width, count)]
+        if not all(numbers) or not isinstance(origin, dict | None):
+            raise ValueError(f"width {width!r}, count {count!r}, origin {type(origin).__name__}")
+        if origin is not None and fingerprint(origin["weights"]) != sidecar["fingerprint"]:
+            raise ValueError("it was changed: its fingerprint is not that of the weights it lists")
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"'{path}' does not describe moments ({type(error).__name__}: {error})") from error
     tensors, metadata = read_tensors(path.with_suffix(".safetensors"))
-    if metadata.get("moment") != stamp or sidecar["layer"] != layer:
-        raise ValueError(f"'{path}' and the .safetensors beside it are not of one collection: {stamp} and {metadata}")
-    if sidecar["origin"] is not None and fingerprint(sidecar["origin"]["weights"]) != sidecar["fingerprint"]:
-        raise ValueError(f"'{path}' was changed: its fingerprint is not that of the weights it lists")
-    mean = unpack(tensors["mean"], sidecar["width"])
-    return Moment(layer, mean, sidecar["count"], sidecar["origin"], sidecar["missing"])
+    if not _is_stamp(metadata.get("moment", ""), sidecar) or sidecar["layer"] != layer:
+        raise ValueError(
+            f"'{path}' and the .safetensors beside it are not of one collection: {_stamp(sidecar)} and {metadata}"
+        )
+    try:
+        mean = unpack(tensors["mean"], width)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"'{path.with_suffix('.safetensors')}' holds no moments: {error}") from error
+    return Moment(layer, mean, count, origin, sidecar.get("missing"))
 
 
 def _checked(layer: int, matrix: Any, count: int) -> Moment:

@@ -68,7 +68,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
+        ours = isinstance(error, OSError) and (temporary is None or error.filename in (None, str(temporary)))
+        if ours and error.errno is not None:
             words = f"{os.strerror(error.errno)}, so this was left as it was"
             raise OSError(error.errno, words, str(path)) from error
         raise
@@ -101,14 +102,22 @@ def _opened(path: str | Path) -> BinaryIO:
 
 def write_json(path: str | Path, value: Any, sealed: bool = False) -> None:
     """Atomic, sorted keys, one value a line. sealed: an object gets a digest, which `load_json` looks at."""
-    if sealed:
-        value = {**value, SEAL: json_digest(value)}
+    content = json_bytes(seal(value) if sealed else value)
+    atomic_write(path, lambda file: file.write(content))
+
+
+def seal(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the digest of the rest."""
+    return {**value, SEAL: json_digest(value)}
+
+
+def json_bytes(value: Any) -> bytes:
+    """As `write_json` spells it."""
     spelled = dict(indent=1, sort_keys=True, allow_nan=False)
     try:
-        text = (json.dumps(value, ensure_ascii=False, **spelled) + "\n").encode()
+        return (json.dumps(value, ensure_ascii=False, **spelled) + "\n").encode()
     except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8
-        text = (json.dumps(value, **spelled) + "\n").encode()
-    atomic_write(path, lambda file: file.write(text))
+        return (json.dumps(value, **spelled) + "\n").encode()
 
 
 def load_json(path: str | Path, kind: type = dict, sealed: bool = False) -> Any:
@@ -125,8 +134,8 @@ def load_json(path: str | Path, kind: type = dict, sealed: bool = False) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"'{path}' holds a {type(value).__name__}: expected a {kind.__name__}")
     if isinstance(value, dict) and (sealed or SEAL in value):
-        seal = value.pop(SEAL, None)
-        if seal != json_digest(value):
+        told = value.pop(SEAL, None)
+        if told != json_digest(value):
             raise _altered(path)
     return value
 
@@ -204,24 +213,26 @@ def _member(archive: zipfile.ZipFile, key: str) -> np.ndarray:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file, atomically, with checksums that `read_tensors` looks at; equal content gives equal bytes.
+    """A safetensors file, atomically, with checksums that `read_tensors` looks at; equal content gives equal bytes."""
+    with replacing(path) as temporary:
+        save_tensors(temporary, tensors, metadata)
 
-    Tensors go to the file one by one, not through one large string.
-    """
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """What `write_tensors` writes, into an open place. Tensors go to the file one by one, not as one large string."""
     tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     storages = [x.untyped_storage().data_ptr() for x in tensors.values()]
     if len(set(storages)) < len(storages):  # the library takes none that share memory
         tensors = {name: x.clone() for name, x in tensors.items()}
-    seal = {"": json_digest(dict(metadata))} | {name: checksum(x) for name, x in tensors.items()}
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, {**metadata, SEAL: json.dumps(seal, sort_keys=True)})
-        except SafetensorError as error:
-            number = re.search(r"os error (\d+)", str(error))
-            if number is None:
-                raise ValueError(f"'{path}' could not be written: {error}") from error
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-        _sort_header(temporary)
+    checksums = {"": json_digest(dict(metadata))} | {name: checksum(x) for name, x in tensors.items()}
+    try:
+        save_file(tensors, path, {**metadata, SEAL: json.dumps(checksums, sort_keys=True)})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise ValueError(f"'{path}' could not be written: {error}") from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    _sort_header(path)
 
 
 def _sort_header(path: Path) -> None:
@@ -250,10 +261,10 @@ def read_tensors(
             names = list(file.keys())
             tensors = {name: file.get_tensor(name) for name in names if wanted is None or name in wanted}
             metadata = dict(sorted((file.metadata() or {}).items()))
-        seal = json.loads(metadata.pop(SEAL, "null"))
+        told = json.loads(metadata.pop(SEAL, "null"))
         found = {"": json_digest(metadata)} | {name: checksum(x) for name, x in tensors.items()}
-        whole = seal is None or (
-            seal.keys() == {"", *names} and all(seal[name] == value for name, value in found.items())
+        whole = told is None or (
+            told.keys() == {"", *names} and all(told[name] == value for name, value in found.items())
         )
     except Exception as error:  # damaged bytes raise whatever they meet
         raise ValueError(f"'{path}' is not a whole safetensors file ({error}): {_AGAIN}") from error

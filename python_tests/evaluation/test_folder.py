@@ -17,7 +17,7 @@ from knowedit_ext.editing.edit import LowRank
 from knowedit_ext.runs.files import SEAL, load_json, write_json
 from knowedit_ext.world import load_world
 
-from ..support.processes import finish, hashes, kill_at, start
+from ..support.processes import finish, full_disk, hashes, kill_at, start
 
 ASKED = dict(generation=False, group=2)
 SCRIPT = """
@@ -221,6 +221,16 @@ def test_two_processes_on_one_folder(once: Path, tmp_path: Path) -> None:
     assert second.returncode == 0 or f"another run is writing to '{out}'" in said
     finish(first)
     assert hashes(out) == hashes(once)
+
+
+def test_a_full_disk_at_any_file(model, records, tmp_path: Path) -> None:
+    ke.evaluate(model, records, out=tmp_path / "once", **ASKED)
+    for after in (0, 1, 2, 1, 0, 1):  # each goes on where the last one met it
+        with full_disk(after), pytest.raises(OSError, match=f"No space left on device.*{tmp_path}"):
+            ke.evaluate(model, records, out=tmp_path / "out", **ASKED)
+        assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "out" / ".lock").exists()
+    ke.evaluate(model, records, out=tmp_path / "out", **ASKED)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "once")
 
 
 # -- names and damage -------------------------------------------------------------------------------------------------

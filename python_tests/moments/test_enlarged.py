@@ -12,7 +12,7 @@ import torch
 from moments.test_collect import texts
 from moments.test_resume import WORKER, Interrupted, layer_files, worker
 from support.families import tiny_hf, tiny_model
-from support.processes import hashes
+from support.processes import full_disk, hashes
 from support.tokenizers import word_level
 
 import knowedit_ext as ke
@@ -166,6 +166,30 @@ def test_what_is_kept_is_looked_at(model, tmp_path: Path) -> None:
     collect(model, tmp_path, 800)  # from the beginning
     collect(model, tmp_path / "once", 800)
     assert layer_files(tmp_path) == layer_files(tmp_path / "once")
+
+
+def test_a_full_disk_at_any_file(model, tmp_path: Path) -> None:
+    collect(model, tmp_path / "once", 800)
+    collect(model, tmp_path / "out", 400)
+    for after in (0, 1, 2, 1, 0):  # each goes on where the last one met it
+        with full_disk(after), pytest.raises(OSError, match=f"No space left on device.*{tmp_path}"):
+            collect(model, tmp_path / "out", 800, checkpoint_seconds=0.0)
+        assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "out" / ".lock").exists()
+    collect(model, tmp_path / "out", 800)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "once")
+
+
+@pytest.mark.parametrize("after", range(12))
+def test_a_full_disk_at_the_result(model, tmp_path: Path, after: int) -> None:
+    """What is there of the smaller collection is its own, or gone; never a tensor with the other's sidecar."""
+    collect(model, tmp_path / "out", 400)
+    with full_disk(after), suppress(OSError):
+        collect(model, tmp_path / "out", 800)
+    for path in (tmp_path / "out").glob("layer_*.json"):
+        assert ke.Moments.load(tmp_path / "out", [int(path.stem[6:])]).layers
+    collect(model, tmp_path / "out", 800)
+    collect(model, tmp_path / "once", 800)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "once")
 
 
 def test_two_ranks_and_two_processes(tmp_path: Path) -> None:

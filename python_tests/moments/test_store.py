@@ -101,6 +101,28 @@ def test_bad_stores(tmp_path, collected):
         ke.Moments.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (('"batch_tokens": 64', '"batch_tokens": 65'), "not of one collection"),
+        (('"missing": null', '"missing": 0.5'), "not of one collection"),
+        (('"width": 128', '"width": -1'), "does not describe moments"),
+        (('"width": 128', '"width": 1000000000'), "not of one collection"),
+        (('"origin": {', '"origin": 3, "x": {'), "does not describe moments"),
+        (("{", "[", 1), "is not JSON"),
+    ],
+)
+def test_altered_stores(tmp_path, change, message):
+    found = ke.collect_moments(tiny_model("gpt2"), texts(10), [1], batch_tokens=64, progress=False)
+    found.save(tmp_path)
+    path = tmp_path / "layer_1.json"
+    text = path.read_text()
+    path.write_text(text.replace(*change))
+    assert path.read_text() != text
+    with pytest.raises(ValueError, match=rf"layer_1\.json'.*{message}|layer_1\.json' is not JSON"):
+        ke.Moments.load(tmp_path)
+
+
 def changed(name: str) -> ke.EditableModel:
     hf = tiny_hf("gpt2")
     hf.get_parameter(name).data.view(-1)[-1] += 1e-3

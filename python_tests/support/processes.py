@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -17,6 +21,23 @@ def hashes(folder: Path) -> dict[str, str]:
     """Every file below the folder, and what it holds."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@contextmanager
+def full_disk(after: int) -> Iterator[None]:
+    """Inside, no more than so many files can be written: those that come then meet a full disk."""
+    real, left = os.fsync, itertools.count(after, -1)
+
+    def fsync(number: int) -> None:
+        if next(left) <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(number)
+
+    os.fsync = fsync
+    try:
+        yield
+    finally:
+        os.fsync = real
 
 
 def start(script: str, out: Path, *launcher: str, stderr: bool = False) -> subprocess.Popen:

@@ -19,7 +19,7 @@ from knowedit_ext.runs.files import SEAL
 from knowedit_ext.tracing import dataset
 
 from ..support.families import tiny_hf
-from ..support.processes import finish, hashes, kill_at, start
+from ..support.processes import finish, full_disk, hashes, kill_at, start
 from ..support.tokenizers import word_level
 
 ASKED = dict(kinds=("state",), samples=2, noise=0.2, group=2, progress=False)
@@ -263,6 +263,16 @@ def test_begun_together(once: Path, tmp_path: Path) -> None:
     assert 0 in [each.returncode for each in runs]
     assert all(each.returncode == 0 or "another run is writing" in text for each, text in zip(runs, said, strict=True))
     assert hashes(out) == hashes(once)
+
+
+def test_a_full_disk_at_any_file(model, five: Path, tmp_path: Path) -> None:
+    asked = ASKED | {"kinds": ("state", "mlp")}
+    for after in range(0, 12, 2):  # each goes on where the last one met it
+        with full_disk(after % 5), pytest.raises(OSError, match=f"No space left on device.*{tmp_path}"):
+            ke.trace_dataset(model, FACTS, tmp_path / "out", **asked)
+        assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "out" / ".lock").exists()
+    ke.trace_dataset(model, FACTS, tmp_path / "out", **asked)
+    assert hashes(tmp_path / "out") == hashes(five)
 
 
 # -- names and damage -------------------------------------------------------------------------------------------------
