@@ -26,6 +26,7 @@ from .editing import (
     rome,
     rome_each,
     ultraedit,
+    value_norm,
 )
 from .evaluation import Report, evaluate
 from .model import EditableModel, Fact, UnsupportedModelError, load_model
@@ -71,4 +72,5 @@ __all__ = [
     "trace",
     "trace_dataset",
     "ultraedit",
+    "value_norm",
 ]

@@ -1,5 +1,6 @@
 """Edits as data (`Edit`), what is to be edited (`EditRequest`), and the methods that make them (`edit`, `METHODS`)."""
 
+from .anchor import value_norm
 from .edit import Edit
 from .method import Method
 from .methods import METHODS, edit, method_of
@@ -43,4 +44,5 @@ __all__ = [
     "rome",
     "rome_each",
     "ultraedit",
+    "value_norm",
 ]

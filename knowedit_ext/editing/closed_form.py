@@ -10,6 +10,7 @@ import torch
 
 from ..model.load import EditableModel
 from ..moments import Moments
+from .anchor import anchored
 from .contexts import memit_contexts
 from .edit import Edit
 from .history import earlier_keys
@@ -54,7 +55,7 @@ def closed_form(
     contexts = context_groups(model, contexts, seed)
     tokenized = _tokenized(model, found, params, contexts)
     if values is None:
-        values = _optimised(model, tokenized, params, batch, progress, aim)
+        values = _optimised(model, tokenized, params, batch, progress, aim, compat)
     else:
         values = _given(model, values, found, params, aim)
     edit = Edit({}, name, [r.to_dict() for r in found], params.to_dict(), contexts, compat, seed=generated)
@@ -76,7 +77,7 @@ def closed_form_values(
     check_ready(model, params, None, needed=False)
     check_adds_to_residual(model, params.layers)
     tokenized = _tokenized(model, found, params, context_groups(model, contexts, seed))
-    return _optimised(model, tokenized, params, batch, progress, Aim())
+    return _optimised(model, tokenized, params, batch, progress, Aim(), compat=None)
 
 
 def _tokenized(
@@ -92,10 +93,13 @@ def _optimised(
     batch: int | None,
     progress: bool,
     aim: Aim,
+    compat: str | None,
 ) -> torch.Tensor:
     warn_of_known(model, [request.facts[0] for request in requests])
     how = dict(beside=aim.beside, loss_layer=params.v_loss_layer, nll_factor=aim.nll_factor, rule=aim.rule)
-    return optimise_values(model, requests, params, aim.site, params.layers[-1], batch, progress, **how).values
+    layer = params.layers[-1]
+    found = optimise_values(model, requests, params, aim.site, layer, batch, progress, **how)
+    return anchored(model, requests, params, found, aim.site, layer, compat)
 
 
 def _given(

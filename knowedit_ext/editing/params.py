@@ -108,7 +108,8 @@ class EditParams(LayerParams):
     fact_token: whose key is edited. v_num_grad_steps, v_lr, v_weight_decay, kl_factor: the optimisation of a value
     (Adam; one step fewer is taken than evaluated). v_loss_layer: layer whose output gives the loss; None: the last.
     clamp_norm_factor: the change of a value stays within this factor of the value's norm. update_norm_lambda: mu, added
-    to the diagonal of lambda C (ENCORE): the larger, the smaller the changes.
+    to the diagonal of lambda C (ENCORE): the larger, the smaller the changes. norm_anchor: norm of what the MLP is to
+    put out (NAS), see `anchor.value_norm`; None: as optimised.
     """
 
     fact_token: FactToken = "subject_last"
@@ -120,3 +121,4 @@ class EditParams(LayerParams):
     kl_factor: NotNegative = 0.0625
     mom2_adjustment: bool = True
     update_norm_lambda: NotNegative = 0.0
+    norm_anchor: Positive | None = None

@@ -13,6 +13,7 @@ from ...checks import Compat, Count, Seed, typed
 from ...model.hooks import at_rest
 from ...model.load import EditableModel
 from ...moments import Moments
+from ..anchor import anchored
 from ..contexts import rome_contexts
 from ..edit import Edit
 from ..history import earlier_keys
@@ -175,7 +176,8 @@ def _one_layer(
     bare = [x[:: rows.per_request].double() for x in (inputs, outputs)]
     mean = [rows.mean(x) for x in (inputs, outputs)]
     keys = (bare if prompt_keys else mean)[0]  # k*, [requests, d_in]
-    targets = optimise_values(model, requests, params, "mlp", layer, batch, progress).values
+    optimised = optimise_values(model, requests, params, "mlp", layer, batch, progress)
+    targets = anchored(model, requests, params, optimised, "mlp", layer, compat)
     keys_now, values_now = bare if prompt_keys or compat == "reference" else mean
     found = []
     for n, key in enumerate(keys):
