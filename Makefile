@@ -2,6 +2,7 @@
 #   make test    the tests, against the installed package      make demo   trace facts in the built-in world
 #   make bench   the benchmarks                                make lint   style of Python and C++
 #   make build   the native module in the source tree          make clean  remove what was built
+#   make campaign     10,000 malformed inputs and 200 kills; docs/reliability.md (CAMPAIGN_FLAGS, CAMPAIGN_OUT)
 #   make versions     tests of models, sweep and tracing on the oldest transformers supported and on the newest
 #   make constraints  write down the versions that .venv has, after tests passed on them
 #   make gpu     on a machine with a GPU: build, test there, benchmark (GPU_OUT, GPU_PYTHON, GPU_FLAGS)
@@ -17,13 +18,19 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '
 # Prints a list of requirements kept in pyproject.toml, so that versions are written down once.
 REQUIREMENTS = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))$(1), sep='\n')"
 
-.PHONY: demo test versions constraints bench gpu lint build clean
+.PHONY: demo test campaign versions constraints bench gpu lint build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/knowedit demo
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 python_tests
+
+CAMPAIGN_OUT ?= out/campaign
+
+campaign: $(VENV)/.installed
+	HYPOTHESIS_EXAMPLES=500 KNOWEDIT_CAMPAIGN=1 OMP_NUM_THREADS=1 $(PYTEST) -q python_tests/campaign
+	PYTHONSAFEPATH=1 PYTHONPATH=python_tests $(BIN)/python -m campaign --out $(CAMPAIGN_OUT) $(CAMPAIGN_FLAGS)
 
 versions: $(VENV)/.installed
 	.ci/transformers oldest
