@@ -1,18 +1,17 @@
-"""Cases of `run.py`: AlphaEdit's update against the published d x d system, and what a history of edits costs."""
+"""AlphaEdit's update against the published d x d system (`run.py alphaedit`)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from editing import CONTEXTS, LAYERS, check, requests_of_world
+from editing import check
 from shared import timed
 
 import knowedit_ext as ke
 from knowedit_ext.editing.metric import NullSpace
 
 WIDTH, BATCH, EARLIER, OUTPUT, SHARE, L2 = 3072, 100, 1000, 768, 0.02, 10.0
-HISTORY = 2000
 
 
 def moment(width: int, seed: int = 0) -> torch.Tensor:
@@ -41,21 +40,3 @@ def alphaedit_case(model: ke.EditableModel | None, repeat: int) -> dict[str, Any
     plain, plain_seconds = timed(published, 1)
     error = float((ours - plain).norm() / plain.norm())
     return check("alphaedit", error, 1e-9, seconds, plain_seconds) | {"d": WIDTH, "rank": rank}
-
-
-def history_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
-    """A MEMIT edit of 32 requests, values and all, behind 2,000 edits and without: what the history adds."""
-    requests, width = requests_of_world(), model.modules.down_projection(0).nx
-    params = ke.MEMITParams(layers=LAYERS, v_num_grad_steps=20)
-    moments = ke.Moments.from_arrays({layer: (moment(width, layer), 2 * width) for layer in LAYERS})
-    past = ke.Edit({}, "memit")
-    past.keys = {layer: torch.randn(width, HISTORY, generator=torch.Generator().manual_seed(layer)) for layer in LAYERS}
-    make = lambda earlier, values: ke.memit(  # noqa: E731
-        model, requests, params, moments, contexts=CONTEXTS, earlier=earlier, values=values
-    )
-    given = torch.randn(len(requests), model.hidden_size, generator=torch.Generator().manual_seed(0))
-    make([], given), make([past], given)  # factors are made once
-    _, whole = timed(lambda: make([], None), 1)
-    _, without = timed(lambda: make([], given), repeat)
-    _, behind = timed(lambda: make([past], given), repeat)
-    return {"error": 0.0, "plain_seconds": whole, "seconds": behind - without, "ratio": whole / (behind - without)}

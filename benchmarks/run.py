@@ -11,7 +11,6 @@ values  z of 32 edits at layer 8 of that model
 insert  MEMIT's insertion of 32 edits over its layers 4-8
 moments second moments of its layers 7-11 in one pass, against five passes
 alphaedit  AlphaEdit's update (d = 3072, 100 requests, 1,000 earlier ones) against the published LU of the d x d system
-history what 2,000 earlier edits add to a MEMIT edit of 32 (first column: that edit, without them)
 solve   d = 3072, 100 keys, the factor kept, against LU in float64
 evaluate       50 CounterFact records (the world's where the real ones are absent), no generation
 single_edits   the same under an edit of their own each, in one batch
@@ -51,7 +50,6 @@ CASES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "insert": small_gpt2_case(editing.insert_case),
     "moments": small_gpt2_case(moments.moments_case),
     "alphaedit": small_gpt2_case(closed_form.alphaedit_case),
-    "history": small_gpt2_case(closed_form.history_case),
     "solve": small_gpt2_case(moments.solve_case),
     "evaluate": small_gpt2_case(evaluation.evaluate_case),
     "single_edits": small_gpt2_case(evaluation.single_edits_case),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from knowedit_ext.editing.methods.alphaedit import AlphaEditParams
 from knowedit_ext.editing.methods.finetune import FTParams
 from knowedit_ext.editing.methods.memit import MEMITParams
 from knowedit_ext.editing.methods.r_rome import RROMEParams
@@ -134,7 +135,9 @@ def test_starting_points(name: str) -> None:
         (ROMEParams, dict(context_template_length_params=5), "context_template_length_params is 5: expected a list"),
         (ROMEParams, dict(original_implementation=True), "original_implementation is True: only False is supported"),
         (ROMEParams, dict(alg_name="MEMIT"), "unknown alg_name 'MEMIT': expected 'ROME' or 'R-ROME'"),
-        (MEMITParams, dict(alg_name="EMMET"), "unknown alg_name 'EMMET': expected 'MEMIT' or 'AlphaEdit'"),
+        (MEMITParams, dict(alg_name="EMMET"), "unknown alg_name 'EMMET': expected 'MEMIT'"),
+        (MEMITParams, dict(alg_name="AlphaEdit"), "unknown alg_name 'AlphaEdit': expected 'MEMIT'"),
+        (MEMITParams, dict(nullspace_threshold=0.02, L2=10), "MEMITParams: unknown keys nullspace_threshold, L2"),
         (MEMITParams, {3: 4}, "MEMITParams: unknown keys 3; known"),
         (ROMEParams, dict(clamp_norm_factor=-1), "clamp_norm_factor is -1"),
         (MEMITParams, dict(mom2_update_weight=0), "mom2_update_weight is 0"),
@@ -193,7 +196,7 @@ EXTRAS = {
     "FT": "num_steps: 25\nlr: 5e-4\nweight_decay: 0\nkl_factor: 0\nnorm_constraint: 5e-5\n"
     "objective_optimization: target_new",
 }
-KINDS = {"ROME": ROMEParams, "R-ROME": RROMEParams, "MEMIT": MEMITParams, "AlphaEdit": MEMITParams, "FT": FTParams}
+KINDS = {"ROME": ROMEParams, "R-ROME": RROMEParams, "MEMIT": MEMITParams, "AlphaEdit": AlphaEditParams, "FT": FTParams}
 
 
 @pytest.mark.parametrize("name", EXTRAS)

@@ -32,8 +32,8 @@ class MEMITParams(EditParams):
     mom2_update_weight: Positive = 15000.0
     layer_selection: Literal["all"] = field(default="all", repr=False)
 
-    algorithms = ("MEMIT", "AlphaEdit")
-    other = frozenset({"context_template_length_params", "nullspace_threshold", "L2", "P_loc"})
+    algorithms = ("MEMIT",)
+    other = frozenset({"context_template_length_params"})
 
     # memit, hparams/MEMIT/*.json; NeoX: MEMIT, appendix
     presets: ClassVar[dict[str, dict[str, Any]]] = {
