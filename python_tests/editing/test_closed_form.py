@@ -18,7 +18,7 @@ from .test_memit import GROUPS, LAYERS, REQUESTS
 
 SPREADING = [family for family in FAMILIES if family not in ("gemma2", "gemma3", "gemma3_text", "olmo2")]
 COMMON = dict(layers=LAYERS, v_num_grad_steps=3, clamp_norm_factor=3.0)
-ALPHA = ke.AlphaEditParams(**COMMON, nullspace_threshold=None, nullspace_share=0.2, L2=0.5)
+ALPHA = ke.AlphaEditParams(**COMMON, nullspace_share=0.2, L2=0.5)
 EMMET = ke.EMMETParams(**COMMON, mom2_update_weight=40.0, update_norm_lambda=0.3)
 
 

@@ -137,6 +137,7 @@ def test_starting_points(name: str) -> None:
         (ROMEParams, dict(alg_name="MEMIT"), "unknown alg_name 'MEMIT': expected 'ROME' or 'R-ROME'"),
         (MEMITParams, dict(alg_name="EMMET"), "unknown alg_name 'EMMET': expected 'MEMIT'"),
         (MEMITParams, dict(alg_name="AlphaEdit"), "unknown alg_name 'AlphaEdit': expected 'MEMIT'"),
+        (AlphaEditParams, dict(nullspace_threshold=0.02, nullspace_share=0.1), "two ways to tell the null space"),
         (MEMITParams, dict(nullspace_threshold=0.02, L2=10), "MEMITParams: unknown keys nullspace_threshold, L2"),
         (MEMITParams, {3: 4}, "MEMITParams: unknown keys 3; known"),
         (ROMEParams, dict(clamp_norm_factor=-1), "clamp_norm_factor is -1"),

@@ -29,11 +29,11 @@ class AlphaEditParams(MEMITParams):
     """As `MEMITParams`, whose mom2_update_weight it has no use for; mu is a part of L2.
 
     nullspace_threshold: eigenvalues of the second moment below it are the null space; its scale is that of the model's
-    keys, and 2e-2 leaves nothing of some models. nullspace_share: instead of it, the share of the eigenvalues' sum that
-    the null space may hold. L2: weight of the size of the change.
+    keys, and the published 2e-2, taken where neither is given, leaves nothing of some models. nullspace_share: instead
+    of it, the share of the eigenvalues' sum that the null space may hold. L2: weight of the size of the change.
     """
 
-    nullspace_threshold: Positive | None = 2e-2
+    nullspace_threshold: Positive | None = None
     nullspace_share: Positive | None = None
     L2: Positive = 10.0
 
@@ -46,19 +46,19 @@ class AlphaEditParams(MEMITParams):
         "gpt-j": dict(layers=(3, 4, 5, 6, 7, 8), v_num_grad_steps=25),
         "llama-3-8b": _LLAMA,
         "world": {k: v for k, v in MEMITParams.presets["world"].items() if k != "mom2_update_weight"}
-        | dict(nullspace_threshold=None, nullspace_share=0.05, L2=1.0),
+        | dict(nullspace_share=0.05, L2=1.0),
     }
 
     def __post_init__(self) -> None:
-        if self.nullspace_share is not None and self.nullspace_threshold == 2e-2:  # the default: not asked for
-            object.__setattr__(self, "nullspace_threshold", None)
+        if self.nullspace_threshold is None and self.nullspace_share is None:
+            object.__setattr__(self, "nullspace_threshold", 2e-2)
         super().__post_init__()
         if self.update_norm_lambda:
             raise ValueError(
                 f"update_norm_lambda is {self.update_norm_lambda}: in the null space L2 is that, add it there"
             )
-        if (self.nullspace_threshold is None) == (self.nullspace_share is None):
-            raise ValueError("give nullspace_threshold or nullspace_share, one of them")
+        if self.nullspace_threshold is not None and self.nullspace_share is not None:
+            raise ValueError("nullspace_threshold and nullspace_share are two ways to tell the null space: give one")
 
 
 @at_rest
