@@ -16,8 +16,8 @@ from ..moments.forward import key_width
 from .edit import Edit
 
 
-def earlier_keys(model: EditableModel, earlier: Iterable[Edit], layers: Sequence[int]) -> dict[int, torch.Tensor]:
-    """{layer: [d_in, m]} float64 of all earlier edits, side by side in their order; m = 0 without any.
+def earlier_keys(model: EditableModel, earlier: Iterable[Edit], layers: Sequence[int]) -> dict[int, list[torch.Tensor]]:
+    """By layer the keys [d_in, m] of each earlier edit, in their order, as the edits keep them.
 
     Raises ValueError for an edit without keys at one of the layers, with keys of another width or that are not finite.
     """
@@ -25,12 +25,11 @@ def earlier_keys(model: EditableModel, earlier: Iterable[Edit], layers: Sequence
     for number, edit in enumerate(edits):
         if not isinstance(edit, Edit):
             raise TypeError(f"earlier[{number}] is a {type(edit).__name__}: expected an Edit")
-    found = {}
-    for layer in layers:
-        width = key_width(model, layer)
-        parts = [_keys_of(edit, number, layer, width) for number, edit in enumerate(edits)]
-        found[layer] = torch.cat([torch.zeros(width, 0, dtype=torch.float64), *parts], 1)
-    return found
+    widths = {layer: key_width(model, layer) for layer in layers}
+    return {
+        layer: [_keys_of(edit, number, layer, width) for number, edit in enumerate(edits)]
+        for layer, width in widths.items()
+    }
 
 
 def _keys_of(edit: Edit, number: int, layer: int, width: int) -> torch.Tensor:
@@ -43,4 +42,4 @@ def _keys_of(edit: Edit, number: int, layer: int, width: int) -> torch.Tensor:
         raise ValueError(f"{name} has keys {list(keys.shape)} at layer {layer}: not [{width}, n], another model's?")
     if not torch.isfinite(keys).all():
         raise ValueError(f"{name} has keys at layer {layer} that are not finite")
-    return keys.double()
+    return keys

@@ -10,20 +10,36 @@ N says how cheap a direction of the input is to change: (lambda C + mu I)^-1 whe
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import torch
 
 from ..moments import Moments
+from ..moments.solver import Factor
+from ..ops.cholesky import System, factor_sum, least_size, refined, triangles
+from .deflation import AlikeError, Apply, deflated
+
+TOLERANCE = 1e-14  # backward error of a solution
 
 
 class Metric(Protocol):
+    """moments: which it is of, None: of none. name: what else it depends on."""
+
+    moments: Moments | None
+    name: Hashable
+
     def apply(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
         """N K, [d, n] float64."""
         ...
 
-    def solve(self, layer: int, keys: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
-        """S [d, n] for keys [d, n] and earlier keys [d, m] (`spread.Solve`), eps = 1."""
+    def folded(self, layer: int, earlier: torch.Tensor) -> Apply:
+        """(N^-1 + H H^T)^-1 for earlier keys H [d, m] float64, on the range of N."""
+        ...
+
+    def solve(self, layer: int, keys: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.Tensor:
+        """S [d, n] for keys [d, n] and earlier keys, [d, m] of each edit (`spread.Solve`), eps = 1."""
         ...
 
 
@@ -38,14 +54,33 @@ class Preserving:
         if mu and isinstance(ridge, str):
             raise ValueError(f"ridge is '{ridge}', but mu = {mu:g} makes the moments positive definite by itself")
         self.ridge = ridge if not mu else (ridge or 0.0) + mu / weight
+        self.name = ("preserving", float(weight), self.ridge)
+
+    def _factor(self, layer: int, device: torch.device) -> Factor:
+        return self.moments.factors.get(self.moments[layer], self.weight, self.ridge, False, device)
 
     def apply(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
-        lower = self.moments.factors.get(self.moments[layer], self.weight, self.ridge, False, keys.device).lower
-        return torch.cholesky_solve(keys.double(), lower)
+        return triangles(self._factor(layer, keys.device).lower, keys.double())
 
-    def solve(self, layer: int, keys: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
-        together = torch.cat([earlier, keys], 1)
-        return self.moments.solve(layer, together, self.weight, self.ridge).matrix[:, earlier.shape[1] :]
+    def folded(self, layer: int, earlier: torch.Tensor) -> Apply:
+        factor = self._factor(layer, earlier.device)
+        mean = factor.moment.mean.to(earlier.device)
+        lower, _ = factor_sum(mean, self.weight, factor.ridge, [earlier])
+        return lambda keys: triangles(lower, keys.double())
+
+    def solve(self, layer: int, keys: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Behind earlier keys from what is kept of them; where that does not come to float64 from the factored sum."""
+        if not earlier:
+            return self.moments.solve(layer, keys, self.weight, self.ridge).matrix
+        keys, factor = keys.double(), self._factor(layer, keys.device)
+        blocks = [*(block.to(keys.device, torch.float64) for block in earlier), keys]
+        size = least_size(self.weight * (factor.norm + factor.ridge), keys)
+        system = System(factor.moment.mean.to(keys.device), self.weight, factor.ridge, blocks, size)
+        with suppress(AlikeError):
+            s, error, _ = refined(keys, deflated(self, layer, keys, earlier).inverse(keys), system.judge(keys))
+            if error <= TOLERANCE:
+                return s
+        return self.moments.solve(layer, torch.cat(blocks, 1), self.weight, self.ridge).matrix[:, -keys.shape[1] :]
 
 
 class NullSpace:
@@ -57,51 +92,53 @@ class NullSpace:
     def __init__(self, moments: Moments, l2: float, threshold: float | None, share: float | None = None) -> None:
         self.moments, self.l2 = moments, l2
         self.limit = {"threshold": threshold, "share": share}
+        self.name = ("null space", l2, threshold, share)
 
     def rank(self, layer: int) -> int:
         return self.moments.null_space(layer, **self.limit).rank
 
     def apply(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
-        return self.moments.null_space(layer, **self.limit).project(keys.double()) / self.l2
+        return self._project(layer, keys) / self.l2
 
-    def solve(self, layer: int, keys: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
+    def _project(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
+        return self.moments.null_space(layer, **self.limit, device=keys.device).project(keys.double())
+
+    def folded(self, layer: int, earlier: torch.Tensor) -> Apply:
+        """P (P H H^T P + l2 I)^-1 P; the inverse leaves the null space to itself."""
+        inside = self._project(layer, earlier)
+        lower, _ = factor_sum(torch.eye(len(inside), dtype=inside.dtype, device=inside.device), self.l2, 0.0, [inside])
+        return lambda keys: triangles(lower, self._project(layer, keys))
+
+    def solve(self, layer: int, keys: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.Tensor:
         return solve_in_keys(self, layer, keys, earlier)
 
 
 class Plain:
     """N = I / weight: no direction is cheaper than another."""
 
+    moments = None
+
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = weight
+        self.name = ("plain", weight)
 
     def apply(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
         return keys.double() / self.weight
 
-    def solve(self, layer: int, keys: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
+    def folded(self, layer: int, earlier: torch.Tensor) -> Apply:
+        eye = torch.eye(len(earlier), dtype=earlier.dtype, device=earlier.device)
+        lower, _ = factor_sum(eye, self.weight, 0.0, [earlier])
+        return lambda keys: triangles(lower, keys.double())
+
+    def solve(self, layer: int, keys: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.Tensor:
         return solve_in_keys(self, layer, keys, earlier)
 
 
-ALIKE = 1e-6  # of a key, the least share (squared, as the metric measures) that the keys before it do not have
-
-
 def solve_in_keys(
-    metric: Metric, layer: int, keys: torch.Tensor, earlier: torch.Tensor, epsilon: float = 1.0
+    metric: Metric, layer: int, keys: torch.Tensor, earlier: Sequence[torch.Tensor], epsilon: float = 1.0
 ) -> torch.Tensor:
-    """S by one Cholesky of (m + n) x (m + n): 2 d (m + n)^2 + (m + n)^3 / 3 flops, never a d x d system.
+    """S by Cholesky of n x n behind what is kept of the earlier keys, see `deflation`; never a d x d system a batch.
 
     epsilon: 0 asks that the keys come out exactly as wanted. ValueError where the keys do not allow that.
     """
-    together = torch.cat([earlier, keys], 1).double()  # A
-    cheap = metric.apply(layer, together)  # N A
-    small = together.T @ cheap
-    small = (small + small.T) / 2
-    small.diagonal().add_(epsilon)
-    lower, info = torch.linalg.cholesky_ex(small)
-    alike = not epsilon and bool((lower.diagonal().square() < ALIKE * small.diagonal()).any())
-    if int(info) or alike:
-        raise ValueError(
-            f"layer {layer}: {together.shape[1]} keys, earlier ones among them, cannot be told apart: two requests "
-            "have the same one, or the metric leaves no direction for them. Leave out the earlier edit that is redone"
-        )
-    last = torch.eye(len(small), dtype=small.dtype, device=small.device)[:, earlier.shape[1] :]
-    return cheap @ torch.cholesky_solve(last, lower)
+    return deflated(metric, layer, keys, earlier, epsilon).solve(keys.double())

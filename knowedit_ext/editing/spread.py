@@ -17,8 +17,8 @@ from .stacked import stacked
 from .tokenized import TokenizedRequest
 from .values import Rule
 
-# (layer, keys [d_in, n], earlier keys [d_in, m]) -> [d_in, n], what the n residuals are multiplied by
-Solve = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+# (layer, keys [d_in, n], earlier keys, [d_in, m] an edit) -> [d_in, n], what the n residuals are multiplied by
+Solve = Callable[[int, torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ def spread(
     requests: Sequence[TokenizedRequest],
     weights: Sequence[float],
     values: torch.Tensor,
-    earlier: Mapping[int, torch.Tensor],
+    earlier: Mapping[int, Sequence[torch.Tensor]],
     solve: Solve,
     aim: Aim,
 ) -> None:
     """Add to `edit` a change of the down projection of each layer, so that the last one puts out `values` at the site.
 
-    weights: of a request's contexts, in its key. values: [n, hidden]. earlier: by layer the keys [d_in, m] that are to
-    keep their values. The edit keeps the keys of its own requests.
+    weights: of a request's contexts, in its key. values: [n, hidden]. earlier: by layer the keys [d_in, m] of each
+    edit whose values are to be kept. The edit keeps the keys of its own requests, in the float32 they are solved with.
 
     Each pass gives a layer's keys and the values reached so far, and starts from the first layer that has changed.
     """
@@ -62,8 +62,8 @@ def spread(
             if layer > start:  # the layer below has been changed since
                 hidden, start = rows.run(hidden, start, layer), layer
             inputs, reached = rows.pass_through(hidden, layer, layer, last, aim.site)
-            keys = rows.mean(inputs).T  # K, [d_in, n]
-            edit.keys[layer] = keys.float().cpu()
+            keys = rows.mean(inputs).float().T  # K, [d_in, n]
+            edit.keys[layer] = keys.cpu()
             now = reached[:: rows.per_request].double()  # values of the bare prompts, [n, hidden]
             residual = (values.to(now.device, torch.float64) - now).T / aim.divisor(len(layers) - number)
-            put(layer, solve(layer, keys, earlier[layer].to(keys.device)), residual)
+            put(layer, solve(layer, keys.double(), earlier[layer]), residual)

@@ -36,13 +36,19 @@ class NullSpace:
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """P x for x [width, n], float64."""
-        vectors = self.vectors.to(x.device, x.dtype)
-        part = vectors @ (vectors.T @ x)
+        vectors = self.vectors.to(x.dtype)
+        part = ((x.T @ vectors) @ vectors.T).T  # keys lie in memory by rows
         return part if self.inside else x - part
 
 
-def null_space(moment: Moment, threshold: float | None, share: float | None, folder: Path | None = None) -> NullSpace:
-    """See `Moments.null_space`; folder: where it is kept."""
+def null_space(
+    moment: Moment,
+    threshold: float | None,
+    share: float | None,
+    device: torch.device | str = "cpu",
+    folder: Path | None = None,
+) -> NullSpace:
+    """See `Moments.null_space`; device: where it is computed and used; folder: where it is kept."""
     if (threshold is None) == (share is None):
         raise ValueError("the null space is told by threshold (of eigenvalues) or by share (of their sum): give one")
     for name, value, most in (("threshold", threshold, math.inf), ("share", share, 1.0)):
@@ -54,12 +60,12 @@ def null_space(moment: Moment, threshold: float | None, share: float | None, fol
         tensors, metadata = read_tensors(path)
         kept = json.loads(metadata.get("null_space", "{}"))
         if kept.get("of") == told:
-            return NullSpace(kept["rank"], moment.width, tensors["vectors"], kept["inside"], kept["largest"])
-    found = _decompose(moment, threshold, share)
+            return NullSpace(kept["rank"], moment.width, tensors["vectors"].to(device), kept["inside"], kept["largest"])
+    found = _decompose(moment, threshold, share, device)
     logger.info("layer %d: the null space has %d of %d dimensions", moment.layer, found.rank, found.width)
     if path is not None:
         state = {"of": told, "rank": found.rank, "inside": found.inside, "largest": found.largest}
-        write_tensors(path, {"vectors": found.vectors}, {"null_space": json.dumps(state)})
+        write_tensors(path, {"vectors": found.vectors.cpu()}, {"null_space": json.dumps(state)})
     return found
 
 
@@ -67,8 +73,8 @@ def _name(threshold: float | None, share: float | None) -> str:
     return f"threshold_{threshold:g}" if share is None else f"share_{share:g}"
 
 
-def _decompose(moment: Moment, threshold: float | None, share: float | None) -> NullSpace:
-    values, vectors = torch.linalg.eigh(moment.mean.double())  # ascending
+def _decompose(moment: Moment, threshold: float | None, share: float | None, device: torch.device | str) -> NullSpace:
+    values, vectors = torch.linalg.eigh(moment.mean.to(device, torch.float64))  # ascending
     if share is None:
         rank = int((values < threshold).sum())
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,6 +61,7 @@ class Moments:
     factors: FactorCache = field(default_factory=FactorCache, repr=False)
     folder: Path | None = None  # where they were read from: what is derived from them is kept there
     null_spaces: dict[tuple, tuple[Moment, NullSpace]] = field(default_factory=dict, repr=False)
+    deflations: OrderedDict[tuple, Any] = field(default_factory=OrderedDict, repr=False)  # see `editing.deflation`
 
     def __getitem__(self, layer: int) -> Moment:
         if layer not in self.by_layer:
@@ -117,16 +119,22 @@ class Moments:
         """
         return solve(self[layer], keys, weight, ridge, low_precision, self.factors)
 
-    def null_space(self, layer: int, threshold: float | None = None, share: float | None = None) -> NullSpace:
+    def null_space(
+        self,
+        layer: int,
+        threshold: float | None = None,
+        share: float | None = None,
+        device: torch.device | str = "cpu",
+    ) -> NullSpace:
         """The eigenvectors of a layer's moment whose eigenvalues are below `threshold` (AlphaEdit: 2e-2), or as many of
         the smallest as hold at most `share` of the eigenvalues' sum, whatever the scale of the model's keys.
 
-        Computed once, and kept in the folder that the moments were loaded from. Raises ValueError where no direction or
-        every one is in it, with the eigenvalues' range.
+        Computed once, on the device, and kept in the folder that the moments were loaded from. Raises ValueError where
+        no direction or every one is in it, with the eigenvalues' range.
         """
-        key = (layer, threshold, share)
+        key = (layer, threshold, share, str(device))
         if key not in self.null_spaces or self.null_spaces[key][0] is not self[layer]:
-            self.null_spaces[key] = (self[layer], null_space(self[layer], threshold, share, self.folder))
+            self.null_spaces[key] = (self[layer], null_space(self[layer], threshold, share, device, self.folder))
         return self.null_spaces[key][1]
 
     def check(self, model: EditableModel, layer: int, originals: Mapping[str, torch.Tensor] | None = None) -> Moment:

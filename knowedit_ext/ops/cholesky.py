@@ -6,7 +6,8 @@ run on a GPU shows our own factorisation (csrc/cuda/cholesky.cu) to be faster; F
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from . import _native, launch_cuda
 
 Solve = Callable[[Tensor], Tensor]
+Judge = Callable[[Tensor], tuple[Tensor, float]]
 
 FACTOR_BY = "vendor"  # or "kernel": matrices on CUDA by our own factorisation; not yet run on a GPU
 _BLOCK = 1024  # rows of a float32 matrix converted at a time
@@ -50,6 +52,14 @@ def factor(moment: Tensor, weight: float, ridge: float, dtype: torch.dtype) -> t
     return _factor_in_place(_shifted(moment, weight, ridge, dtype))
 
 
+def factor_sum(moment: Tensor, weight: float, ridge: float, blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """As `factor`, of weight * (C + ridge * I) + the sum of B B^T over blocks B [d, m], in float64."""
+    a = _shifted(moment, weight, ridge, torch.float64)
+    for block in blocks:
+        a.addmm_(block, block.T)
+    return _factor_in_place(a)
+
+
 def _factor_in_place(a: Tensor) -> tuple[Tensor, Tensor]:
     """The lower factor in the memory of a (symmetric, by columns), and info; above the diagonal may be anything."""
     native = _native.module("cuda") if _by_kernel(a) else None
@@ -64,6 +74,35 @@ def _by_kernel(a: Tensor) -> bool:
     return FACTOR_BY == "kernel" and a.device.type == "cuda"
 
 
+@dataclass(frozen=True)
+class System:
+    """A = weight * (C + ridge * I) + the sum of B B^T over blocks B [d, m], float64; size: |A|_2 from below."""
+
+    moment: Tensor
+    weight: float
+    ridge: float
+    blocks: Sequence[Tensor]
+    size: float
+
+    def judge(self, k: Tensor) -> Judge:
+        """s -> the residual of A s = k, and its backward error."""
+
+        def judge(s: Tensor) -> tuple[Tensor, float]:
+            residual = product(self.moment, s).mul_(-self.weight).add_(k)
+            for block in self.blocks:
+                residual.addmm_(block, block.T @ s, alpha=-1)
+            if self.ridge:
+                residual.add_(s, alpha=-self.weight * self.ridge)
+            return residual, _backward_error(residual, s, k, self.size)
+
+        return judge
+
+
+def least_size(known: float, keys: Tensor) -> float:
+    """A lower bound of |M + K K^T|_2 where `known` is one of |M|_2, M positive."""
+    return max(known, norm_bound(keys.T @ keys) if keys.numel() else 0.0)
+
+
 def solve(
     moment: Tensor,
     keys: Tensor,
@@ -76,14 +115,7 @@ def solve(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """S [d, n] float64; backward error, refinement steps, was the sum factored [3]; LAPACK's info."""
     k = keys.to(torch.float64)
-    gram = norm_bound(k.T @ k) if k.numel() else 0.0
-    size = max(weight * ((norm or norm_bound(moment)) + ridge), gram)  # <= |A|_2, for both parts are positive
-
-    def judge(s: Tensor) -> tuple[Tensor, float]:
-        residual = product(moment, s).mul_(-weight).add_(k).addmm_(k, k.T @ s, alpha=-1)
-        if ridge:
-            residual.add_(s, alpha=-weight * ridge)
-        return residual, _backward_error(residual, s, k, size)
+    judge = System(moment, weight, ridge, (k,), least_size(weight * ((norm or norm_bound(moment)) + ridge), k)).judge(k)
 
     def report(s: Tensor, error: float, taken: int, summed: bool, info: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         facts = torch.tensor([error, taken, summed], dtype=torch.float64, device=k.device)
@@ -91,32 +123,30 @@ def solve(
 
     woodbury = None
     if factored is not None and len(k) >= WOODBURY * k.shape[1]:
-        woodbury = _refined(k, _woodbury(factored, k), judge, tolerance, steps)
+        woodbury = refined(k, _woodbury(factored, k), judge, tolerance, steps)
         if woodbury[1] <= tolerance:
             return report(*woodbury, summed=False)
     # Many keys, no factor, or one that is too coarse (float32; K K^T so large that Woodbury cancels): factor the sum.
-    a = _shifted(moment, weight, ridge, torch.float64)
-    a.addmm_(k, k.T)
-    lower, info = _factor_in_place(a)
+    lower, info = factor_sum(moment, weight, ridge, [k])
     if not int(info):
-        return report(*_refined(k, lambda r: _triangles(lower, r), judge, tolerance, steps), summed=True)
+        return report(*refined(k, lambda r: triangles(lower, r), judge, tolerance, steps), summed=True)
     if woodbury is not None and woodbury[1] < 1e-10:  # the sum is beyond float64: what Woodbury reached, as reported
         return report(*woodbury, summed=False)
     return report(torch.full_like(k, float("nan")), float("nan"), 0, summed=True, info=int(info))
 
 
-def _refined(
-    k: Tensor, approximate: Solve, judge: Callable[[Tensor], tuple[Tensor, float]], tolerance: float, steps: int
+def refined(
+    k: Tensor, approximate: Solve, judge: Judge, tolerance: float = 1e-14, steps: int = 10
 ) -> tuple[Tensor, float, int]:
     """approximate(k), refined as long as that helps; with its backward error and the steps taken."""
     s, taken = approximate(k), 0
     residual, error = judge(s)
     while tolerance < error < float("inf") and taken < steps:
-        refined = s + approximate(residual)
-        residual, now = judge(refined)
+        better = s + approximate(residual)
+        residual, now = judge(better)
         if not now < error:
             break
-        s, error, slow, taken = refined, now, now > error / 2, taken + 1
+        s, error, slow, taken = better, now, now > error / 2, taken + 1
         if slow:  # stagnates: more steps would not help
             break
     return s, error, taken
@@ -126,7 +156,7 @@ def _woodbury(lower: Tensor, k: Tensor) -> Solve:
     """r -> (L L^T + K K^T)^-1 r in O(d^2 n), by the n x n system of K^T (L L^T)^-1 K."""
 
     def base(r: Tensor) -> Tensor:
-        return _triangles(lower, r.to(lower.dtype)).to(r.dtype)
+        return triangles(lower, r.to(lower.dtype)).to(r.dtype)
 
     y = base(k)  # [d, n]
     small = k.T @ y
@@ -138,12 +168,12 @@ def _woodbury(lower: Tensor, k: Tensor) -> Solve:
 
     def approximate(r: Tensor) -> Tensor:
         z = y if r is k else base(r)
-        return z - y @ _triangles(inner, k.T @ z)
+        return z - y @ triangles(inner, k.T @ z)
 
     return approximate
 
 
-def _triangles(lower: Tensor, r: Tensor) -> Tensor:
+def triangles(lower: Tensor, r: Tensor) -> Tensor:
     """(L L^T)^-1 r by two triangular solves (torch.cholesky_solve would copy L first)."""
     half = torch.linalg.solve_triangular(lower, r, upper=False)
     return torch.linalg.solve_triangular(lower.T, half, upper=True)

@@ -96,7 +96,7 @@ def test_metrics_are_one_formula(earlier: int) -> None:
     c = sample.T @ sample / len(sample)
     moments = ke.Moments.from_arrays({3: (c, len(sample))})
     keys, before = (torch.randn(width, n, generator=generator, dtype=torch.float64) for n in (3, earlier))
-    together = torch.cat([before, keys], 1)
+    together, history = torch.cat([before, keys], 1), [before] if earlier else []
     eye = torch.eye(width, dtype=torch.float64)
     for metric, inverse in (
         (Preserving(moments, 7.0), 7 * c),
@@ -104,8 +104,8 @@ def test_metrics_are_one_formula(earlier: int) -> None:
         (Plain(0.3), 0.3 * eye),
     ):
         want = torch.linalg.solve(inverse + together @ together.T, together)[:, earlier:]
-        assert torch.allclose(metric.solve(3, keys, before), want, rtol=1e-9, atol=1e-12)
-        assert torch.allclose(solve_in_keys(metric, 3, keys, before), want, rtol=1e-6, atol=1e-9)
+        assert torch.allclose(metric.solve(3, keys, history), want, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(solve_in_keys(metric, 3, keys, history), want, rtol=1e-6, atol=1e-9)
     values, vectors = torch.linalg.eigh(c)
     low = vectors[:, values < 0.5]
     projection = low @ low.T
@@ -114,7 +114,7 @@ def test_metrics_are_one_formula(earlier: int) -> None:
         @ together
         @ torch.linalg.inv(0.6 * torch.eye(together.shape[1], dtype=torch.float64) + together.T @ projection @ together)
     )
-    got = NullSpace(moments, 0.6, threshold=0.5).solve(3, keys, before)
+    got = NullSpace(moments, 0.6, threshold=0.5).solve(3, keys, history)
     assert torch.allclose(got, want[:, earlier:], rtol=1e-9, atol=1e-12)
 
 

@@ -7,7 +7,7 @@ computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -66,8 +66,8 @@ def emmet(
     lambda_ = params.emmet_lambda
     several = Preserving(moments, lambda_ * params.mom2_update_weight, lambda_ * params.update_norm_lambda, ridge)
 
-    def solve(layer: int, keys: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        if keys.shape[1] + before.shape[1] == 1:
+    def solve(layer: int, keys: torch.Tensor, before: Sequence[torch.Tensor]) -> torch.Tensor:
+        if keys.shape[1] == 1 and not before:
             return solve_in_keys(exact, layer, keys, before, epsilon=0.0)
         return several.solve(layer, keys, before)
 

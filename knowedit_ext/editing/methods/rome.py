@@ -136,11 +136,10 @@ def rome_each(
     def direction(layer: int, key: torch.Tensor) -> torch.Tensor:
         """u is C^-1 k* up to scale (ROME, Eqn. 2), and so is (C + k* k*^T)^-1 k*, by Sherman and Morrison; with earlier
         keys what is left of it when they are to stay."""
-        before = history[layer].to(key.device)
-        if before.shape[1]:
-            u = solve_in_keys(metric, layer, key[:, None], before, epsilon=0.0)[:, 0]
+        if history[layer]:
+            u = solve_in_keys(metric, layer, key[:, None], history[layer], epsilon=0.0)[:, 0]
         else:
-            u = metric.solve(layer, key[:, None], before)[:, 0] if adjusted else key
+            u = metric.solve(layer, key[:, None], [])[:, 0] if adjusted else key
         return u / u.norm()
 
     edits = []

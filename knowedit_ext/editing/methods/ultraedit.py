@@ -126,7 +126,7 @@ def ultraedit(
             [keys.shape[1], gradients.shape[1]], 1
         )
         values = -params.lr * read.square().sum(1, keepdim=True) * wanted  # [tokens, d_out]
-        inputs = Plain().solve(number, keys.T, keys.new_zeros(keys.shape[1], 0))
+        inputs = Plain().solve(number, keys.T, [])
         change = LowRank(inputs.cpu(), values.T.contiguous().cpu(), weight_is_input_first(module))
         edit.changes[f"{name}.weight"] = change
     return edit.bind(model)
