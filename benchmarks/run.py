@@ -11,6 +11,7 @@ values  z of 32 edits at layer 8 of that model
 insert  MEMIT's insertion of 32 edits over its layers 4-8
 moments second moments of its layers 7-11 in one pass, against five passes
 alphaedit  AlphaEdit's update (d = 3072, 100 requests, 1,000 earlier ones) against the published LU of the d x d system
+history what 2,000 earlier edits add to a batch of 100 by MEMIT and AlphaEdit
 solve   d = 3072, 100 keys, the factor kept, against LU in float64
 evaluate       50 CounterFact records (the world's where the real ones are absent), no generation
 single_edits   the same under an edit of their own each, in one batch
@@ -50,6 +51,7 @@ CASES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "insert": small_gpt2_case(editing.insert_case),
     "moments": small_gpt2_case(moments.moments_case),
     "alphaedit": small_gpt2_case(closed_form.alphaedit_case),
+    "history": small_gpt2_case(closed_form.history_case),
     "solve": small_gpt2_case(moments.solve_case),
     "evaluate": small_gpt2_case(evaluation.evaluate_case),
     "single_edits": small_gpt2_case(evaluation.single_edits_case),
@@ -62,6 +64,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, r in found.items():
+        if "plain_seconds" not in r:
+            continue
         allows, speed = r.get("arithmetic_ratio"), r.get("gflops")
         counted = f"{allows:.1f} | {speed:.0f}" if allows else "|"
         memory = f"{r['plain_peak_mb']:.0f} | {r['peak_mb']:.0f}" if "peak_mb" in r else "|"
@@ -69,7 +73,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             f"| {name} | {r['plain_seconds']:.3f} | {r['seconds']:.3f} | {r['ratio']:.1f} | {counted} "
             f"| {memory} | {r['error']:.0e} |"
         )
-    return "\n".join(lines)
+    notes = [f"\n{r['note']}." for r in found.values() if "note" in r]
+    return "\n".join(lines + notes)
 
 
 def main() -> None:
