@@ -3,11 +3,12 @@
 from ..model.head import log_probabilities
 from .capture import CleanRun, clean_run, layer_zero_input
 from .engine import SweepResult, default_max_rows, sweep
-from .interventions import Interventions, Patch
+from .interventions import Interventions, Knockout, Patch
 
 __all__ = [
     "CleanRun",
     "Interventions",
+    "Knockout",
     "Patch",
     "SweepResult",
     "clean_run",

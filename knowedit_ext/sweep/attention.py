@@ -30,11 +30,13 @@ class Attending:
     """The layer in progress: its table (int32 [n, 5], see `tree_attention`) and keys and values of frozen rows.
 
     frozen: (k, v), [frozen rows, kv_heads, d] each, in front of the layer's own. recorded: filled with the layer's own.
+    nearest: how far away the nearest key lies for a row that does not see itself: the table has that key in its place.
     """
 
     segments: torch.Tensor
     frozen: tuple[torch.Tensor, torch.Tensor] | None = None
     recorded: tuple[torch.Tensor, torch.Tensor] | None = None
+    nearest: int = 0
 
 
 _attending: ContextVar[Attending] = ContextVar("knowedit_attending")
@@ -72,6 +74,11 @@ def _attend(
     layer = _attending.get()
     if layer.recorded is not None:
         raise UnsupportedModelError(f"{type(module).__name__} attends more than once in a layer: no sweep does that")
+    if sliding_window and layer.nearest >= sliding_window:
+        raise ValueError(
+            f"a token that is not to see itself sees nothing in a sliding window of {sliding_window}: the nearest "
+            f"position left to it is {layer.nearest} back"
+        )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [rows, heads, d]
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     layer.recorded = (k, v)
@@ -130,13 +137,16 @@ def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
 
 @contextmanager
 def attending(
-    attention: nn.Module, segments: torch.Tensor, frozen: tuple[torch.Tensor, torch.Tensor] | None = None
+    attention: nn.Module,
+    segments: torch.Tensor,
+    frozen: tuple[torch.Tensor, torch.Tensor] | None = None,
+    nearest: int = 0,
 ) -> Iterator[Attending]:
     """What the layer that runs inside attends by; holds its keys and values afterwards.
 
     Raises `UnsupportedModelError` where the layer's `attention` went another way than through the tree.
     """
-    layer = Attending(segments, frozen)
+    layer = Attending(segments, frozen, nearest=nearest)
     token = _attending.set(layer)
     try:
         yield layer

@@ -20,7 +20,7 @@ from ..model.load import EditableModel
 from ..ops import restore_rows
 from .attention import tree_attention_in
 from .capture import CleanRun, RowArguments
-from .interventions import Interventions, Root, Run
+from .interventions import Interventions, Patch, Root, Run
 from .layer import run_layer
 from .layout import Layout, RestoreRows, lay_out
 from .probe import probe
@@ -136,7 +136,7 @@ def split_runs(interventions: Interventions, max_rows: int) -> Iterator[list[Run
 def roots_of(run: Run, roots: Sequence[Root]) -> set[int]:
     """The roots a run starts from and takes values from, with all that these branch from."""
     found: set[int] = set()
-    for number in (run.root, *(patch.source for patch in run.patches if isinstance(patch.source, int))):
+    for number in (run.root, *(p.source for p in run.patches if isinstance(p, Patch) and isinstance(p.source, int))):
         while number is not None and number not in found:
             found.add(number)
             number = roots[number].parent
@@ -163,7 +163,9 @@ def _sweep_layers(
     with tree_attention_in(modules), _restoring(model, layout):
         for number in range(model.num_layers):
             born = _bear(hidden, layout, number)
-            hidden, _ = run_layer(modules, number, born, arguments, layout.segments[number])
+            hidden, _ = run_layer(
+                modules, number, born, arguments, layout.segments[number], nearest=layout.nearest.get(number, 0)
+            )
             _restore(hidden, layout.restores.get(("layer", number), ()))
     return _bear(hidden, layout, model.num_layers)
 

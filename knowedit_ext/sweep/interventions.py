@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 
@@ -36,6 +37,18 @@ class Patch:
             raise ValueError(f"unknown mode '{self.mode}': expected one of {', '.join(MODES)}")
 
 
+@dataclass(frozen=True, eq=False)
+class Knockout:
+    """Attention edges cut while a run is computed: at `layers` no token of `tokens` sees a position of `unseen`.
+
+    Positions right of a token are none of its edges, and are let be (Geva et al. 2023, section 5).
+    """
+
+    layers: tuple[int, ...]
+    tokens: tuple[int, ...]
+    unseen: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Root:
     """A whole run of one prompt, from the embeddings: the clean run, or `copies` corrupted ones.
@@ -58,8 +71,20 @@ class Run:
     """A root's run, patched; one for each copy of the root. `readout`: positions whose final state is wanted."""
 
     root: int
-    patches: tuple[Patch, ...]
+    patches: tuple[Patch | Knockout, ...]
     readout: tuple[int, ...]
+
+    @property
+    def cut(self) -> dict[tuple[int, int], frozenset[int]]:
+        """By layer and token the positions that the token does not see there."""
+        cut: dict[tuple[int, int], frozenset[int]] = {}
+        for knockout in self.patches:
+            if isinstance(knockout, Knockout):
+                for at in product(knockout.layers, knockout.tokens):
+                    edges = frozenset(p for p in knockout.unseen if p <= at[1])
+                    if edges:
+                        cut[at] = cut.get(at, frozenset()) | edges
+        return cut
 
 
 class Interventions:
@@ -77,7 +102,7 @@ class Interventions:
         self.roots.append(Root(prompt, start + rows, copies, start, parent, hidden))
         return len(self.roots) - 1
 
-    def add_run(self, root: int, patches: Iterable[Patch], readout: Iterable[int]) -> int:
+    def add_run(self, root: int, patches: Iterable[Patch | Knockout], readout: Iterable[int]) -> int:
         """Returns the run's number. Raises ValueError for roots, tokens and sources that do not fit."""
         run = Run(root, tuple(patches), tuple(readout))
         if not 0 <= root < len(self.roots):
@@ -89,7 +114,15 @@ class Interventions:
         if not run.readout:
             raise ValueError("a run needs a position to read out")
         for patch in run.patches:
-            self._check_source(patch, self.roots[root])
+            if isinstance(patch, Patch):
+                self._check_source(patch, self.roots[root])
+        for (layer, token), unseen in run.cut.items():
+            if min(unseen) < 0 or len(unseen) > token:
+                raise ValueError(
+                    f"token {token} would see nothing at layer {layer}: leave it one of the positions 0..{token}"
+                    if min(unseen) >= 0
+                    else f"no position {min(unseen)}: the run has positions 0..{length - 1}"
+                )
         self.runs.append(run)
         return len(self.runs) - 1
 

@@ -19,13 +19,14 @@ def run_layer(
     arguments: RowArguments,
     segments: torch.Tensor,
     frozen: KeysValues | None = None,
+    nearest: int = 0,
 ) -> tuple[torch.Tensor, KeysValues]:
     """Rows entering a layer -> those behind it, where the layer computes, and the layer's keys and values.
 
-    Within `tree_attention_in`. segments, frozen: see `Attending`.
+    Within `tree_attention_in`. segments, frozen, nearest: see `Attending`.
     """
     layer = modules.layers[number]
     hidden = on_device(hidden, layer)
-    with attending(modules.attn(number), segments, frozen) as attended:
+    with attending(modules.attn(number), segments, frozen, nearest) as attended:
         out = layer(hidden[None], **arguments.layer(number, len(hidden), hidden.device))
     return first_of(out)[0], attended.recorded

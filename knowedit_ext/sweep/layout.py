@@ -30,7 +30,8 @@ class Layout:
 
     rows: [L + 1] rows alive in each layer, and behind the last; position, prompt: int64 [rows[L]] of each row;
     births: [L + 1] int64 gather indices of the rows born at the input of each layer;
-    segments: [L] int32 [n, 5] tables for `tree_attention`; restores: by (site, layer), in order;
+    segments: [L] int32 [n, 5] tables for `tree_attention`; nearest: by layer, see `Attending`;
+    restores: by (site, layer), in order;
     readout: for every run int64 [copies, positions]; row_layers: rows computed, summed over layers.
     """
 
@@ -40,6 +41,7 @@ class Layout:
     prompt: torch.Tensor
     births: list[torch.Tensor]
     segments: list[torch.Tensor]
+    nearest: dict[int, int]
     restores: dict[tuple[str, int], list[RestoreRows]]
     readout: list[np.ndarray]
 
@@ -79,6 +81,7 @@ def lay_out(template: Template, num_layers: int) -> Layout:
         prompt=torch.from_numpy(np.concatenate(prompt)),
         births=births,
         segments=_tables(template.entries, first, num_layers),
+        nearest=template.nearest,
         restores={key: _restores(found, first) for key, found in template.restores.items()},
         readout=[
             np.concatenate([_rows(piece, copies, first) for piece in pieces], axis=1)
@@ -93,6 +96,10 @@ def _rows(piece: Piece, copies: int, first: dict[int, int]) -> np.ndarray:
     start = first[id(stretch)] + piece.start - stretch.start
     stride = stretch.stop - stretch.start if stretch.copies > 1 else 0
     return start + np.arange(copies)[:, None] * stride + np.arange(piece.stop - piece.start)
+
+
+def _first_rows(piece: Piece, copies: int, first: dict[int, int]) -> np.ndarray:
+    return _rows(Piece(piece.stretch, piece.start, piece.start + 1), copies, first)[:, 0]
 
 
 def _restores(found: list, first: dict[int, int]) -> list[RestoreRows]:
@@ -120,7 +127,7 @@ def _restores(found: list, first: dict[int, int]) -> list[RestoreRows]:
 
 
 def _tables(entries: list[Entry], first: dict[int, int], num_layers: int) -> list[torch.Tensor]:
-    """One table a layer. Lines are in order of birth, so tables grow at the end (parents may change)."""
+    """One table a layer. Lines are in order of birth, so tables grow at the end (what a line sees may change)."""
     entries = sorted((e for e in entries if e.since < num_layers), key=lambda e: e.since)  # stable
     line: dict[int, int] = {}
     count = 0
@@ -128,24 +135,23 @@ def _tables(entries: list[Entry], first: dict[int, int], num_layers: int) -> lis
         line[id(entry)] = count
         count += entry.copies
     table = np.empty((count, 5), dtype=np.int32)
-    changes: dict[int, list[tuple[Entry, Entry | None]]] = {}
+    changes: dict[int, list[tuple[Entry, Entry | None, Piece]]] = {}
     until = [0] * num_layers
     for entry in entries:
         at, piece = line[id(entry)], entry.piece
         lines = table[at : at + entry.copies]
-        start = _rows(Piece(piece.stretch, piece.start, piece.start + 1), entry.copies, first)[:, 0]
-        lines[:, 0] = start if entry.query else -1
-        lines[:, 1] = start
+        lines[:, 0] = _first_rows(piece, entry.copies, first) if entry.query else -1
         lines[:, 2] = piece.start
         lines[:, 3] = piece.stop - piece.start
-        for layer, parent in entry.parents:
+        for layer, parent, keys in entry.sights:
             if layer < num_layers:
-                changes.setdefault(layer, []).append((entry, parent))
+                changes.setdefault(layer, []).append((entry, parent, keys))
         until[entry.since] = at + entry.copies
     tables, end = [], 0
     for layer in range(num_layers):
-        for entry, parent in changes.get(layer, ()):
+        for entry, parent, keys in changes.get(layer, ()):
             at = line[id(entry)]
+            table[at : at + entry.copies, 1] = _first_rows(keys, entry.copies, first)
             base = -1 if parent is None else line[id(parent)]
             steps = np.arange(entry.copies) if parent is not None and parent.copies > 1 else 0
             table[at : at + entry.copies, 4] = base + steps

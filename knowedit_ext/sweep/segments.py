@@ -8,6 +8,8 @@ there as copies of the root's rows. Runs whose patches agree below layer l share
     input of layer l:    patched rows | copies of the rows right of them
     attention at l:      own rows, then gaps and everything to the left through the root
 
+A token whose edges are cut in a layer has a line of its own there, with parents that leave the cut positions out.
+
 The planner works on templates (one per run of a root, not per copy); `layout.py` expands them to row numbers.
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -55,7 +57,14 @@ class Entry:
     copies: int
     query: bool
     since: int  # first layer whose table has it
-    parents: list[tuple[int, Entry | None]] = field(default_factory=list)  # (from layer on, parent)
+    # (from layer on, parent, its own keys: the piece's, but for a token that does not see itself)
+    sights: list[tuple[int, Entry | None, Piece]] = field(default_factory=list)
+
+    def see(self, layer: int, parent: Entry | None, keys: Piece | None = None) -> None:
+        """From `layer` on it sees its own `keys` and, through its parent, what lies left of them."""
+        keys = keys or self.piece
+        if not self.sights or self.sights[-1][1:] != (parent, keys):
+            self.sights.append((layer, parent, keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +86,20 @@ class Template:
     entries: list[Entry]
     readout: list[list[Piece]]  # a run's pieces, one a readout position
     copies: list[int]  # a run's copies
+    nearest: dict[int, int]  # by layer: how far a token that does not see itself has to look
 
 
 @dataclass(eq=False, slots=True)
 class _State:
-    """The rows a set of runs owns: stretches sorted by start, and the leftmost position that differs from the root."""
+    """The rows a set of runs owns: stretches sorted by start, and the leftmost position that differs from the root.
+
+    unseen: in the layer in progress the positions that a token's attention leaves out, by token.
+    """
 
     root: int
     stretches: list[Stretch]
     front: int | None
+    unseen: dict[int, frozenset[int]] = field(default_factory=dict)
 
     def find(self, position: int) -> Stretch | None:
         return next((s for s in self.stretches if s.start <= position < s.stop), None)
@@ -95,8 +109,8 @@ class _State:
         self.front = position if self.front is None else min(self.front, position)
 
 
-_Event = tuple[str, int, int, bool]  # site, token, source key, add
-_ORDER = ("attn", "mlp", "layer")  # in which a layer computes its sites
+_Event = tuple[str, int, int, bool]  # site, token, key of its source (or of the positions unseen), add
+_ORDER = ("edges", "attn", "mlp", "layer")  # in which a layer computes its sites
 
 
 @dataclass(eq=False, slots=True)
@@ -124,6 +138,10 @@ class Planner:
         self.restores: dict[tuple[str, int], list[Restore]] = defaultdict(list)
         self.entries: list[Entry] = []
         self.tensors: list[torch.Tensor] = []
+        self.unseen: list[frozenset[int]] = []
+        self.nearest: dict[int, int] = {}
+        # By root: tokens whose edges some run cuts. Each is a stretch of its own: it can have a sight of its own.
+        self.alone: dict[int, set[int]] = defaultdict(set)
         self.roots: dict[int, Stretch] = {}
         for number in sorted(used):  # a parent comes before its children
             spec = roots[number]
@@ -137,11 +155,13 @@ class Planner:
         by_root: dict[int, list[_Member]] = defaultdict(list)
         for number, run in enumerate(runs):
             events = self._events(run)
+            self.alone[run.root].update(token for _, token in run.cut)
             by_root[run.root].append(_Member(number, run.readout, events, sorted(events), self.num_layers))
         for root, members in by_root.items():
             self._follow(_State(root, [], None), members, 0)
         copies = [self.specs[run.root].copies for run in runs]
-        return Template(list(self.roots.values()), self.births, self.restores, self.entries, self.readout, copies)
+        roots = list(self.roots.values())
+        return Template(roots, self.births, self.restores, self.entries, self.readout, copies, self.nearest)
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
@@ -149,10 +169,14 @@ class Planner:
         """Patches by layer, in a form that can be compared between runs."""
         events: dict[int, list[_Event]] = defaultdict(list)
         for patch in run.patches:
-            key = self._source_key(patch)
             for layer in patch.layers:
                 if not 0 <= layer < self.num_layers:
                     raise ValueError(f"patch at layer {layer}: the model has layers 0..{self.num_layers - 1}")
+        for (layer, token), unseen in sorted(run.cut.items()):
+            events[layer].append(("edges", token, self._unseen_key(unseen), False))
+        for patch in run.patches:
+            key = self._source_key(patch) if isinstance(patch, Patch) else 0
+            for layer in patch.layers if isinstance(patch, Patch) else ():
                 events[layer] += [(patch.site, token, key, patch.mode == "add") for token in patch.tokens]
         return {layer: tuple(sorted(found, key=lambda e: _ORDER.index(e[0]))) for layer, found in events.items()}
 
@@ -165,6 +189,11 @@ class Planner:
             self.tensors.append(patch.source)
             known = len(self.tensors) - 1
         return -1 - known
+
+    def _unseen_key(self, positions: frozenset[int]) -> int:
+        if positions not in self.unseen:
+            self.unseen.append(positions)
+        return self.unseen.index(positions)
 
     def _follow(self, state: _State, members: list[_Member], layer: int) -> None:
         """Carry runs that agree so far from the input of `layer` to the end, forking where their patches differ."""
@@ -211,7 +240,7 @@ class Planner:
 
     def _bear(self, state: _State, positions: list[int], layer: int) -> None:
         """Own `positions` from the input of `layer` on, as copies of the root's rows."""
-        for first, last in _runs_of(positions):
+        for first, last in _runs_of(positions, self.alone[state.root]):
             stretch = self._new(state, first, last, layer)
             stretch.sources = self._root_pieces(state.root, first, last)
         self._link(state, layer)
@@ -240,7 +269,10 @@ class Planner:
 
     def _patch(self, state: _State, events: tuple[_Event, ...], layer: int, members: list[_Member]) -> None:
         readout = {p for member in members for p in member.readout}
-        for site, token, key, add in events:
+        self._cut(state, [event for event in events if event[0] == "edges"], layer, readout)
+        for site, token, key, add in events[len(state.unseen) :]:
+            if site == "layer":
+                self._see_all(state, layer + 1)
             source = self.tensors[-1 - key] if key < 0 else self._root_piece(key, token)
             owner = state.find(token)
             if owner is not None and owner.birth > layer:  # born by an earlier patch behind this very layer
@@ -258,6 +290,21 @@ class Planner:
                 owner = state.find(token)
             self._restore(site, layer, owner, token, source, add)
             state.reach(token)
+        self._see_all(state, layer + 1)
+
+    def _cut(self, state: _State, events: Sequence[_Event], layer: int, readout: Collection[int]) -> None:
+        """Have tokens attend without some positions in `layer`; behind it they differ from the root's."""
+        state.unseen = {token: self.unseen[key] for _, token, key, _ in events}
+        if state.unseen:
+            missing = [token for token in state.unseen if state.find(token) is None]
+            self._bear(state, missing, layer)
+            state.reach(min(state.unseen))
+
+    def _see_all(self, state: _State, layer: int) -> None:
+        """From `layer` on no token's edges are cut, until they are again."""
+        if state.unseen:
+            state.unseen = {}
+            self._link(state, layer)
 
     def _bear_behind(self, state: _State, token: int, layer: int, source: Piece | torch.Tensor, add: bool) -> None:
         """Own a token from behind `layer` on, born as what the patch puts there."""
@@ -291,10 +338,17 @@ class Planner:
         owner = state.find(position)
         return Piece(owner, position, position + 1) if owner else self._root_piece(state.root, position)
 
-    def _enter(self, stretch: Stretch, layer: int, parent: Entry | None) -> None:
-        piece = Piece(stretch, stretch.start, stretch.stop)
-        stretch.entry = Entry(piece, stretch.copies, True, layer, [(layer, parent)])
+    def _enter(self, stretch: Stretch, layer: int, parent: Entry | None, keys: Piece | None = None) -> None:
+        stretch.entry = Entry(Piece(stretch, stretch.start, stretch.stop), stretch.copies, True, layer)
+        stretch.entry.see(layer, parent, keys)
         self.entries.append(stretch.entry)
+
+    def _view(self, piece: Piece, copies: int, layer: int, parent: Entry | None) -> Entry:
+        """Rows for others to see: a line without queries."""
+        view = Entry(piece, copies, False, layer)
+        view.see(layer, parent)
+        self.entries.append(view)
+        return view
 
     def _link(self, state: _State, layer: int) -> None:
         """Chain the stretches from left to right behind the root; gaps between them are views of the root's rows."""
@@ -303,21 +357,46 @@ class Planner:
         for stretch in state.stretches:
             if seen is not None and seen < stretch.start:
                 for piece in self._root_pieces(state.root, seen, stretch.start):
-                    view = Entry(piece, stretch.copies, False, layer, [(layer, parent)])
-                    self.entries.append(view)
-                    parent = view
+                    parent = self._view(piece, stretch.copies, layer, parent)
+            unseen = state.unseen.get(stretch.start)
+            sight = (parent, None) if unseen is None else self._without(state, stretch, unseen, layer)
             if stretch.entry is None:
-                self._enter(stretch, layer, parent)
-            elif stretch.entry.parents[-1][1] is not parent:
-                stretch.entry.parents.append((layer, parent))
-            parent, seen = stretch.entry, stretch.stop
+                self._enter(stretch, layer, *sight)
+            else:
+                stretch.entry.see(layer, *sight)
+            alone = stretch.start in self.alone[state.root]  # what it sees is not what those right of it see
+            whole = Piece(stretch, stretch.start, stretch.stop)
+            parent = self._view(whole, stretch.copies, layer, parent) if alone else stretch.entry
+            seen = stretch.stop
+
+    def _without(
+        self, state: _State, stretch: Stretch, unseen: frozenset[int], layer: int
+    ) -> tuple[Entry | None, Piece | None]:
+        """What a token sees without some positions: the views left of it, and the keys in the place of its own."""
+        token = stretch.start
+        seen = [p for p in range(token) if p not in unseen]
+        keys = None
+        if token in unseen:
+            keys = self._row(state, seen.pop())
+            self.nearest[layer] = max(self.nearest.get(layer, 0), token - keys.start)
+        parent = None
+        for piece in self._pieces(state, seen):
+            parent = self._view(piece, stretch.copies, layer, parent)
+        return parent, keys
+
+    def _pieces(self, state: _State, positions: list[int]) -> Iterator[Piece]:
+        """Where the run's rows of some positions lie."""
+        edges = {edge for stretch in state.stretches for edge in (stretch.start, stretch.stop)}
+        for first, after in _runs_of(positions, edges | {edge - 1 for edge in edges}):
+            owner = state.find(first)
+            yield from [Piece(owner, first, after)] if owner else self._root_pieces(state.root, first, after)
 
 
-def _runs_of(positions: list[int]) -> list[tuple[int, int]]:
-    """[2, 3, 4, 7] -> [(2, 5), (7, 8)]"""
+def _runs_of(positions: list[int], alone: Collection[int] = ()) -> list[tuple[int, int]]:
+    """[2, 3, 4, 7] -> [(2, 5), (7, 8)]; with 3 alone: [(2, 3), (3, 4), (4, 5), (7, 8)]"""
     found: list[tuple[int, int]] = []
     for p in sorted(positions):
-        if found and found[-1][1] == p:
+        if found and found[-1][1] == p and p not in alone and p - 1 not in alone:
             found[-1] = (found[-1][0], p + 1)
         else:
             found.append((p, p + 1))

@@ -5,8 +5,8 @@ Knows nothing of segments, packed rows or the package's attention. Runs of one p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +26,15 @@ class Write:
     token: int
     source: PlainRoot | torch.Tensor
     add: bool = False
+
+
+@dataclass
+class Cut:
+    """In one layer, a token does not see some positions: its line of the attention mask says so."""
+
+    layer: int
+    token: int
+    unseen: Sequence[int]
 
 
 @dataclass
@@ -66,15 +75,19 @@ class Plain:
         return root
 
     @torch.no_grad()
-    def runs(self, runs: Sequence[tuple[PlainRoot, Sequence[Write]]]) -> list[torch.Tensor]:
+    def runs(self, runs: Sequence[tuple[PlainRoot, Sequence[Write | Cut]]]) -> list[torch.Tensor]:
         """Final states [copies, tokens, hidden] of patched runs; roots must all have the same number of tokens."""
         writes: dict[Site, list[tuple[slice, Write]]] = {}
+        cuts: dict[int, list[tuple[slice, Cut]]] = {}
         first, rows = 0, []
         for root, patches in runs:
             rows.append(slice(first, first + root.copies))
             first += root.copies
             for write in patches:
-                writes.setdefault((write.site, write.layer), []).append((rows[-1], write))
+                if isinstance(write, Cut):
+                    cuts.setdefault(write.layer, []).append((rows[-1], write))
+                else:
+                    writes.setdefault((write.site, write.layer), []).append((rows[-1], write))
 
         def patch(site: Site) -> Callable[[torch.Tensor], None]:
             def change(x: torch.Tensor) -> None:
@@ -86,7 +99,23 @@ class Plain:
 
             return change
 
-        final = self._forward([root for root, _ in runs], {site: patch(site) for site in writes})
+        def blind(layer: int):
+            def change(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+                mask = kwargs["attention_mask"].expand(sum(root.copies for root, _ in runs), -1, -1, -1).clone()
+                for at, cut in cuts[layer]:
+                    mask[at, :, cut.token, list(cut.unseen)] = torch.finfo(mask.dtype).min
+                return args, kwargs | {"attention_mask": mask}
+
+            return change
+
+        with ExitStack() as stack:
+            for layer in cuts:
+                attention = self.module("attn", layer)
+                handle = attention.register_forward_pre_hook(blind(layer), with_kwargs=True)
+                stack.callback(handle.remove)
+            if cuts:  # only this one is always handed a mask
+                stack.enter_context(eager(self.hf))
+            final = self._forward([root for root, _ in runs], {site: patch(site) for site in writes})
         return [final[at] for at in rows]
 
     def _forward(self, roots: Sequence[PlainRoot], sites: dict[Site, Callable[[torch.Tensor], None]]) -> torch.Tensor:
@@ -116,6 +145,16 @@ class Plain:
         logits = self.hf.get_output_embeddings()(final).double()
         cap = getattr(self.hf.config.get_text_config(), "final_logit_softcapping", None)
         return (logits if cap is None else cap * torch.tanh(logits / cap)).log_softmax(-1)
+
+
+@contextmanager
+def eager(hf: nn.Module) -> Iterator[None]:
+    before = hf.config._attn_implementation
+    hf.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        hf.set_attn_implementation(before)
 
 
 def added(noise: torch.Tensor, first: int, replace: bool = False) -> Change:

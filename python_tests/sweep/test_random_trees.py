@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from knowedit_ext.model.load import EditableModel
-from knowedit_ext.sweep import CleanRun, Interventions, Patch, SweepResult, clean_run, layer_zero_input, sweep
+from knowedit_ext.sweep import CleanRun, Interventions, Knockout, Patch, SweepResult, clean_run, layer_zero_input, sweep
 from knowedit_ext.sweep.engine import split_runs
 from knowedit_ext.sweep.layout import lay_out
 from knowedit_ext.sweep.segments import Planner
 
-from ..support.families import LAYERS, VOCAB, WIDTH, tiny_model
-from ..support.oracle import Plain, PlainRoot, Write, added, normal
+from ..support.families import LAYERS, VOCAB, WIDTH, WINDOWED, tiny_model
+from ..support.oracle import Cut, Plain, PlainRoot, Write, added, normal
 
 FAMILIES = ("gpt2", "gptj", "llama", "mistral")
 SITES = ("layer", "attn", "mlp")
@@ -72,15 +72,31 @@ def add_prompt(tree: Tree, ids: list[int], branches: list[tuple[int, int, bool]]
     return roots
 
 
-def add_run(tree: Tree, root: int, patches: list[Patch], readout: list[int]) -> None:
+def add_run(tree: Tree, root: int, patches: list[Patch | Knockout], readout: list[int]) -> None:
     tree.asked.add_run(root, patches, readout)
+    plain = lambda source: tree.roots[source] if isinstance(source, int) else source  # noqa: E731
     writes = [
-        Write(p.site, layer, token, tree.roots[p.source] if isinstance(p.source, int) else p.source, p.mode == "add")
+        Cut(layer, token, p.unseen)
+        if isinstance(p, Knockout)
+        else Write(p.site, layer, token, plain(p.source), p.mode == "add")
         for p in patches
         for layer in p.layers
         for token in p.tokens
     ]
     tree.runs.append((tree.roots[root], writes))
+
+
+def knockouts(family: str, length: int) -> st.SearchStrategy[Knockout]:
+    """Of any tokens and positions; each keeps sight of position 0 and, in sliding windows, of itself."""
+    tokens = st.lists(st.integers(0, length - 1), min_size=1, max_size=3, unique=True).map(tuple)
+    unseen = st.lists(st.integers(1, max(1, length - 1)), min_size=1, max_size=4, unique=True).map(tuple)
+    drawn = st.builds(
+        Knockout,
+        layers=st.lists(st.integers(0, LAYERS - 1), min_size=1, max_size=3, unique=True).map(tuple),
+        tokens=tokens,
+        unseen=unseen,
+    )
+    return drawn.filter(lambda k: family not in WINDOWED or not {*k.tokens} & {*k.unseen})
 
 
 @st.composite
@@ -106,12 +122,13 @@ def trees(draw, family: str) -> Tree:
             mode=st.sampled_from(["overwrite", "overwrite", "add"]),
         )
         # Patches that several runs have in common make them share rows, then fork.
-        common = draw(st.lists(patch([roots[0], *tensors]), min_size=1, max_size=3))
+        shared = st.one_of(patch([roots[0], *tensors]), knockouts(family, length))
+        common = draw(st.lists(shared, min_size=1, max_size=3))
         for _ in range(draw(st.integers(1, 6))):
             root = draw(st.sampled_from(roots))
             sources = [*tensors, *(r for r in roots if tree.roots[r].copies in (1, tree.roots[root].copies))]
             sources += [t for t in given_tensors[2:] if len(t) == tree.roots[root].copies]
-            own = draw(st.lists(patch(sources), min_size=0, max_size=3))
+            own = draw(st.lists(st.one_of(patch(sources), knockouts(family, length)), min_size=0, max_size=3))
             add_run(tree, root, draw(st.sampled_from([own, common + own, own + common[:1]])), draw(tokens))
     return tree
 
