@@ -23,8 +23,9 @@ from knowedit_ext.editing.values import KL_PROMPT, optimise_values
 from knowedit_ext.model.facts import tokenize_fact
 from knowedit_ext.model.tokens import encode_all
 from knowedit_ext.sweep import sweep
-from knowedit_ext.tracing.causal import TraceSettings, plan_traces, window_layers
-from knowedit_ext.tracing.kinds import KINDS, window_for
+from knowedit_ext.tracing.causal import plan_traces
+from knowedit_ext.tracing.kinds import KINDS, window_for, window_layers
+from knowedit_ext.tracing.settings import TraceSettings
 from knowedit_ext.world import load_world
 
 EDITED_LAYERS = (3, 4, 5, 6, 7, 8)  # MEMIT's on GPT-J
@@ -111,7 +112,7 @@ def _trace_flops(model: ke.EditableModel, fact: ke.Fact, noise: float) -> int:
     total = 0
     for kind in KINDS:
         plans, interventions = plan_traces(model, [fact], [kind], noise, TraceSettings())
-        swept = sweep(model, [plan.clean for plan in plans], interventions)
+        swept = sweep(model, [plan.answer.clean for plan in plans], interventions)
         total += swept.flops + 2 * len(swept.states) * model.modules.head.weight.numel()
     return total
 

@@ -31,7 +31,7 @@ from .editing import (
 from .evaluation import Report, evaluate
 from .model import EditableModel, Fact, UnsupportedModelError, load_model
 from .moments import Moments, collect_moments
-from .tracing import Effects, Trace, noise_level, trace, trace_dataset
+from .tracing import Effects, KnockoutTrace, Trace, knockout_effects, noise_level, plot_knockouts, trace, trace_dataset
 
 __all__ = [
     "AlphaEditParams",
@@ -44,6 +44,7 @@ __all__ = [
     "Effects",
     "FTParams",
     "Fact",
+    "KnockoutTrace",
     "MEMITParams",
     "Moments",
     "PMETParams",
@@ -60,9 +61,11 @@ __all__ = [
     "encore",
     "evaluate",
     "finetune",
+    "knockout_effects",
     "load_model",
     "memit",
     "noise_level",
+    "plot_knockouts",
     "pmet",
     "prune",
     "r_rome",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import knowedit_ext as ke
 from knowedit_ext.cli import main
 from knowedit_ext.extras import EXTRAS
 from knowedit_ext.world import load_world
@@ -28,6 +29,18 @@ def test_trace_one_prompt(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert fact["attribute"].split()[0] in done.stdout
     assert (tmp_path / "out.png").exists() and (tmp_path / "out.npz").exists()
+
+
+def test_knock_out_one_prompt(tmp_path: Path) -> None:
+    fact = load_world().facts()[0]
+    prompt = fact["prompt"].replace(fact["subject"], "{}")
+    arguments = ["--prompt", prompt, "--subject", fact["subject"], "--kind", "knockout"]
+    done = knowedit("trace", "world", *arguments, "--save", "k.json", "--plot", "k.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "without subject" in done.stdout and (tmp_path / "k.png").exists()
+    assert set(ke.KnockoutTrace.load(tmp_path / "k.json").scores) >= {"subject", "last"}
+    refused = knowedit("trace", "world", *arguments, "--sever", "mlp", cwd=tmp_path)
+    assert refused.returncode == 2 and "--sever" in refused.stderr
 
 
 def test_trace_facts(tmp_path: Path) -> None:

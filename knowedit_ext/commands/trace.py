@@ -11,8 +11,8 @@ import typer
 import knowedit_ext as ke
 
 from ..datasets import KnownFact, load_known
-from ..tracing.causal import TraceSettings
-from ..tracing.kinds import KINDS, kinds_of
+from ..tracing.kinds import KINDS, KNOCKOUT, kinds_of
+from ..tracing.settings import TraceSettings
 from .options import (
     LARGEST_SEED,
     Device,
@@ -34,7 +34,9 @@ def trace(
     prompt: Annotated[str | None, typer.Option(help='Template with one {}, e.g. "{} plays the".')] = None,
     subject: Annotated[str | None, typer.Option(help="What goes into the {}.")] = None,
     target: Annotated[str | None, typer.Option(help="Answer to follow; default: what the model says.")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="state, mlp or attn; may be repeated.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="state, mlp or attn; may be repeated. Or knockout (one prompt).")
+    ] = None,
     facts: Annotated[Path | None, file_to_read("JSON file of facts in the known_1000 format.")] = None,
     out: Annotated[Path | None, folder_to_fill("Folder for a data set's cases, summary and figures.")] = None,
     plot: Annotated[Path | None, figure_to_write("Heat map of one trace (.png, .pdf, .svg).")] = None,
@@ -61,6 +63,14 @@ def trace(
         meaningless({"--out": out, "--limit": limit}, "they go with --facts")
         if subject is None:
             raise ValueError("--prompt needs --subject")
+        if kind == [KNOCKOUT]:
+            given = {"--samples": samples != 10, "--noise": noise != "s3", "--seed": seed != 1, "--sever": sever}
+            meaningless({name: value or None for name, value in given.items()}, "a knockout corrupts nothing")
+            if save is not None and save.suffix != ".json":
+                raise ValueError(f"--save {save}: a knockout is saved as .json")
+            fact = ke.Fact(prompt, subject, target=target)
+            _knock_out(load(model, device, dtype), fact, window, max_rows, plot, save)
+            return
         if save is not None and save.suffix != ".npz":
             raise ValueError(f"--save {save}: a trace is saved as .npz")
         fact, kinds = ke.Fact(prompt, subject, target=target), kinds_of(kind or ["state"])
@@ -94,6 +104,25 @@ def _trace_one(
                 path = path if len(kinds) == 1 else path.with_stem(f"{path.stem}_{kind}")
                 write(path)
                 typer.echo(str(path))
+
+
+def _knock_out(
+    model: ke.EditableModel,
+    fact: ke.Fact,
+    window: int | None,
+    max_rows: int | None,
+    plot: Path | None,
+    save: Path | None,
+) -> None:
+    traced = ke.trace(model, fact, KNOCKOUT, window, max_rows=max_rows)
+    typer.echo(f"{KNOCKOUT}: '{fact.text}' ->{traced.answer!r}  {traced.clean_score:.4f} with all edges")
+    for name, scores in traced.scores.items():
+        layer = int(scores.argmin())
+        typer.echo(f"  without {name}: least {scores[layer]:.4f}, {traced.window} layers around {layer}")
+    for path, write in ((plot, traced.plot), (save, traced.save)):
+        if path is not None:
+            write(path)
+            typer.echo(str(path))
 
 
 def _trace_many(

@@ -9,7 +9,7 @@ import torch
 
 import knowedit_ext as ke
 from knowedit_ext.model.tokens import encode
-from knowedit_ext.tracing.causal import model_answer
+from knowedit_ext.tracing.answer import model_answer
 
 from .swap import NotServed
 from .translate import opened

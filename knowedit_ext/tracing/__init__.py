@@ -4,7 +4,20 @@ from .causal import trace
 from .corruption import noise_level
 from .dataset import trace_dataset
 from .effects import Effects
-from .kinds import KINDS, Kind
+from .kinds import KINDS, KNOCKOUT, Kind
+from .knockout import KnockoutTrace, knockout_effects, plot_knockouts
 from .trace import Trace
 
-__all__ = ["KINDS", "Effects", "Kind", "Trace", "noise_level", "trace", "trace_dataset"]
+__all__ = [
+    "KINDS",
+    "KNOCKOUT",
+    "Effects",
+    "Kind",
+    "KnockoutTrace",
+    "Trace",
+    "knockout_effects",
+    "noise_level",
+    "plot_knockouts",
+    "trace",
+    "trace_dataset",
+]

@@ -8,49 +8,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 
-from ..checks import Compat, Count, Seed, read_fields, typed
+from ..checks import typed
 from ..model.facts import Fact, TokenizedFact, tokenize_fact
-from ..model.head import log_probabilities
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
-from ..model.spelling import spaced
-from ..model.tokens import encode
-from ..sweep import Interventions, Patch, clean_run, layer_zero_input, sweep
-from ..sweep.capture import CleanRun
+from ..sweep import Interventions, Patch, layer_zero_input
+from .answer import answer_of, scores_of
 from .corruption import Noise, Sampler, noise_of
-from .kinds import KINDS, kind_of, window_for
+from .kinds import KINDS, KNOCKOUT, kind_of, window_for, window_layers
+from .knockout import Groups, KnockoutTrace, trace_knockouts
+from .settings import TraceSettings
 from .trace import Trace
-
-
-@dataclass(frozen=True)
-class TraceSettings:
-    """What a trace does to a fact; see `trace`."""
-
-    window: Count | None = None
-    samples: Count = 10
-    seed: Seed = 1
-    sever: Literal[None, "mlp", "attn"] = None
-    compat: Compat = None
-    replace: bool = False
-    corrupt_with: str | None = None
-    answer_tokens: Count = 1
-    score: Literal["probability", "logprob", "logit_difference"] = "probability"
-    against: str | None = None
-    tokens: str | tuple[int, ...] | None = None
-    max_rows: Count | None = None
-
-    def __post_init__(self) -> None:
-        read_fields(self)
-        if (self.score == "logit_difference") != (self.against is not None):
-            raise ValueError("score='logit_difference' and against= (the second answer) go together")
-        if self.replace and self.corrupt_with is not None:
-            raise ValueError("replace says what noise does to the embeddings: with corrupt_with there is no noise")
 
 
 @at_rest
@@ -73,14 +46,16 @@ def trace(
     against: str | None = None,
     tokens: str | Sequence[int] | None = None,
     texts: Sequence[str] | None = None,
+    groups: Groups | None = None,
     max_rows: int | None = None,
-) -> Trace | list[Trace]:
+) -> Trace | list[Trace] | KnockoutTrace | list[KnockoutTrace]:
     """Where does the model keep this fact? Corrupt the subject, restore one cell, see whether the answer comes back.
 
     fact: one fact, or several, which are computed in one sweep and come back as a list.
     kind: "state" restores the residual stream behind a layer, "mlp" / "attn" the outputs of `window` layers' modules,
         layers l - window // 2 up to but without l + ceil(window / 2). None: 10, or half of the layers of a model with
         fewer than 20 (see `kinds.window_for`); one as long as the model is refused.
+        "knockout" corrupts nothing: attention edges from the last token are cut in such windows (`KnockoutTrace`).
     samples, noise, seed: noise draws; a level, a sampler, or a rule such as "s3" over the subjects of the facts given
         (see `noise_level`; "m" and "t" need `texts`). The default seed reproduces the published noise exactly.
     sever: hold the restored token's "mlp" or "attn" outputs at their corrupted values in all layers.
@@ -92,15 +67,23 @@ def trace(
         probabilities multiply.
     score: "probability", "logprob", or "logit_difference" of the answer's and `against`'s first token.
     tokens: restrict the cells: "subject_last" or token numbers; other rows of `scores` are NaN.
+    groups: of a knockout: names of groups of positions that the last token (and the answer's own tokens) is not to see,
+        {"subject": [0, 1, 2], ...}; None: the subject, the last token itself, and the rest.
     max_rows: rows held at once; None: from free memory. Results agree to rounding.
 
     Returns a `Trace` (or a list of them). Warns where corruption does not lower the answer's probability.
     """
-    kind_of(kind)
     facts = [fact] if isinstance(fact, Fact) else fact
     settings = TraceSettings(
         window, samples, seed, sever, compat, replace, corrupt_with, answer_tokens, score, against, tokens, max_rows
     )
+    if kind == KNOCKOUT:
+        _refuse_corruption(settings, noise, texts)
+        knockouts = trace_knockouts(model, facts, groups, settings)
+        return knockouts[0] if isinstance(fact, Fact) else knockouts
+    kind_of(kind)
+    if groups is not None:
+        raise ValueError(f"groups are positions whose edges a knockout cuts: kind={KNOCKOUT!r}, not {kind!r}")
     if texts is not None:
         noise = noise_of(model, noise, [f.subject for f in facts if isinstance(f, Fact)], replace, texts)
     found = trace_facts(model, facts, (kind,), noise, settings)
@@ -115,6 +98,19 @@ def trace(
     return traces[0] if isinstance(fact, Fact) else traces
 
 
+def _refuse_corruption(settings: TraceSettings, noise: object, texts: object) -> None:
+    """ValueError for arguments that say how to corrupt or restore: a knockout does neither."""
+    usual = TraceSettings()
+    given = [
+        n
+        for n in ("samples", "seed", "sever", "compat", "replace", "corrupt_with", "tokens")
+        if getattr(settings, n) != getattr(usual, n)
+    ]
+    given += [name for name, differs in (("noise", noise != "s3"), ("texts", texts is not None)) if differs]
+    if given:
+        raise ValueError(f"a knockout corrupts and restores nothing: {', '.join(given)} would do nothing, leave it out")
+
+
 @at_rest
 def trace_facts(
     model: EditableModel,
@@ -125,18 +121,7 @@ def trace_facts(
 ) -> list[dict[str, Trace]]:
     """Trace facts for several kinds in one sweep; one dict by kind for each fact."""
     plans, interventions = plan_traces(model, facts, kinds, noise, settings)
-    result = sweep(model, [plan.clean for plan in plans], interventions, settings.max_rows)
-    targets = torch.zeros(len(result.states), 1 + (settings.against is not None), dtype=torch.int64)
-    for plan in plans:
-        for run in plan.all_runs():
-            targets[result.index[run]] = plan.targets  # [copies, positions, answers]
-    logp = log_probabilities(model, result.states, targets).double().cpu()
-    if not logp.isfinite().all():
-        raise FloatingPointError(
-            f"'{model.name}' gives log-probabilities that are no finite numbers: are its weights finite, and is "
-            f"{model.dtype} wide enough for it?"
-        )
-    scores = {run: _score(logp[index], settings).numpy() for run, index in enumerate(result.index)}
+    scores = scores_of(model, plans, interventions, settings)
     return [{kind: plan.trace(kind, scores) for kind in kinds} for plan in plans]
 
 
@@ -166,97 +151,17 @@ def plan_traces(
     return plans, interventions
 
 
-def _score(logp: torch.Tensor, settings: TraceSettings) -> torch.Tensor:
-    """log-probabilities [copies, positions, answers] -> [copies], in the units of the score."""
-    if settings.score == "logit_difference":
-        return (logp[..., 0] - logp[..., 1]).sum(-1)  # the softmax's normaliser cancels
-    total = logp[..., 0].sum(-1)
-    return total if settings.score == "logprob" else total.exp()
-
-
-@at_rest
-def model_answer(model: EditableModel, ids: tuple[int, ...], tokens: int) -> tuple[tuple[int, ...], CleanRun]:
-    """The model's greedy continuation, and the clean run of the prompt alone."""
-    most = model.modules.max_positions
-    if most is not None and len(ids) + tokens - 1 > most:
-        raise ValueError(f"prompt and answer take {len(ids) + tokens - 1} positions, the model has {most} positions")
-    clean = clean_run(model, ids)
-    own = (int(clean.logits.argmax()),)
-    while len(own) < tokens:
-        own += (int(clean_run(model, ids + own).logits.argmax()),)
-    return own, clean
-
-
-def knows(model: EditableModel, tokenized: TokenizedFact, answer_tokens: int, own: tuple[int, ...] = ()) -> bool:
-    """Does the model say the fact's attribute (causal_trace.py:317-320)? True where the fact has none.
-
-    As published it is compared with the model's answer, `answer_tokens` long (`own`, where that is known): what is
-    traced. Where a target of the fact's own is traced, the attribute may take as many tokens as it takes.
-    """
-    attribute = tokenized.fact.attribute
-    if attribute is None:
-        return True
-    if tokenized.target_ids:
-        return _spells(model, tokenized.ids, attribute.strip())
-    own = own or model_answer(model, tokenized.ids, answer_tokens)[0]
-    return model.tokenizer.decode(list(own)).strip() == attribute.strip()
-
-
-def _spells(model: EditableModel, ids: tuple[int, ...], text: str) -> bool:
-    """Does the model's greedy continuation come to read `text`?"""
-    most, own = model.modules.max_positions, ()
-    for _ in range(len(text.encode()) + 1):  # a token may be a space, or a byte of a character
-        if most is not None and len(ids) + len(own) > most:
-            return False
-        own += (int(clean_run(model, ids + own).logits.argmax()),)
-        said = model.tokenizer.decode(list(own)).strip()
-        if said == text:
-            return True
-        if not text.startswith(said.rstrip("\ufffd")):
-            return False
-    return False
-
-
 class FactPlan:
     """The roots and runs of one fact, and the way back from their scores to its `Trace`."""
 
     def __init__(self, model: EditableModel, tokenized: TokenizedFact, noise: Noise, settings: TraceSettings) -> None:
         self.model, self.tokenized, self.noise, self.settings = model, tokenized, noise, settings
         self.first, self.last = tokenized.subject_range
-        self.clean, self.answer_ids, self.correct = self._answer()
-        ids = self.clean.ids
+        self.answer = answer_of(model, tokenized, settings)
+        self.clean, self.readout = self.answer.clean, self.answer.readout
         self.length = len(tokenized.ids)
-        self.readout = range(self.length - 1, len(ids))
-        answers = [self.answer_ids]
-        if settings.against is not None:
-            answers.append(self._against())
-        self.targets = torch.tensor(answers).T  # [positions, answers]
         self.cells = self._cells()
         self.runs: dict[str, dict[tuple[int, int], int]] = {}
-
-    def _answer(self) -> tuple[CleanRun, tuple[int, ...], bool]:
-        """The clean run over prompt and answer, the answer's tokens, and whether the model knows the fact."""
-        ids, target = self.tokenized.ids, self.tokenized.target_ids
-        own, clean = model_answer(self.model, ids, 1 if target else self.settings.answer_tokens)
-        answer = target or own
-        if len(answer) > 1:
-            clean = clean_run(self.model, ids + answer[:-1])
-        return clean, answer, knows(self.model, self.tokenized, self.settings.answer_tokens, own)
-
-    def _against(self) -> tuple[int, ...]:
-        text = self.tokenized.fact.text
-        against = spaced(self.settings.against, text, self.tokenized.fact.space)
-        joint, _ = encode(self.model, text + against)
-        if (
-            len(self.answer_ids) > 1
-            or len(joint) != self.length + 1
-            or tuple(joint[: self.length]) != self.tokenized.ids
-        ):
-            raise ValueError(
-                f"score='logit_difference' compares two answers of one token; '{against}' after "
-                f"'{text}' has {len(joint) - self.length}, the answer has {len(self.answer_ids)}"
-            )
-        return (joint[-1],)
 
     def _cells(self) -> list[int]:
         tokens = self.settings.tokens
@@ -343,7 +248,6 @@ class FactPlan:
         for (token, layer), run in self.runs[kind].items():
             samples[:, token, layer] = scores[run]
         low = scores[self.low_run]
-        fact, decode = self.tokenized.fact, self.model.tokenizer.decode
         settings = {k: v for k, v in asdict(self.settings).items() if k != "max_rows"}
         level = self.noise.level
         noise = getattr(level, "__name__", "sampler") if callable(level) else level
@@ -351,8 +255,8 @@ class FactPlan:
             scores=samples.mean(axis=0).astype(np.float32),
             low_score=float(low.mean()),
             high_score=float(scores[self.high_run].mean()),
-            answer=fact.target if fact.target is not None else decode(list(self.answer_ids)),
-            answer_ids=self.answer_ids,
+            answer=self.answer.text,
+            answer_ids=self.answer.ids,
             tokens=list(self.tokenized.tokens),
             input_ids=np.array(self.tokenized.ids),
             subject_range=(self.first, self.last),
@@ -360,11 +264,6 @@ class FactPlan:
             window=self.settings.window,
             sample_scores=samples.astype(np.float32),
             low_samples=low.astype(np.float32),
-            correct_prediction=self.correct,
+            correct_prediction=self.answer.correct,
             settings={**settings, "noise": noise, "model": self.model.name},
         )
-
-
-def window_layers(layer: int, window: int, layers: int) -> tuple[int, ...]:
-    """The layers of a window around `layer` (causal_trace.py:427-429): 10 -> l - 5 .. l + 4, clipped."""
-    return tuple(range(max(0, layer - window // 2), min(layers, layer - (-window // 2))))

@@ -28,10 +28,12 @@ from ..runs.lock import alone
 from ..runs.ranks import Ranks
 from ..runs.settings import Growth, marked, settle
 from ..sweep import default_max_rows
-from .causal import TraceSettings, knows, trace_facts
+from .answer import knows
+from .causal import trace_facts
 from .corruption import Noise, Sampler, noise_of
 from .effects import Effects
 from .kinds import KINDS, kinds_of, window_for
+from .settings import TraceSettings
 
 logger = logging.getLogger(__name__)
 

@@ -36,6 +36,8 @@ KINDS = {
     )
 }
 
+KNOCKOUT = "knockout"  # cuts attention edges and restores nothing: its results are `KnockoutTrace`
+
 
 def kind_of(name: object) -> Kind:
     """The row of a name; ValueError for another name."""
@@ -90,3 +92,8 @@ def window_for(layers: int, window: int | None, kinds: Sequence[str]) -> int:
             f"is kept. Expected at most {most} (default for this model: {window_for(layers, None, ())})"
         )
     return window
+
+
+def window_layers(layer: int, window: int, layers: int) -> tuple[int, ...]:
+    """The layers of a window around `layer` (causal_trace.py:427-429): 10 -> l - 5 .. l + 4, clipped."""
+    return tuple(range(max(0, layer - window // 2), min(layers, layer - (-window // 2))))

@@ -220,3 +220,19 @@ def plain_trace(
     return PlainTrace(
         cells.reshape(length, layers, -1).transpose(2, 0, 1), score(corrupted.final), float(score(clean.final)[0])
     )
+
+
+def plain_knockout(
+    hf: nn.Module, ids: Sequence[int], answer: Sequence[int], unseen: Sequence[int], window: int
+) -> np.ndarray:
+    """[layers] log-probabilities of the answer where the tokens that predict it do not see some positions."""
+    plain, length = Plain(hf), len(ids)
+    root, layers = PlainRoot([*ids, *answer[:-1]]), len(plain.layers)
+    asking = range(length - 1, len(root.ids))
+    runs = []
+    for layer in range(layers):
+        inside = range(max(0, layer - window // 2), min(layers, layer + (window + 1) // 2))
+        cuts = [Cut(at, token, [p for p in unseen if p <= token]) for at in inside for token in asking]
+        runs.append((root, cuts))
+    logp = [plain.log_probabilities(final[0, length - 1 :]) for final in plain.runs(runs)]
+    return np.array([sum(float(each[n, token]) for n, token in enumerate(answer)) for each in logp])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 import knowedit_ext as ke
-from knowedit_ext.tracing.causal import window_layers
-from knowedit_ext.tracing.kinds import KINDS, kind_of_file, kinds_of, window_for
+from knowedit_ext.tracing.kinds import KINDS, kind_of_file, kinds_of, window_for, window_layers
 
 from ..support.families import tiny_hf, tiny_model
 from ..support.tokenizers import word_level
