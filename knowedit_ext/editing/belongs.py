@@ -68,7 +68,7 @@ def check_base(
         more = f" and {len(said) - 3} more" if len(said) > 3 else ""
         raise ValueError(
             f"the edit was made for another base ('{made_for.get('name')}', here '{model.name}'): "
-            f"{'; '.join(said[:3])}{more}. Empty its `base` and `model` to apply it all the same"
+            f"{'; '.join(said[:3])}{more}. Empty its `base` and `model` to use it all the same"
         )
     if unlike:
         logger.warning("whether '%s' is the edit's base cannot be told: %s quantised", model.name, ", ".join(unlike))

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from ..model.load import EditableModel
-from ..moments import Moments
 from .anchor import anchored
 from .contexts import memit_contexts
 from .edit import Edit
 from .history import earlier_keys
+from .metric import Metric, prepare
 from .params import EditParams
 from .published import import_values
 from .ready import check_ready
@@ -33,8 +33,7 @@ def closed_form(
     model: EditableModel,
     requests: Requests,
     params: EditParams,
-    moments: Moments,
-    solve: Solve,
+    metric: Metric,
     *,
     contexts: Contexts,
     values: GivenValues,
@@ -44,13 +43,18 @@ def closed_form(
     batch: int | None,
     progress: bool,
     aim: Aim = Aim(),  # noqa: B008  (frozen)
+    solve: Solve | None = None,
 ) -> Edit:
-    """The edit of method `name`: see `memit` for the arguments, whose solve and aim are handed over here."""
+    """The edit of method `name`: see `memit` for the arguments, whose metric and aim are handed over here.
+
+    solve: another one than the metric's.
+    """
     found = check_requests(requests)
-    check_ready(model, params, moments, needed=True)
+    check_ready(model, params, metric.moments, needed=True)
     if aim.site == "layer":
         check_adds_to_residual(model, params.layers)
     history = earlier_keys(model, earlier, params.layers)
+    prepare(model, metric, params.layers)
     generated = seed if contexts is None else None
     contexts = context_groups(model, contexts, seed)
     tokenized = _tokenized(model, found, params, contexts)
@@ -59,7 +63,9 @@ def closed_form(
     else:
         values = _given(model, values, found, params, aim)
     edit = Edit({}, name, [r.to_dict() for r in found], params.to_dict(), contexts, compat, seed=generated)
-    spread(model, edit, params.layers, tokenized, context_weights(contexts), values, history, solve, aim)
+    spread(
+        model, edit, params.layers, tokenized, context_weights(contexts), values, history, solve or metric.solve, aim
+    )
     return edit
 
 

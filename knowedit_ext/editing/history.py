@@ -8,23 +8,41 @@ was in place stay as they were computed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
+from ..model.identity import Checksums
 from ..model.load import EditableModel
 from ..moments.forward import key_width
-from .edit import Edit
+from .belongs import check_base
+from .edit import Edit, originals
 
 
-def earlier_keys(model: EditableModel, earlier: Iterable[Edit], layers: Sequence[int]) -> dict[int, list[torch.Tensor]]:
-    """By layer the keys [d_in, m] of each earlier edit, in their order, as the edits keep them.
-
-    Raises ValueError for an edit without keys at one of the layers, with keys of another width or that are not finite.
-    """
+def earlier_edits(model: EditableModel, earlier: Edit | Iterable[Edit]) -> list[Edit]:
+    """The edits, once all are sure to belong to the model; TypeError, ValueError that says which does not."""
     edits = [earlier] if isinstance(earlier, Edit) else list(earlier)
+    known: list[tuple[Checksums, dict[str, Any]]] = []  # bases that were compared with the model's weights
     for number, edit in enumerate(edits):
         if not isinstance(edit, Edit):
             raise TypeError(f"earlier[{number}] is a {type(edit).__name__}: expected an Edit")
+        if (edit.base, edit.model) not in known:
+            try:
+                check_base(edit.base, edit.model, model, originals(model))
+            except ValueError as error:
+                raise ValueError(f"{_name(edit, number)}: {error}") from error
+            known.append((edit.base, edit.model))
+    return edits
+
+
+def earlier_keys(
+    model: EditableModel, earlier: Edit | Iterable[Edit], layers: Sequence[int]
+) -> dict[int, list[torch.Tensor]]:
+    """By layer the keys [d_in, m] of each earlier edit, in their order, as the edits keep them.
+
+    Raises ValueError for another model's edit, one without keys at a layer, with keys of another width or not finite.
+    """
+    edits = earlier_edits(model, earlier)
     widths = {layer: key_width(model, layer) for layer in layers}
     return {
         layer: [_keys_of(edit, number, layer, width) for number, edit in enumerate(edits)]
@@ -32,9 +50,12 @@ def earlier_keys(model: EditableModel, earlier: Iterable[Edit], layers: Sequence
     }
 
 
+def _name(edit: Edit, number: int) -> str:
+    return f"earlier[{number}] ({edit.method or 'an edit'} of {len(edit.requests)} requests)"
+
+
 def _keys_of(edit: Edit, number: int, layer: int, width: int) -> torch.Tensor:
-    name = f"earlier[{number}] ({edit.method or 'an edit'} of {len(edit.requests)} requests)"
-    keys = edit.keys.get(layer)
+    name, keys = _name(edit, number), edit.keys.get(layer)
     if keys is None:
         there = f"it has those of {', '.join(map(str, edit.keys))}" if edit.keys else "it keeps none"
         raise ValueError(f"{name} has no keys of layer {layer}: {there}; edits by closed-form methods keep them")

@@ -16,7 +16,9 @@ from typing import Protocol
 
 import torch
 
+from ..model.load import EditableModel
 from ..moments import Moments
+from ..moments.null_space import NullSpace as Directions
 from ..moments.solver import Factor
 from ..ops.cholesky import System, factor_sum, least_size, refined, triangles
 from .deflation import AlikeError, Apply, deflated
@@ -29,6 +31,10 @@ class Metric(Protocol):
 
     moments: Moments | None
     name: Hashable
+
+    def prepare(self, layer: int, device: torch.device) -> None:
+        """Do what is done once a layer: a factor, eigenvectors. ValueError where the moments do not allow it."""
+        ...
 
     def apply(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
         """N K, [d, n] float64."""
@@ -55,6 +61,9 @@ class Preserving:
             raise ValueError(f"ridge is '{ridge}', but mu = {mu:g} makes the moments positive definite by itself")
         self.ridge = ridge if not mu else (ridge or 0.0) + mu / weight
         self.name = ("preserving", float(weight), self.ridge)
+
+    def prepare(self, layer: int, device: torch.device) -> None:
+        self._factor(layer, device)
 
     def _factor(self, layer: int, device: torch.device) -> Factor:
         return self.moments.factors.get(self.moments[layer], self.weight, self.ridge, False, device)
@@ -94,14 +103,17 @@ class NullSpace:
         self.limit = {"threshold": threshold, "share": share}
         self.name = ("null space", l2, threshold, share)
 
-    def rank(self, layer: int) -> int:
-        return self.moments.null_space(layer, **self.limit).rank
+    def prepare(self, layer: int, device: torch.device) -> None:
+        self._space(layer, device)
+
+    def _space(self, layer: int, device: torch.device) -> Directions:
+        return self.moments.null_space(layer, **self.limit, device=device)
 
     def apply(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
         return self._project(layer, keys) / self.l2
 
     def _project(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
-        return self.moments.null_space(layer, **self.limit, device=keys.device).project(keys.double())
+        return self._space(layer, keys.device).project(keys.double())
 
     def folded(self, layer: int, earlier: torch.Tensor) -> Apply:
         """P (P H H^T P + l2 I)^-1 P; the inverse leaves the null space to itself."""
@@ -122,6 +134,9 @@ class Plain:
         self.weight = weight
         self.name = ("plain", weight)
 
+    def prepare(self, layer: int, device: torch.device) -> None:
+        pass
+
     def apply(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
         return keys.double() / self.weight
 
@@ -132,6 +147,12 @@ class Plain:
 
     def solve(self, layer: int, keys: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.Tensor:
         return solve_in_keys(self, layer, keys, earlier)
+
+
+def prepare(model: EditableModel, metric: Metric, layers: Sequence[int]) -> None:
+    """See `Metric.prepare`: before values are optimised, which takes long."""
+    for layer in layers:
+        metric.prepare(layer, model.modules.down_projection(layer).weight.device)
 
 
 def solve_in_keys(

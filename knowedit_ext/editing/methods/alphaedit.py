@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ...checks import Compat, Count, Positive, Seed, typed
+from ...checks import Compat, Count, Positive, Seed, Share, typed
 from ...model.hooks import at_rest
 from ...model.load import EditableModel
 from ...moments import Moments
@@ -34,7 +34,7 @@ class AlphaEditParams(MEMITParams):
     """
 
     nullspace_threshold: Positive | None = None
-    nullspace_share: Positive | None = None
+    nullspace_share: Share | None = None
     L2: Positive = 10.0
 
     algorithms = ("AlphaEdit",)
@@ -87,8 +87,7 @@ def alphaedit(
         model,
         requests,
         params,
-        moments,
-        metric.solve,
+        metric,
         contexts=contexts,
         values=values,
         compat=compat,

@@ -7,11 +7,10 @@ computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
-
-import torch
 
 from ...checks import Compat, Count, Positive, Seed, typed
 from ...model.hooks import at_rest
@@ -20,8 +19,10 @@ from ...moments import Moments
 from ..closed_form import Contexts, GivenValues, Requests, closed_form
 from ..contexts import memit_contexts
 from ..edit import Edit
+from ..history import earlier_edits
 from ..method import Method
 from ..metric import Preserving, solve_in_keys
+from ..request import check_requests
 from .memit import MEMITParams
 
 
@@ -62,29 +63,24 @@ def emmet(
     progress: bool = False,
 ) -> Edit:
     """One fact exactly, or many at once, see above; published with one layer. Arguments and errors are `memit`'s."""
-    exact = Preserving(moments, params.mom2_update_weight, params.update_norm_lambda, ridge)
-    lambda_ = params.emmet_lambda
-    several = Preserving(moments, lambda_ * params.mom2_update_weight, lambda_ * params.update_norm_lambda, ridge)
-
-    def solve(layer: int, keys: torch.Tensor, before: Sequence[torch.Tensor]) -> torch.Tensor:
-        if keys.shape[1] == 1 and not before:
-            return solve_in_keys(exact, layer, keys, before, epsilon=0.0)
-        return several.solve(layer, keys, before)
-
+    found, before = check_requests(requests), earlier_edits(model, earlier)
+    alone = len(found) == 1 and not before
+    share = 1.0 if alone else params.emmet_lambda
+    metric = Preserving(moments, share * params.mom2_update_weight, share * params.update_norm_lambda, ridge)
     return closed_form(
         METHOD.name,
         model,
-        requests,
+        found,
         params,
-        moments,
-        solve,
+        metric,
         contexts=contexts,
         values=values,
         compat=compat,
-        earlier=earlier,
+        earlier=before,
         seed=seed,
         batch=batch,
         progress=progress,
+        solve=partial(solve_in_keys, metric, epsilon=0.0) if alone else None,
     )
 
 

@@ -101,14 +101,13 @@ def encore(
     earlier: all edits that the model holds already, so that they keep what they wrote. compat: see `stop_rule`.
     Other arguments and errors are those of `memit`.
     """
-    solve = Preserving(moments, params.mom2_update_weight, params.update_norm_lambda, ridge).solve
+    metric = Preserving(moments, params.mom2_update_weight, params.update_norm_lambda, ridge)
     return closed_form(
         METHOD.name,
         model,
         requests,
         params,
-        moments,
-        solve,
+        metric,
         contexts=contexts,
         values=values,
         compat=compat,

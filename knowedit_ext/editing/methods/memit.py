@@ -80,14 +80,13 @@ def memit(
     where a layer does not add the down projection's output to the residual stream as it is (Gemma2, Gemma3 and OLMo2
     normalise it, Granite scales it): a residual of the layer's output is then not what the projection has to put out.
     """
-    solve = Preserving(moments, params.mom2_update_weight, params.update_norm_lambda, ridge).solve  # Eqn. 14
+    metric = Preserving(moments, params.mom2_update_weight, params.update_norm_lambda, ridge)  # Eqn. 14
     return closed_form(
         METHOD.name,
         model,
         requests,
         params,
-        moments,
-        solve,
+        metric,
         contexts=contexts,
         values=values,
         compat=compat,

@@ -95,14 +95,13 @@ def pmet(
     values: [n, hidden] what the down projection of the last layer is to put out. Other arguments and errors are those
     of `memit`; layers that normalise or scale what the down projection puts out can be edited too.
     """
-    solve = Preserving(moments, params.mom2_update_weight, params.update_norm_lambda, ridge).solve
+    metric = Preserving(moments, params.mom2_update_weight, params.update_norm_lambda, ridge)
     return closed_form(
         METHOD.name,
         model,
         requests,
         params,
-        moments,
-        solve,
+        metric,
         contexts=contexts,
         values=values,
         compat=compat,

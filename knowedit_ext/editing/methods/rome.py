@@ -19,7 +19,7 @@ from ..edit import Edit
 from ..history import earlier_keys
 from ..keys import KeyRows
 from ..method import Method
-from ..metric import Plain, Preserving, solve_in_keys
+from ..metric import Plain, Preserving, prepare, solve_in_keys
 from ..params import EditParams
 from ..ready import check_ready
 from ..request import EditRequest, check_requests, warn_of_known
@@ -132,6 +132,7 @@ def rome_each(
 
     adjusted = params.mom2_adjustment
     metric = Preserving(moments, 1.0, params.update_norm_lambda, ridge) if adjusted else Plain()
+    prepare(model, metric, params.layers)
 
     def direction(layer: int, key: torch.Tensor) -> torch.Tensor:
         """u is C^-1 k* up to scale (ROME, Eqn. 2), and so is (C + k* k*^T)^-1 k*, by Sherman and Morrison; with earlier

@@ -35,6 +35,7 @@ from ...sweep.engine import default_max_rows
 from ...sweep.packed import PackedPrompts, parts_of
 from ..changes import LowRank
 from ..edit import Edit, weight_is_input_first
+from ..history import earlier_edits
 from ..method import Method
 from ..metric import Plain
 from ..params import LayerParams
@@ -109,7 +110,7 @@ def ultraedit(
     """
     found = check_requests(requests)
     modules = _edited(model, params)
-    before = _statistics(earlier, modules)
+    before = _statistics(model, earlier, modules)
     facts = [tokenize_fact(model, request.fact()) for request in found]
     warn_of_known(model, facts)
     batches = list(_observed(model, facts, modules, params, compat))
@@ -152,13 +153,20 @@ def _edited(model: EditableModel, params: UltraEditParams) -> dict[str, nn.Modul
     return found
 
 
-def _statistics(earlier: Iterable[Edit], modules: Iterable[str]) -> dict[str, list[Running]]:
+def _statistics(
+    model: EditableModel, earlier: Iterable[Edit], modules: Mapping[str, nn.Module]
+) -> dict[str, list[Running]]:
     found: dict[str, list[Running]] = {name: [] for name in modules}
-    for number, edit in enumerate(earlier):
+    for number, edit in enumerate(earlier_edits(model, earlier)):
         for name, parts in found.items():
-            if name not in edit.statistics:
+            seen, width = edit.statistics.get(name), sum(find_weight(model.hf, f"{name}.weight").shape)
+            if seen is None:
                 raise ValueError(f"earlier[{number}] ({edit.method or 'an edit'}) keeps no statistics of '{name}'")
-            parts.append(Running.from_tensor(edit.statistics[name]))
+            if seen.shape != (3, width) or not torch.isfinite(seen).all():
+                raise ValueError(
+                    f"earlier[{number}]: statistics of '{name}' are {list(seen.shape)}, expected [3, {width}], finite"
+                )
+            parts.append(Running.from_tensor(seen))
     return found
 
 
