@@ -29,7 +29,7 @@ def anchored(
     model: EditableModel,
     requests: Sequence[TokenizedRequest],
     params: EditParams,
-    found: Values,
+    optimised: Values,
     site: str,
     layer: int,
     compat: str | None,
@@ -39,13 +39,13 @@ def anchored(
     compat "reference": as released (SasyaTitech/NAS), a v* of more than twice that norm (ROME: five times) is given up.
     """
     if params.norm_anchor is None:
-        return found.values
-    wanted = _of_the_mlp(model, requests, found, layer)  # v*
+        return optimised.values
+    wanted = _of_the_mlp(model, requests, optimised, layer)  # v*
     norm = wanted.norm(dim=1, keepdim=True)
-    values = found.values + wanted * (params.norm_anchor / norm - 1)
+    values = optimised.values + wanted * (params.norm_anchor / norm - 1)
     if compat is None:
         return values
-    return torch.where(norm > TOO_LONG[site] * params.norm_anchor, found.initial, values)
+    return torch.where(norm > TOO_LONG[site] * params.norm_anchor, optimised.initial, values)
 
 
 @at_rest
@@ -69,14 +69,16 @@ def value_norm(
         )
     tokenized = tokenize_requests(model, check_requests(requests), list(contexts), params.fact_token)
     layer = params.layers[-1]
-    found = optimise_values(model, tokenized, params, site, layer)
-    norms = _of_the_mlp(model, tokenized, found, layer).norm(dim=1).double().sort().values
+    optimised = optimise_values(model, tokenized, params, site, layer)
+    norms = _of_the_mlp(model, tokenized, optimised, layer).norm(dim=1).double().sort().values
     return float(norms[: len(norms) - int(DROPPED * len(norms))].mean())
 
 
-def _of_the_mlp(model: EditableModel, requests: Sequence[TokenizedRequest], found: Values, layer: int) -> torch.Tensor:
+def _of_the_mlp(
+    model: EditableModel, requests: Sequence[TokenizedRequest], optimised: Values, layer: int
+) -> torch.Tensor:
     """v* [requests, hidden]: what the MLP of the layer would put out."""
     bare = [replace(request, facts=request.facts[:1], lookups=request.lookups[:1]) for request in requests]
     rows = KeyRows(model, bare, [1.0])
     _, now = rows.pass_through(rows.start, 0, layer, layer, "mlp")
-    return now.to(found.values) + found.values - found.initial
+    return now.to(optimised.values) + optimised.values - optimised.initial

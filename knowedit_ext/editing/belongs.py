@@ -26,16 +26,16 @@ def base_checksums(model: EditableModel, names: Iterable[str], originals: Mappin
 
     originals: by name what those edits have replaced. ValueError for a weight that is not there or cannot be read.
     """
-    found: Checksums = {}
+    checksums: Checksums = {}
     for name in names:
         weight = find_weight(model.hf, name)
         if name in originals:
-            found[name] = weight_checksum(originals[name])
+            checksums[name] = weight_checksum(originals[name])
         elif weight.parameter is not None:
-            found[name] = weight_checksum(weight.parameter)
+            checksums[name] = weight_checksum(weight.parameter)
         else:
-            found[name] = _quantised_checksum(model, weight)
-    return found
+            checksums[name] = _quantised_checksum(model, weight)
+    return checksums
 
 
 def _quantised_checksum(model: EditableModel, weight: Weight) -> list[str]:
@@ -55,25 +55,25 @@ def check_base(
     floating dtype is only logged, see `differing_weights`; so is a quantised weight, whose values cannot be compared.
     """
     here = describe_model(model)
-    said = [
+    differences = [
         f"{key} is {here[key]}, was {made_for[key]}"
         for key in ("type", "layers", "hidden")
         if key in made_for and made_for[key] != here[key]
     ]
-    found = base_checksums(model, base, originals)
-    other = [name for name in base if name not in found or found[name][0] != base[name][0]]  # in another dtype
-    unlike = [name for name in other if name not in found or not _floating(base[name][0], found[name][0])]
-    said += differing_weights(*({n: rows[n] for n in rows if n not in unlike} for rows in (base, found)))
-    if said:
-        more = f" and {len(said) - 3} more" if len(said) > 3 else ""
+    checksums = base_checksums(model, base, originals)
+    other = [name for name in base if name not in checksums or checksums[name][0] != base[name][0]]  # in another dtype
+    unlike = [name for name in other if name not in checksums or not _floating(base[name][0], checksums[name][0])]
+    differences += differing_weights(*({n: rows[n] for n in rows if n not in unlike} for rows in (base, checksums)))
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(
             f"the edit was made for another base ('{made_for.get('name')}', here '{model.name}'): "
-            f"{'; '.join(said[:3])}{more}. Empty its `base` and `model` to use it all the same"
+            f"{'; '.join(differences[:3])}{more}. Empty its `base` and `model` to use it all the same"
         )
     if unlike:
         logger.warning("whether '%s' is the edit's base cannot be told: %s quantised", model.name, ", ".join(unlike))
     elif other:
-        was, now = ("/".join(sorted({rows[name][0] for name in other})) for rows in (base, found))
+        was, now = ("/".join(sorted({rows[name][0] for name in other})) for rows in (base, checksums))
         logger.warning("the edit was made on %s weights, '%s' has %s", was, model.name, now)
 
 

@@ -112,11 +112,11 @@ def in_float32(name: str, change: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
 
 def digest(changes: Mapping[str, Change]) -> str:
     """SHA-256 of all names and numbers: equal for an edit and its copy from a file."""
-    said = [
+    checksums = [
         [name, [[str(x.dtype), list(x.shape), checksum(x)] for x in _tensors(change)]]
         for name, change in sorted(changes.items())
     ]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
 
 
 def _tensors(change: Change) -> tuple[torch.Tensor, ...]:

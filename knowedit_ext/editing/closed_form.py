@@ -49,7 +49,7 @@ def closed_form(
 
     solve: another one than the metric's.
     """
-    found = check_requests(requests)
+    requests = check_requests(requests)
     check_ready(model, params, metric.moments, needed=True)
     if aim.site == "layer":
         check_adds_to_residual(model, params.layers)
@@ -57,12 +57,12 @@ def closed_form(
     prepare(model, metric, params.layers)
     generated = seed if contexts is None else None
     contexts = context_groups(model, contexts, seed)
-    tokenized = _tokenized(model, found, params, contexts)
+    tokenized = _tokenized(model, requests, params, contexts)
     if values is None:
         values = _optimised(model, tokenized, params, batch, progress, aim, compat)
     else:
-        values = _given(model, values, found, params, aim)
-    edit = Edit({}, name, [r.to_dict() for r in found], params.to_dict(), contexts, compat, seed=generated)
+        values = _given(model, values, requests, params, aim)
+    edit = Edit({}, name, [r.to_dict() for r in requests], params.to_dict(), contexts, compat, seed=generated)
     spread(
         model, edit, params.layers, tokenized, context_weights(contexts), values, history, solve or metric.solve, aim
     )
@@ -79,10 +79,10 @@ def closed_form_values(
     progress: bool,
 ) -> torch.Tensor:
     """[n, hidden] float32: what `closed_form` would make the last edited layer put out for each request (z)."""
-    found = check_requests(requests)
+    requests = check_requests(requests)
     check_ready(model, params, None, needed=False)
     check_adds_to_residual(model, params.layers)
-    tokenized = _tokenized(model, found, params, context_groups(model, contexts, seed))
+    tokenized = _tokenized(model, requests, params, context_groups(model, contexts, seed))
     return _optimised(model, tokenized, params, batch, progress, Aim(), compat=None)
 
 
@@ -104,8 +104,8 @@ def _optimised(
     warn_of_known(model, [request.facts[0] for request in requests])
     how = dict(beside=aim.beside, loss_layer=params.v_loss_layer, nll_factor=aim.nll_factor, rule=aim.rule)
     layer = params.layers[-1]
-    found = optimise_values(model, requests, params, aim.site, layer, batch, progress, **how)
-    return anchored(model, requests, params, found, aim.site, layer, compat)
+    optimised = optimise_values(model, requests, params, aim.site, layer, batch, progress, **how)
+    return anchored(model, requests, params, optimised, aim.site, layer, compat)
 
 
 def _given(

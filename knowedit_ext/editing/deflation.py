@@ -45,13 +45,13 @@ def deflated(
         return Deflated(metric, layer, keys, epsilon).behind(earlier)
     kept, moment = metric.moments.deflations, metric.moments[layer]
     name = (layer, metric.name, epsilon, str(keys.device))
-    found = kept.pop(name, None)  # out of there until it is right again
-    if found is None or found.moment is not moment:
-        found = Deflated(metric, layer, keys, epsilon, moment)
-    kept[name] = found.behind(earlier)
+    deflation = kept.pop(name, None)  # out of there until it is right again
+    if deflation is None or deflation.moment is not moment:
+        deflation = Deflated(metric, layer, keys, epsilon, moment)
+    kept[name] = deflation.behind(earlier)
     while len(kept) > max(1, metric.moments.factors.limit):
         kept.popitem(last=False)
-    return found
+    return deflation
 
 
 class Deflated:

@@ -188,12 +188,12 @@ class Edit:
     @torch.no_grad()
     def rounding(self, model: EditableModel) -> dict[str, float]:
         """For each weight |stored change - change| / |change|: what rounding to the weights' dtype takes away."""
-        found = {}
+        errors = {}
         for name, weight in self._weights(model).items():
             if weight.parameter is not None:
                 before, change = weight.parameter.double(), exactly(self.changes[name], weight)
-                found[name] = lost(before, (before + change).to(weight.parameter.dtype), change)
-        return found
+                errors[name] = lost(before, (before + change).to(weight.parameter.dtype), change)
+        return errors
 
     # -- as data ---------------------------------------------------------------------------------------------------
 
@@ -291,23 +291,23 @@ def _joint_statistics(edits: Sequence[Edit]) -> dict[str, torch.Tensor]:
     """Of the modules that all edits keep statistics of."""
     names = set.intersection(*(set(edit.statistics) for edit in edits))
     parts = {name: [Running.from_tensor(edit.statistics[name]) for edit in edits] for name in sorted(names)}
-    return {name: Running.join(found).tensor() for name, found in parts.items()}
+    return {name: Running.join(statistics).tensor() for name, statistics in parts.items()}
 
 
 def _joint_base(edits: Sequence[Edit]) -> Checksums:
     joint: Checksums = {}
     for edit in edits:
         common = joint.keys() & edit.base.keys()
-        said = differing_weights(*({name: base[name] for name in common} for base in (joint, edit.base)))
-        if said:
-            raise ValueError(f"the edits were made for different bases: {'; '.join(said[:3])}")
+        differences = differing_weights(*({name: base[name] for name in common} for base in (joint, edit.base)))
+        if differences:
+            raise ValueError(f"the edits were made for different bases: {'; '.join(differences[:3])}")
         joint = edit.base | joint
     return joint
 
 
 def originals(model: EditableModel) -> dict[str, torch.Tensor]:
     """The base model's weights by name, where edits applied to it have replaced them."""
-    found: dict[str, torch.Tensor] = {}
+    weights: dict[str, torch.Tensor] = {}
     for applied in reversed(model.applied_edits):
-        found |= applied.placed.before
-    return found
+        weights |= applied.placed.before
+    return weights

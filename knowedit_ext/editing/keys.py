@@ -39,9 +39,9 @@ class KeyRows:
             self.parts.append((packed, torch.tensor(lookups)))
         self.start = [packed.start for packed, _ in self.parts]
 
-    def run(self, hidden: Sequence[torch.Tensor], first: int, last: int) -> list[torch.Tensor]:
+    def run(self, hidden: Sequence[torch.Tensor], first: int, after: int) -> list[torch.Tensor]:
         """All rows entering layer `first` -> entering `last`."""
-        return [packed.run(rows, first, last) for (packed, _), rows in zip(self.parts, hidden, strict=True)]
+        return [packed.run(rows, first, after) for (packed, _), rows in zip(self.parts, hidden, strict=True)]
 
     @torch.no_grad()
     def pass_through(
@@ -50,7 +50,7 @@ class KeyRows:
         """Run layers first..value_layer. At the lookups: what the down projection reads in `key_layer` [prompts, d_in],
         and what `site` ("layer": the residual stream behind it; "mlp") puts out in `value_layer` [prompts, hidden]."""
         modules = self.model.modules
-        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         for (packed, lookups), rows in zip(self.parts, hidden, strict=True):
             kept: list[torch.Tensor] = []
 
@@ -61,8 +61,8 @@ class KeyRows:
                 hooks.before(modules.down_projection(key_layer), lambda args, _, keep=keep: keep(args[0]))
                 hooks.behind(modules.site(site, value_layer), keep)
                 packed.run(rows, first, value_layer + 1)
-            found.append((kept[0], kept[1]))
-        return tuple(torch.cat(columns) for columns in zip(*found, strict=True))
+            pairs.append((kept[0], kept[1]))
+        return tuple(torch.cat(columns) for columns in zip(*pairs, strict=True))
 
     def mean(self, rows: torch.Tensor) -> torch.Tensor:
         """[prompts, d] -> [requests, d], the weighted mean over a request's contexts, in float64."""

@@ -45,10 +45,10 @@ def export_values(
     requests: n of them, each with its case_id. dataset: the published name of their data set (mcf, cf, zsre).
     model_name: default the model's own name.
     """
-    found = check_requests(requests)
-    if tuple(values.shape) != (len(found), model.hidden_size):
-        raise ValueError(f"values are {list(values.shape)}: expected [{len(found)} requests, {model.hidden_size}]")
-    cases = _cases(found)
+    requests = check_requests(requests)
+    if tuple(values.shape) != (len(requests), model.hidden_size):
+        raise ValueError(f"values are {list(values.shape)}: expected [{len(requests)} requests, {model.hidden_size}]")
+    cases = _cases(requests)
     twice = sorted({case for case in cases if cases.count(case) > 1})
     if twice:
         raise ValueError(f"case {twice[0]} comes twice: a file holds one value")
@@ -66,11 +66,11 @@ def import_values(
 
     Raises ValueError for a case without a file, of another layer or clamp than `params` say, or of another width.
     """
-    found = check_requests(requests)
+    requests = check_requests(requests)
     by_case = _by_case(files)
     last, clamp = params.layers[-1], params.clamp_norm_factor
     values = []
-    for case in _cases(found):
+    for case in _cases(requests):
         there = by_case.get(case, [])
         fitting = [path for layer, factor, path in there if layer == last and factor == clamp]
         if not fitting:
@@ -100,13 +100,13 @@ def _by_case(files: str | Path | Sequence[str | Path]) -> dict[str, list[tuple[i
         files = sorted(path.glob("*_case_*.npz")) if path.is_dir() else [path]
         if not files:
             raise ValueError(f"folder '{path}' has no value file (mcf_layer_17_clamp_0.75_case_0.npz)")
-    found = defaultdict(list)
+    by_case = defaultdict(list)
     for path in map(Path, files):
         named = _NAME.fullmatch(path.name)
         if named is None:
             raise ValueError(f"'{path}' is not named like a value file: mcf_layer_17_clamp_0.75_case_0.npz")
-        found[named["case"]].append((int(named["layer"]), float(named["clamp"]), path))
-    return found
+        by_case[named["case"]].append((int(named["layer"]), float(named["clamp"]), path))
+    return by_case
 
 
 def _read(path: Path, hidden: int) -> torch.Tensor:

@@ -119,18 +119,18 @@ def check_requests(
         requests = [requests]
     if isinstance(requests, (str, bytes)) or not isinstance(requests, Iterable):
         raise ValueError(f"edit requests are {brief(requests)}: expected EditRequests, or objects with {_KEYS}")
-    found = [EditRequest.of(raw) for raw in requests]
-    if not found:
+    requests = [EditRequest.of(raw) for raw in requests]
+    if not requests:
         raise ValueError("no edit requests")
     targets: dict[tuple[str, str], str] = {}
-    for request in found:
+    for request in requests:
         key = (request.prompt, request.subject)
         if targets.setdefault(key, request.target_new) != request.target_new:
             raise ValueError(
                 f"contradictory requests: '{request.prompt}' with subject '{request.subject}' is to become both "
                 f"'{targets[key].strip()}' and '{request.target_new.strip()}'"
             )
-    return found
+    return requests
 
 
 @at_rest
@@ -138,19 +138,21 @@ def warn_of_known(model: EditableModel, facts: Sequence[TokenizedFact]) -> None:
     """Warn of targets that the model's own continuation of the bare prompt begins with: nothing needs editing there."""
     texts = [fact.ids + fact.target_ids[:-1] for fact in facts]
     for part in parts_of([len(text) for text in texts], default_max_rows(model)):
-        for known, right in zip(facts[part], _said(model, facts[part], texts[part]), strict=True):
+        for known, right in zip(facts[part], _predicts_target(model, facts[part], texts[part]), strict=True):
             if right:
                 fact = known.fact
                 warnings.warn(f"'{fact.text}' is already continued with '{fact.target.strip()}'", stacklevel=3)
 
 
-def _said(model: EditableModel, facts: Sequence[TokenizedFact], texts: Sequence[tuple[int, ...]]) -> list[bool]:
+def _predicts_target(
+    model: EditableModel, facts: Sequence[TokenizedFact], texts: Sequence[tuple[int, ...]]
+) -> list[bool]:
     """For each fact: is every token of its target the likeliest?"""
     packed = PackedPrompts(model, clean_runs(model, texts))
     rows = [packed.row(n, len(f.ids) - 1 + k) for n, f in enumerate(facts) for k in range(len(f.target_ids))]
     states = packed.run(packed.start, 0, model.num_layers)
-    said = likeliest(model, final_states(model, states[torch.tensor(rows, device=states.device)]))
-    right = said == torch.tensor([token for fact in facts for token in fact.target_ids])
+    predictions = likeliest(model, final_states(model, states[torch.tensor(rows, device=states.device)]))
+    right = predictions == torch.tensor([token for fact in facts for token in fact.target_ids])
     return [bool(each.all()) for each in right.split([len(fact.target_ids) for fact in facts])]
 
 

@@ -90,15 +90,15 @@ class EditedRows:
         near: dict[int, list[int]] = {}  # edits by the power of two that bounds their rank
         for number, change in changes.items():
             near.setdefault((change.rank - 1).bit_length(), []).append(number)
-        found = []
+        factors = []
         for numbers in near.values():
             right, left = (
                 _stack([getattr(changes[n], side).to(device, kind) for n in numbers]) for side in ("inputs", "outputs")
             )
             of_edit = torch.full((self.size + 1,), -1)
             of_edit[numbers] = torch.arange(len(numbers))
-            found.append(Factors(left, right, of_edit))
-        return found
+            factors.append(Factors(left, right, of_edit))
+        return factors
 
     def _checked(self, index: Tensor) -> Tensor:
         if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool:
@@ -144,10 +144,10 @@ def _checked_weights(model: EditableModel, edits: Sequence[Edit]) -> dict[str, W
     """The weights that edits change, each edit checked against the model; weights are read once for edits of a base."""
     checked: list[tuple] = []
     replaced = originals(model)
-    found: dict[str, Weight] = {}
+    weights: dict[str, Weight] = {}
     for number, edit in enumerate(edits):
         try:
-            found |= weights_of(model, edit.changes, edit.model)
+            weights |= weights_of(model, edit.changes, edit.model)
             edit.check_not_applied(model)
             for name, change in edit.changes.items():
                 in_float32(name, change)
@@ -156,7 +156,7 @@ def _checked_weights(model: EditableModel, edits: Sequence[Edit]) -> dict[str, W
         if (edit.base, edit.model) not in checked:
             check_base(edit.base, edit.model, model, replaced)
             checked.append((edit.base, edit.model))
-    return found
+    return weights
 
 
 def _add_own(name: str, factors: list[Factors], index: Tensor) -> Hook:

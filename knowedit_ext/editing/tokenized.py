@@ -25,13 +25,13 @@ def tokenize_requests(
     model: EditableModel, requests: Sequence[EditRequest], contexts: Sequence[str], fact_token: str
 ) -> list[TokenizedRequest]:
     """contexts: templates with one `{}`. ValueError for prompts that the model cannot take."""
-    found = []
+    tokenized = []
     for request in requests:
         bos, prompt = split_bos(model, request.prompt)  # contexts stand behind the one that a prompt begins with
         inner = replace(request, prompt=prompt) if bos else request
         facts = tuple(tokenize_fact(model, inner.fact(bos + split_bos(model, context)[1])) for context in contexts)
-        found.append(TokenizedRequest(request, facts, tuple(lookup(fact, fact_token) for fact in facts)))
-    return found
+        tokenized.append(TokenizedRequest(request, facts, tuple(lookup(fact, fact_token) for fact in facts)))
+    return tokenized
 
 
 def context_weights(groups: Sequence[Sequence[str]]) -> list[float]:

@@ -72,12 +72,12 @@ def _shorter(s: torch.Tensor, most: torch.Tensor, added: bool) -> torch.Tensor:
 def _weights(model: EditableModel, edit: Edit, now: bool = False) -> dict[str, torch.Tensor]:
     """The weights that the edit changes, before any edit or as they are now. ValueError where it is another model's."""
     base = originals(model)
-    found = {name: weight.parameter for name, weight in weights_of(model, edit.changes, edit.model).items()}
+    weights = {name: weight.parameter for name, weight in weights_of(model, edit.changes, edit.model).items()}
     check_base(edit.base, edit.model, model, base)
-    for name, weight in found.items():
+    for name, weight in weights.items():
         if weight is None:
             raise ValueError(f"'{name}' is quantised: RECT and PRUNE measure changes by the weight in floating point")
-    return found if now else found | {name: weight for name, weight in base.items() if name in found}
+    return weights if now else weights | {name: weight for name, weight in base.items() if name in weights}
 
 
 def _made(edit: Edit, changes: dict[str, Change], name: str, compat: str | None) -> Edit:

@@ -112,40 +112,40 @@ def optimise_values(
     loss_layer: behind which the loss is read; None: the last. nll_factor: of the target's negative log-probability.
     Raises ValueError where a loss is not finite, or no gradient reaches a value.
     """
-    last = model.num_layers if loss_layer is None else max(loss_layer, layer) + 1
-    if layer + 1 >= last:
+    after = model.num_layers if loss_layer is None else max(loss_layer, layer) + 1
+    if layer + 1 >= after:
         raise ValueError(
             f"layer {layer} is the last one before the loss: nothing behind it can carry a change to the prompt's end"
         )
     prompts = [_prompts(model, n, request, params.fact_token) for n, request in enumerate(requests)]
-    size = batch or _batch_size(model, prompts, last - layer)
+    size = batch or _batch_size(model, prompts, after - layer)
     parts = []
-    check_gradients(model, layer + 1, last)
+    check_gradients(model, layer + 1, after)
     with learning(model):
         for first in tqdm(range(0, len(requests), size), desc="values", unit="batch", disable=not progress):
             some = prompts[first : first + size]
-            parts.append(_Batch(model, some, params, (site, *beside), layer, last, nll_factor, rule).optimise())
+            parts.append(_Batch(model, some, params, (site, *beside), layer, after, nll_factor, rule).optimise())
     names = ("values", "initial", "loss", "steps")
-    found = Values(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-    for request, loss in zip(requests, found.loss.tolist(), strict=True):
+    optimised = Values(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    for request, loss in zip(requests, optimised.loss.tolist(), strict=True):
         if not math.isfinite(loss):
             text = request.facts[0].fact.text
             raise ValueError(f"the loss of '{text}' became {loss}: NaN or infinity in weights or activations")
-    return found
+    return optimised
 
 
 def _prompts(model: EditableModel, edit: int, request: TokenizedRequest, fact_token: str) -> list[Prompt]:
-    found = []
+    prompts = []
     for tokenized, token in zip(request.facts, request.lookups, strict=True):
         target = tokenized.target_ids
         ids = tokenized.ids + target[:-1]
         readout = tuple(range(len(tokenized.ids) - 1, len(ids)))
         weight = 1.0 / (len(request.facts) * len(target))  # mean over tokens, then over prompts
-        found.append(Prompt(edit, ids, token, readout, target, weight))
+        prompts.append(Prompt(edit, ids, token, readout, target, weight))
     kl = tokenize_fact(model, Fact(KL_PROMPT, request.request.subject, occurrence=0))
     token = lookup(kl, fact_token)
-    found.append(Prompt(edit, kl.ids[: token + 1], token, (token,), (), 0.0))  # its distribution at that very token
-    return found
+    prompts.append(Prompt(edit, kl.ids[: token + 1], token, (token,), (), 0.0))  # its distribution at that very token
+    return prompts
 
 
 def _batch_size(model: EditableModel, prompts: Sequence[Sequence[Prompt]], layers: int) -> int:
@@ -167,11 +167,11 @@ class _Batch:
         params: EditParams,
         sites: Sequence[str],
         layer: int,
-        last: int,
+        after: int,
         nll_factor: float,
         rule: Rule | None,
     ) -> None:
-        self.model, self.params, self.sites, self.layer, self.last = model, params, sites, layer, last
+        self.model, self.params, self.sites, self.layer, self.after = model, params, sites, layer, after
         self.nll_factor, self.rule = nll_factor, rule
         self.prompts = prompts
         self.count = len(prompts)
@@ -237,7 +237,7 @@ class _Batch:
         chosen = [prompt for edit in planned for prompt in self.prompts[edit]]
         packed = PackedPrompts(self.model, clean_runs(self.model, [prompt.ids for prompt in chosen]))
         tokens, readout = [p.token for p in chosen], [p.readout for p in chosen]
-        self.frozen = FrozenPrompts(packed, self.sites, self.layer, tokens, readout, self.last)
+        self.frozen = FrozenPrompts(packed, self.sites, self.layer, tokens, readout, self.after)
         counts = [len(self.prompts[edit]) for edit in planned]
         self.owner = torch.arange(len(planned)).repeat_interleave(torch.tensor(counts))  # prompt -> place in planned
         self.bare = torch.tensor([0, *counts]).cumsum(0)[:-1]

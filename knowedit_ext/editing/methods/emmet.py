@@ -63,14 +63,14 @@ def emmet(
     progress: bool = False,
 ) -> Edit:
     """One fact exactly, or many at once, see above; published with one layer. Arguments and errors are `memit`'s."""
-    found, before = check_requests(requests), earlier_edits(model, earlier)
-    alone = len(found) == 1 and not before
+    requests, before = check_requests(requests), earlier_edits(model, earlier)
+    alone = len(requests) == 1 and not before
     share = 1.0 if alone else params.emmet_lambda
     metric = Preserving(moments, share * params.mom2_update_weight, share * params.update_norm_lambda, ridge)
     return closed_form(
         METHOD.name,
         model,
-        found,
+        requests,
         params,
         metric,
         contexts=contexts,

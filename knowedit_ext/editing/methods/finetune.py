@@ -113,27 +113,27 @@ def finetune(
     The model is left as it was. Raises ValueError for bad requests, layers or weights before anything is computed
     (quantised and offloaded weights cannot be trained), FloatingPointError when the loss is no finite number.
     """
-    found = check_requests(requests)
+    requests = check_requests(requests)
     weights = trained_weights(model, params, compat)
     if compat is None and params.kl_factor:
         raise ValueError(f"kl_factor is {params.kl_factor}: fine-tuning has no such term; set it to 0")
     size = params.batch_size
-    batches = [found[at : at + size] for at in range(0, len(found), size)]
+    batches = [requests[at : at + size] for at in range(0, len(requests), size)]
     objective = params.objective_optimization or ("target_new" if compat is None else "prompt_last")
     score = {"target_new": _examples, "prompt_last": _published_examples}[objective]
     examples = [score(model, batch) for batch in batches]
     if compat is None:
-        warn_of_known(model, [tokenize_fact(model, request.fact()) for request in found])
+        warn_of_known(model, [tokenize_fact(model, request.fact()) for request in requests])
     first = min(_layer_of(model)[id(weight)] for weight in weights.values())
     runs = iter(clean_runs(model, [example.ids for batch in examples for example in batch]))
     packed = [_Batch(model, batch, [next(runs) for _ in batch], first) for batch in examples]
     check_gradients(model, first, model.num_layers)
     with learning(model):
         trained = _train(
-            _Loss(model, first), packed, weights, params, _weight_decay(params, len(found), compat), progress
+            _Loss(model, first), packed, weights, params, _weight_decay(params, len(requests), compat), progress
         )
     changes = {name: (new - weights[name].detach().to(new.dtype)).cpu() for name, new in trained.items()}
-    described = [request.to_dict() for request in found]
+    described = [request.to_dict() for request in requests]
     name = "ft" if params.norm_constraint is None else "ft-l"
     return Edit(changes, name, described, params.to_dict(), [], compat).bind(model)
 
@@ -211,17 +211,17 @@ class _Example:
 
 
 def _examples(model: EditableModel, batch: Sequence[EditRequest]) -> list[_Example]:
-    found = []
+    examples = []
     for request in batch:
         fact = tokenize_fact(model, request.fact())
         scored = [(len(fact.ids) - 1 + n, (target,)) for n, target in enumerate(fact.target_ids)]
-        found.append(_Example(fact.ids + fact.target_ids[:-1], tuple(scored)))
-    return found
+        examples.append(_Example(fact.ids + fact.target_ids[:-1], tuple(scored)))
+    return examples
 
 
 def _published_examples(model: EditableModel, batch: Sequence[EditRequest]) -> list[_Example]:
     """Targets are tokenised alone and padded to the batch's longest; what counts is not padding but what is known."""
-    tokenizer, found = model.tokenizer, []
+    tokenizer, examples = model.tokenizer, []
     unknown = tokenizer.unk_token_id
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     targets = [encode_part(model, request.target_new) for request in batch]
@@ -233,8 +233,8 @@ def _published_examples(model: EditableModel, batch: Sequence[EditRequest]) -> l
         if not known:
             raise ValueError(f"target '{request.target_new}' of '{request.subject}' has no known token")
         ids = tokenize_fact(model, request.fact(target=False)).ids
-        found.append(_Example(ids, ((len(ids) - 1, known),)))
-    return found
+        examples.append(_Example(ids, ((len(ids) - 1, known),)))
+    return examples
 
 
 class _Batch:

@@ -56,11 +56,11 @@ def r_rome(
 ) -> Edit:
     """One fact, one rank-one change. Arguments and errors are those of `rome`; the released code has no quirk that
     compat="reference" would repeat."""
-    found = check_requests(request)
-    if len(found) > 1:
-        raise ValueError(f"R-ROME edits one fact at a time, not {len(found)}: use MEMIT")
+    requests = check_requests(request)
+    if len(requests) > 1:
+        raise ValueError(f"R-ROME edits one fact at a time, not {len(requests)}: use MEMIT")
     options = dict(contexts=contexts, earlier=earlier, ridge=ridge, seed=seed)
-    return r_rome_each(model, found, params, moments, **options)[0]
+    return r_rome_each(model, requests, params, moments, **options)[0]
 
 
 @typed

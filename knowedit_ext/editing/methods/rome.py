@@ -86,13 +86,13 @@ def rome(
     The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed, and
     for a key that an earlier edit has too: it cannot both stay and change.
     """
-    found = check_requests(request)
-    if len(found) > 1:
+    requests = check_requests(request)
+    if len(requests) > 1:
         raise ValueError(
-            f"ROME edits one fact at a time, not {len(found)}: rome_each makes an edit of each, or use MEMIT"
+            f"ROME edits one fact at a time, not {len(requests)}: rome_each makes an edit of each, or use MEMIT"
         )
     options = dict(contexts=contexts, compat=compat, earlier=earlier, ridge=ridge, seed=seed)
-    return rome_each(model, found, params, moments, **options)[0]
+    return rome_each(model, requests, params, moments, **options)[0]
 
 
 @at_rest
@@ -118,8 +118,8 @@ def rome_each(
     are several, the upper ones depend on the edit below and the edits are made one after the other. prompt_keys: the
     bare prompt's key is the one on both sides (see `r_rome`).
     """
-    found = [one for request in requests for one in check_requests(request)]
-    if not found:
+    requests = [one for request in requests for one in check_requests(request)]
+    if not requests:
         raise ValueError("no edit requests")
     check_ready(model, params, moments, needed=params.mom2_adjustment)
     history = earlier_keys(model, earlier, params.layers)
@@ -127,7 +127,7 @@ def rome_each(
     contexts = rome_contexts(model, params.context_template_length_params, seed) if contexts is None else list(contexts)
     if not contexts or contexts[0] != "{}":
         raise ValueError("contexts must begin with the bare prompt, '{}'")
-    tokenized = tokenize_requests(model, found, contexts, params.fact_token)
+    tokenized = tokenize_requests(model, requests, contexts, params.fact_token)
     warn_of_known(model, [request.facts[0] for request in tokenized])
 
     adjusted = params.mom2_adjustment
@@ -179,12 +179,12 @@ def _one_layer(
     optimised = optimise_values(model, requests, params, "mlp", layer, batch, progress)
     targets = anchored(model, requests, params, optimised, "mlp", layer, compat)
     keys_now, values_now = bare if prompt_keys or compat == "reference" else mean
-    found = []
+    factors = []
     for n, key in enumerate(keys):
         u = direction(layer, key)
         v = (targets[n].to(u.device, torch.float64) - values_now[n].to(u.device)) / (keys_now[n].to(u.device) @ u)
-        found.append((u[:, None], v[:, None]))
-    return keys, found
+        factors.append((u[:, None], v[:, None]))
+    return keys, factors
 
 
 METHOD = Method(

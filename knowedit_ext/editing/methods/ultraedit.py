@@ -81,10 +81,10 @@ class UltraEditParams(LayerParams):
     def __post_init__(self) -> None:
         if self.inner_params:
             numbers = [re.findall(r"\.(\d+)\.", str(name)) for name in self.inner_params]
-            for name, found in zip(self.inner_params, numbers, strict=True):
-                if len(found) != 1:
+            for name, digits in zip(self.inner_params, numbers, strict=True):
+                if len(digits) != 1:
                     raise ValueError(f"inner_params name '{name}': expected a module of one layer")
-            layers = tuple(sorted({int(found[0]) for found in numbers}))
+            layers = tuple(sorted({int(digits[0]) for digits in numbers}))
             if self.layers and tuple(self.layers) != layers:
                 raise ValueError(f"layers are {list(self.layers)}, but inner_params are of layers {list(layers)}")
             object.__setattr__(self, "layers", layers)
@@ -108,14 +108,14 @@ def ultraedit(
     The model is left as it was. Raises ValueError for bad requests, layers or modules, for earlier edits without
     statistics of a module, and where one token is all that was ever seen: nothing can be normalised by that.
     """
-    found = check_requests(requests)
+    requests = check_requests(requests)
     modules = _edited(model, params)
     before = _statistics(model, earlier, modules)
-    facts = [tokenize_fact(model, request.fact()) for request in found]
+    facts = [tokenize_fact(model, request.fact()) for request in requests]
     warn_of_known(model, facts)
     batches = list(_observed(model, facts, modules, params, compat))
     kept = {name: Running.join(_part(rows[name], compat) for rows in batches) for name in modules}
-    edit = Edit({}, METHOD.name, [r.to_dict() for r in found], params.to_dict(), [], compat)
+    edit = Edit({}, METHOD.name, [r.to_dict() for r in requests], params.to_dict(), [], compat)
     edit.statistics = {name: part.tensor() for name, part in kept.items()}
     together = {name: [*before[name], kept[name]] for name in modules}
     shapes = {name: batches[0][name][0].shape[1:] + batches[0][name][1].shape[1:] for name in modules}
@@ -138,27 +138,27 @@ def _edited(model: EditableModel, params: UltraEditParams) -> dict[str, nn.Modul
         if not 0 <= layer < model.num_layers:
             raise ValueError(f"layer {layer} is out of range: the model has layers 0..{model.num_layers - 1}")
     if not params.inner_params:
-        found = {model.modules.parameter_name(n): model.modules.down_projection(n) for n in params.layers}
+        modules = {model.modules.parameter_name(n): model.modules.down_projection(n) for n in params.layers}
     else:
-        found = {}
+        modules = {}
         for name in params.inner_params:
             try:
-                found[name] = model.hf.get_submodule(name)
+                modules[name] = model.hf.get_submodule(name)
             except AttributeError as error:
                 raise ValueError(f"the model has no module '{name}': inner_params are another model's") from error
-    for name in found:
+    for name in modules:
         parameter = find_weight(model.hf, f"{name}.weight").parameter  # None: quantised
         if parameter is not None and (parameter.dim() != 2 or not torch.isfinite(parameter).all()):
             raise ValueError(f"'{name}.weight' is no matrix of finite numbers")
-    return found
+    return modules
 
 
 def _statistics(
     model: EditableModel, earlier: Iterable[Edit], modules: Mapping[str, nn.Module]
 ) -> dict[str, list[Running]]:
-    found: dict[str, list[Running]] = {name: [] for name in modules}
+    statistics: dict[str, list[Running]] = {name: [] for name in modules}
     for number, edit in enumerate(earlier_edits(model, earlier)):
-        for name, parts in found.items():
+        for name, parts in statistics.items():
             seen, width = edit.statistics.get(name), sum(find_weight(model.hf, f"{name}.weight").shape)
             if seen is None:
                 raise ValueError(f"earlier[{number}] ({edit.method or 'an edit'}) keeps no statistics of '{name}'")
@@ -167,7 +167,7 @@ def _statistics(
                     f"earlier[{number}]: statistics of '{name}' are {list(seen.shape)}, expected [3, {width}], finite"
                 )
             parts.append(Running.from_tensor(seen))
-    return found
+    return statistics
 
 
 def _part(rows: tuple[torch.Tensor, torch.Tensor], compat: str | None) -> Running:
@@ -250,8 +250,8 @@ def _pass(
         loss = -(logp.mean() if mean else logp.sum())
         if not torch.isfinite(loss):
             raise ValueError(f"the loss is {float(loss)}: NaN or infinity in weights or activations")
-        found = torch.autograd.grad(loss, [given[name] for name in modules])
-    gradients = (g.reshape(-1, g.shape[-1])[kept.to(g.device)] for g in found)
+        output_gradients = torch.autograd.grad(loss, [given[name] for name in modules])
+    gradients = (g.reshape(-1, g.shape[-1])[kept.to(g.device)] for g in output_gradients)
     return {name: (read[name], gradient) for name, gradient in zip(modules, gradients, strict=True)}
 
 
