@@ -40,11 +40,13 @@ class AlphaEditParams(MEMITParams):
     algorithms = ("AlphaEdit",)
     other = frozenset({"context_template_length_params", "P_loc"})
 
-    # AlphaEdit, hparams/AlphaEdit/*.json
+    # AlphaEdit, hparams/AlphaEdit/*.json; llama-3.1-8b, qwen2.5-7b: EasyEdit, hparams/AlphaEdit/*.yaml
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "gpt2-xl": dict(layers=(13, 14, 15, 16, 17), L2=10.0),
         "gpt-j": dict(layers=(3, 4, 5, 6, 7, 8), v_num_grad_steps=25),
         "llama-3-8b": _LLAMA,
+        "llama-3.1-8b": _LLAMA,
+        "qwen2.5-7b": _LLAMA | dict(v_lr=0.5, v_weight_decay=1e-3, clamp_norm_factor=4.0, L2=1.0),
         "world": {k: v for k, v in MEMITParams.presets["world"].items() if k != "mom2_update_weight"}
         | dict(nullspace_share=0.05, L2=1.0),
     }

@@ -25,6 +25,8 @@ from ..metric import Preserving, solve_in_keys
 from ..request import check_requests
 from .memit import MEMITParams
 
+_LLAMA = dict(v_num_grad_steps=25, clamp_norm_factor=4.0, v_weight_decay=1e-3)
+
 
 @dataclass(frozen=True)
 class EMMETParams(MEMITParams):
@@ -36,11 +38,16 @@ class EMMETParams(MEMITParams):
     algorithms = ("EMMET",)
     other = frozenset({"context_template_length_params", "calculate_objective_value"})
 
-    # unified-model-editing, hparams/EMMET/*.json
+    # unified-model-editing, hparams/EMMET/*.json; llama-3-8b: encore, hparams/EMMET; EasyEdit, hparams/EMMET/*.yaml
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "gpt2-xl": dict(layers=(17,), mom2_update_weight=1000.0),
-        "gpt-j": dict(layers=(5,)),
-        "llama-2-7b": dict(layers=(5,), mom2_update_weight=10.0),
+        "gpt-j": dict(layers=(5,), v_num_grad_steps=25),
+        "llama-2-7b": dict(layers=(5,), **_LLAMA),
+        "llama-3-8b": dict(layers=(5,), v_num_grad_steps=25, mom2_update_weight=100000.0),
+        "llama-3.2-3b": dict(layers=(5,), mom2_update_weight=100000.0, **_LLAMA),
+        "gpt2-xl/easyedit": dict(layers=(13, 14, 15, 16, 17)),
+        "gpt-j/easyedit": dict(layers=(3, 4, 5, 6, 7, 8), v_num_grad_steps=25),
+        "llama-2-7b/easyedit": dict(layers=(4, 5, 6, 7, 8), **_LLAMA),
         "world": MEMITParams.presets["world"] | dict(mom2_update_weight=4000.0),
     }
 

@@ -42,7 +42,9 @@ class MEMITParams(EditParams):
         "gpt-neox": dict(layers=(6, 7, 8, 9, 10), clamp_norm_factor=0.3, mom2_update_weight=20000.0),
         "llama-2-7b": _STARTS | _EASYEDIT_VALUES,
         "llama-3-8b": _STARTS | dict(v_lr=0.1),  # AlphaEdit's
+        "llama-3.2-3b": _STARTS | _EASYEDIT_VALUES,
         "mistral-7b": _STARTS | _EASYEDIT_VALUES,
+        "qwen2-7b": _STARTS | _EASYEDIT_VALUES,
         "qwen2.5-7b": _STARTS | _EASYEDIT_VALUES,
         # The built-in world: small steps end nearer to where they began, which spares the neighbourhood.
         "world": dict(layers=(1, 2, 3), clamp_norm_factor=2.0, v_lr=0.2, v_num_grad_steps=40, mom2_update_weight=400.0),

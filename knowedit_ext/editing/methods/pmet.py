@@ -44,9 +44,10 @@ class PMETParams(MEMITParams):
     algorithms = ("PMET",)
     other = frozenset({"rewrite_module_tmps"})
 
-    # PMET, hparams/PMET/*.json; Llama: EasyEdit, hparams/PMET/*.yaml
+    # PMET, hparams/PMET/*.json; EasyEdit, hparams/PMET/*.yaml
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "gpt-j": dict(layers=(3, 4, 5, 6, 7, 8)),
+        "gpt-j/easyedit": dict(layers=(3, 4, 5, 6, 7, 8), mom2_update_weight=15000.0),
         "gpt-neox": dict(
             layers=(6, 7, 8, 9, 10), clamp_norm_factor=0.8, v_lr=0.5, kl_factor=0.8, mom2_update_weight=15000.0
         ),

@@ -45,8 +45,11 @@ from ..running import Running
 EPSILON = torch.finfo(torch.float32).eps
 
 
-def _modules(name: str, layers: Iterable[int]) -> tuple[str, ...]:
-    return tuple(f"model.layers.{layer}.mlp.{name}" for layer in layers)
+def _modules(name: str, layers: Iterable[int], base: str = "model") -> tuple[str, ...]:
+    return tuple(f"{base}.layers.{layer}.mlp.{name}" for layer in layers)
+
+
+_GEMMA3 = dict(base="model.language_model", layers=range(52, 61))
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class UltraEditParams(LayerParams):
         "phi-4": dict(layers=tuple(range(30, 39))),
         "llama-3-8b": dict(inner_params=_modules("gate_proj", range(11, 16)) + _modules("up_proj", range(18, 25))),
         "qwen2.5-7b": dict(inner_params=_modules("gate_proj", range(18, 27)) + _modules("up_proj", range(18, 27))),
+        "gemma-3-27b": dict(inner_params=_modules("gate_proj", **_GEMMA3) + _modules("up_proj", **_GEMMA3)),
         "world": dict(layers=(2, 3, 4), lr=2e-3),
     }
 
