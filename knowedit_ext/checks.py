@@ -49,10 +49,10 @@ class Below:
     """A number below this."""
 
     limit: float
-    said: str = ""  # how the limit reads
+    text: str = ""  # how the limit reads
 
     def __call__(self, number: float) -> str | None:
-        return None if number < self.limit else f"a number below {self.said or self.limit}"
+        return None if number < self.limit else f"a number below {self.text or self.limit}"
 
 
 Count = Annotated[int, Least(1)]
@@ -104,11 +104,11 @@ def as_type(name: str, value: Any, kind: Any, spelled: bool = False) -> Any:
     """
     origin, inside = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        found = as_type(name, value, inside[0], spelled)
+        converted = as_type(name, value, inside[0], spelled)
         for limit in inside[1:]:
-            if wanted := limit(found):
+            if wanted := limit(converted):
                 raise ValueError(f"{name} is {brief(value)}: expected {wanted}")
-        return found
+        return converted
     if origin in (Union, types.UnionType):
         return _union(name, value, inside, spelled)
     if origin is Literal:
@@ -126,8 +126,8 @@ def one_of(name: str, value: Any, allowed: Iterable[Any]) -> Any:
     for one in allowed:
         if isinstance(value, type(one)) and value == one:
             return one
-    said = f"one of {', '.join(map(repr, allowed))}" if len(allowed) > 2 else " or ".join(map(repr, allowed))
-    raise ValueError(f"unknown {name} {brief(value)}: expected {said}")
+    choices = f"one of {', '.join(map(repr, allowed))}" if len(allowed) > 2 else " or ".join(map(repr, allowed))
+    raise ValueError(f"unknown {name} {brief(value)}: expected {choices}")
 
 
 def text(name: str, value: Any) -> str:
@@ -254,8 +254,8 @@ def _list(name: str, value: Any, kind: Any, spelled: bool) -> Any:
         raise ValueError(f"{name} is {brief(value)}: expected {len(inside)} values")
     kinds = inside[:1] * len(value) if many else inside
     items = zip(value, kinds, strict=True)
-    found = [as_type(f"{name}[{n}]", one, part, spelled) for n, (one, part) in enumerate(items)]
-    return tuple(found) if origin is tuple else found
+    members = [as_type(f"{name}[{n}]", one, part, spelled) for n, (one, part) in enumerate(items)]
+    return tuple(members) if origin is tuple else members
 
 
 def _instance(name: str, value: Any, kind: type) -> Any:

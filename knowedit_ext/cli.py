@@ -67,6 +67,6 @@ def _usage(error: Exception) -> str | None:
     if not hasattr(error, "format_message"):
         return None
     context = getattr(error, "ctx", None)
-    said = " ".join(error.format_message().split())
+    message = " ".join(error.format_message().split())
     command = "knowedit" if context is None else context.command_path
-    return f"{said} (see {command} --help)" if said else f"no command was given (see {command} --help)"
+    return f"{message} (see {command} --help)" if message else f"no command was given (see {command} --help)"

@@ -51,9 +51,9 @@ def _trace(model: EditableModel, world: World, out: Path, say: Callable[[str], N
     effects.plot(made[1], style="heatmap")
     fact = load_known(records[:1])[0].fact
     for kind in KINDS:
-        found = trace(model, fact, kind=kind)
+        traced = trace(model, fact, kind=kind)
         made.append(out / f"trace_{kind}.png")
-        found.plot(made[-1], title=f"'{fact.text}' →{found.answer}: {kind}")
+        traced.plot(made[-1], title=f"'{fact.text}' →{traced.answer}: {kind}")
     return [*made, out / "traces" / "summary.json", out / "traces" / "cases"]
 
 

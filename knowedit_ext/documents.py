@@ -17,10 +17,10 @@ def read_json(path: str | Path, keep: Callable[[dict[str, Any]], Any] | None = N
     """
 
     def made(pairs: list[tuple[str, Any]]) -> Any:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
             raise ValueError(f"an object has the key '{_repeated([key for key, _ in pairs])}' twice")
-        return found if keep is None else keep(found)
+        return entries if keep is None else keep(entries)
 
     try:
         content = Path(path).read_text(encoding="utf-8-sig")

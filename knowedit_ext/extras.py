@@ -22,8 +22,10 @@ def require(module: str) -> None:
     package = module.partition(".")[0]
     try:
         for name in (package, module):
-            found = import_module(name)
-            if hasattr(found, "__path__") and getattr(found, "__file__", None) is None:  # any folder makes a package
+            imported = import_module(name)
+            if (
+                hasattr(imported, "__path__") and getattr(imported, "__file__", None) is None
+            ):  # any folder makes a package
                 raise ImportError(f"there is only a folder '{name}'")
     except ImportError as error:
         name, purpose, extra = EXTRAS[package]

@@ -146,12 +146,12 @@ def ask(
 
     def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
         left = iter(scores)
-        found: dict[str, Any] = {}
+        measures: dict[str, Any] = {}
         for sort, texts in prompts.items():
             here = [dict(zip(TARGETS, next(left), strict=True)) for _ in texts]
-            found[f"{sort}_probs"] = [{name: x[name].nll for name in TARGETS} for x in here]
-            found[f"{sort}_correct"] = [x[CORRECT[sort]].correct for x in here]
-        return found
+            measures[f"{sort}_probs"] = [{name: x[name].nll for name in TARGETS} for x in here]
+            measures[f"{sort}_correct"] = [x[CORRECT[sort]].correct for x in here]
+        return measures
 
     return questions, read
 

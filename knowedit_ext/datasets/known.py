@@ -31,17 +31,17 @@ def load_known(source: str | Path | Iterable[Fact | Mapping[str, Any] | KnownFac
     ValueError that names the record and the key that is wrong.
     """
     name = f"'{source}'" if isinstance(source, (str, Path)) else "the facts given"
-    found = [_known(record, number, name) for number, record in enumerate(read_records(source, "facts"))]
-    if not found:
+    facts = [_known(record, number, name) for number, record in enumerate(read_records(source, "facts"))]
+    if not facts:
         raise ValueError(f"{name}: no facts")
     seen: dict[int, int] = {}
-    for number, known in enumerate(found):
+    for number, known in enumerate(facts):
         if known.known_id in seen:
             raise ValueError(
                 f"records {seen[known.known_id]} and {number} of {name} have the same known_id {known.known_id}"
             )
         seen[known.known_id] = number
-    return found
+    return facts
 
 
 def _known(record: Fact | Mapping[str, Any] | KnownFact, number: int, name: str) -> KnownFact:

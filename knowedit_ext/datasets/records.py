@@ -82,7 +82,7 @@ def collect_records(
     limit = as_type("limit", limit, Count | None)
     name = f"'{source}'" if isinstance(source, (str, Path)) else "the records given"
     raw = read_records(source)
-    found, seen = Records(), {}  # seen: case_id -> index of the record that has it
+    records, seen = Records(), {}  # seen: case_id -> index of the record that has it
     for index, record in enumerate(raw[:limit]):
         try:
             if not isinstance(record, Mapping):
@@ -91,22 +91,22 @@ def collect_records(
             if good["case_id"] in seen:
                 raise Problem("case_id", f"is the same as that of record {seen[good['case_id']]}")
         except Problem as problem:
-            found.bad.append(BadRecord(index, _case_id(record), problem.key, problem.reason))
+            records.bad.append(BadRecord(index, _case_id(record), problem.key, problem.reason))
         else:
             seen[good["case_id"]] = index
-            found.append(good)
-    return settle(found, name, skip_bad)
+            records.append(good)
+    return settle(records, name, skip_bad)
 
 
-def settle(found: Records, name: str, skip_bad: bool) -> Records:
+def settle(records: Records, name: str, skip_bad: bool) -> Records:
     """`found`, or a ValueError where it has bad records that may not be skipped, or no good ones."""
-    if found.bad and not (skip_bad and found):
-        raise ValueError(describe_bad(found.bad, name))
-    if not found:
+    if records.bad and not (skip_bad and records):
+        raise ValueError(describe_bad(records.bad, name))
+    if not records:
         raise ValueError(f"{name}: no records")
-    if found.bad:
-        logger.warning("left out: %s", describe_bad(found.bad, name))
-    return found
+    if records.bad:
+        logger.warning("left out: %s", describe_bad(records.bad, name))
+    return records
 
 
 def describe_bad(bad: list[BadRecord], name: str) -> str:
@@ -182,13 +182,13 @@ def check_rewrite(record: Mapping[str, Any], targets: Iterable[str]) -> list[str
     check_template(take_text(rewrite, "prompt", REWRITE), f"{REWRITE}prompt")
     take_text(rewrite, "subject", REWRITE)
     take_space(rewrite, REWRITE)
-    found = []
+    texts = []
     for key in targets:
         target = take(rewrite, key, REWRITE)
         if not isinstance(target, Mapping):
             raise Problem(REWRITE + key, f"is {brief(target)}, expected an object with 'str'")
-        found.append(take_text(target, "str", f"{REWRITE}{key}."))
-    return found
+        texts.append(take_text(target, "str", f"{REWRITE}{key}."))
+    return texts
 
 
 def take_space(record: Mapping[str, Any], inside: str = "") -> dict[str, bool]:

@@ -26,15 +26,15 @@ def load_snippets(source: str | Path | Iterable[Mapping[str, Any]], *, only: Pai
         name, entries = f"'{source}'", _read(Path(source), only)
     else:
         name, entries = "the snippets given", read_records(source, "snippets")
-    found: Snippets = {}
+    snippets: Snippets = {}
     for number, entry in enumerate(entries):
         try:
             relation, target, samples = _entry(entry)
         except Problem as problem:
             raise ValueError(f"{name}: {BadRecord(number, None, problem.key, problem.reason)}") from None
         if only is None or (relation, target) in only:
-            found.setdefault(relation, {}).setdefault(target, []).extend(samples)
-    return found
+            snippets.setdefault(relation, {}).setdefault(target, []).extend(samples)
+    return snippets
 
 
 def wanted_snippets(records: Iterable[Record]) -> set[tuple[str, str]]:
@@ -56,17 +56,17 @@ def with_snippets(records: Iterable[Record], snippets: Snippets, *, skip_bad: bo
 
     Those already in `records.bad` stay there; an index of a new one is its place in `records`.
     """
-    found, lacking = Records(), []
+    complete, lacking = Records(), []
     for index, record in enumerate(records):
         try:
             _find(snippets, record)
-            found.append(record)
+            complete.append(record)
         except Problem as problem:
             lacking.append(BadRecord(index, record["case_id"], problem.key, problem.reason))
-    found.bad = lacking
-    settle(found, "snippets", skip_bad)
-    found.bad = [*getattr(records, "bad", ()), *lacking]
-    return found
+    complete.bad = lacking
+    settle(complete, "snippets", skip_bad)
+    complete.bad = [*getattr(records, "bad", ()), *lacking]
+    return complete
 
 
 def _pair(record: Record) -> tuple[str | None, str | None]:

@@ -64,7 +64,7 @@ def _convert(index: int, record: Mapping[str, Any], target: str) -> Record:
     loc = take_text(record, "loc")
     if MARK not in loc:
         raise Problem("loc", f"is '{loc}', without '{MARK}'")
-    found = {
+    converted = {
         "case_id": index,
         "requested_rewrite": {
             "prompt": mark_subject(take_text(record, "src"), subject, "src"),
@@ -79,8 +79,8 @@ def _convert(index: int, record: Mapping[str, Any], target: str) -> Record:
         "generation_prompts": [],
     }
     if "portability" in record and record.get("alt", new) == new:
-        found["portability_prompts"] = [_portability(record["portability"])]
-    return found
+        converted["portability_prompts"] = [_portability(record["portability"])]
+    return converted
 
 
 def _portability(portability: Any) -> Record:
@@ -126,10 +126,10 @@ def ask(
 
     def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
         left = iter(scores)
-        found: dict[str, Any] = {}
+        measures: dict[str, Any] = {}
         for sort, questions in by_sort.items():
-            found[f"{sort}_correct"] = [right for _ in questions for right in next(left)[0].right]
-        return found
+            measures[f"{sort}_correct"] = [right for _ in questions for right in next(left)[0].right]
+        return measures
 
     return [question for questions in by_sort.values() for question in questions], read
 
@@ -137,12 +137,12 @@ def ask(
 def _by_texts(model: EditableModel, text: str, answer: str, edit: int) -> list[TokenizedQuestion]:
     tokenizer = model.tokenizer
     tokens = encode_part(model, answer)
-    found = []
+    questions = []
     for n, token in enumerate(tokens):
         ids = tuple(encode(model, text + tokenizer.decode(tokens[:n]))[0])
         first = (encode_part(model, tokenizer.decode([token])) or [token])[0]
-        found.append(TokenizedQuestion(ids, ((*ids, first),), (len(ids),), edit))
-    return found
+        questions.append(TokenizedQuestion(ids, ((*ids, first),), (len(ids),), edit))
+    return questions
 
 
 def _detect(record: Mapping[str, Any]) -> bool:

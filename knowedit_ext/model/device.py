@@ -12,18 +12,18 @@ def device_named(device: str | torch.device | int | None) -> torch.device | None
     try:
         if isinstance(device, bool):
             raise TypeError("a truth value")
-        found = torch.device(f"cuda:{device}" if isinstance(device, int) else device)
+        resolved = torch.device(f"cuda:{device}" if isinstance(device, int) else device)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"unknown device {device!r}: expected e.g. 'cpu', 'cuda' or 'cuda:1'") from error
-    if found.type == "cuda":
-        _check_cuda(found)
+    if resolved.type == "cuda":
+        _check_cuda(resolved)
     else:
         try:
-            torch.empty(0, device=found)
+            torch.empty(0, device=resolved)
         except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
             reason = str(error).partition("\n")[0]
-            raise ValueError(f"device '{found}' cannot be used here ({reason}): 'cpu' always can") from error
-    return found
+            raise ValueError(f"device '{resolved}' cannot be used here ({reason}): 'cpu' always can") from error
+    return resolved
 
 
 def _check_cuda(device: torch.device) -> None:
@@ -40,7 +40,7 @@ def dtype_named(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A floating-point type of torch; ValueError for what is none."""
     if dtype is None:
         return None
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
         raise ValueError(f"unknown dtype {dtype!r}: expected e.g. 'float32', 'bfloat16', 'float16'")
-    return found
+    return resolved

@@ -86,7 +86,7 @@ class Fact:
         return self.prefix + self.prompt.replace("{}", self.subject)
 
     def subject_chars(self) -> tuple[int, int]:
-        """Character range [first, last + 1) of the subject in `text`."""
+        """Character range [first, after) of the subject in `text`."""
         start, stop = find_occurrence(self.prompt.replace("{}", self.subject), self.subject, self.occurrence)
         return len(self.prefix) + start, len(self.prefix) + stop
 
@@ -96,7 +96,7 @@ class TokenizedFact:
     """A fact as the model reads it.
 
     ids: token ids of the prompt, special tokens included; tokens: each decoded alone;
-    subject_range: (first, last + 1) subject token; target_ids: empty where the fact has no target.
+    subject_range: (first, after): the subject's tokens, and the one behind them; target_ids: empty without a target.
     """
 
     fact: Fact
@@ -126,10 +126,10 @@ def tokenize_fact(model: EditableModel, fact: Fact) -> TokenizedFact:
         if not target_ids:
             raise ValueError(f"target '{target}' after prompt '{text}' gives no token of its own")
     tokens = [model.tokenizer.decode([i]) for i in ids]
-    first, last = token_span(offsets, *fact.subject_chars())
-    while last - first > 1 and not tokens[first].strip() and offsets[first][0] == offsets[first + 1][0]:
+    first, after = token_span(offsets, *fact.subject_chars())
+    while after - first > 1 and not tokens[first].strip() and offsets[first][0] == offsets[first + 1][0]:
         first += 1  # a lone "▁" put in front of the text, which claims the place of the first character
-    if first == last:
+    if first == after:
         raise ValueError(f"subject '{fact.subject}' has no token of its own in prompt '{text}'")
     if len(ids) < 2:
         raise ValueError(f"prompt '{text}' is a single token: there is nothing between subject and answer to trace")
@@ -138,4 +138,4 @@ def tokenize_fact(model: EditableModel, fact: Fact) -> TokenizedFact:
     if most is not None and needed > most:
         what = f"'{text[:60]}...'" + (" with its target" if target_ids else "")
         raise ValueError(f"prompt {what} takes {needed} tokens, more than the model's {most} positions")
-    return TokenizedFact(fact, tuple(ids), tuple(tokens), (first, last), tuple(target_ids))
+    return TokenizedFact(fact, tuple(ids), tuple(tokens), (first, after), tuple(target_ids))

@@ -11,14 +11,14 @@ from .load import EditableModel
 from .weights import is_plain
 
 
-def check_gradients(model: EditableModel, first: int, last: int) -> None:
-    """ValueError, by name, for a quantised linear map of layers first..last or the head that passes no gradient on.
+def check_gradients(model: EditableModel, first: int, after: int) -> None:
+    """ValueError, by name, for a quantised linear map of layers first..after - 1 or the head that passes none on.
 
     Plain weights do. Each of the others is asked with one row, after a row without gradients: at that one bitsandbytes
     packs its weights for a CPU, and from then on gives none.
     """
     names = {id(module): name for name, module in model.hf.named_modules()}
-    for part in (*model.modules.layers[first:last], model.modules.head):
+    for part in (*model.modules.layers[first:after], model.modules.head):
         for module in part.modules():
             if isinstance(getattr(module, "in_features", None), int) and not _is_plain(module):
                 _check(model, module, names[id(module)])

@@ -74,10 +74,10 @@ def logits(model: EditableModel, states: torch.Tensor) -> torch.Tensor:
     states = on_device(states, head)
     if form.states_scale != 1.0:
         states = states * form.states_scale
-    found = head(states).to(compute_dtype(states.dtype))
+    scores = head(states).to(compute_dtype(states.dtype))
     if form.logits_scale != 1.0:
-        found = found * form.logits_scale
-    return torch.tanh(found / form.softcap) * form.softcap if form.softcap else found
+        scores = scores * form.logits_scale
+    return torch.tanh(scores / form.softcap) * form.softcap if form.softcap else scores
 
 
 def distribution(model: EditableModel, states: torch.Tensor) -> torch.Tensor:
@@ -121,12 +121,12 @@ def read_targets(
     logp, right = torch.empty(len(targets)), torch.empty(len(targets), dtype=torch.bool)
     order = torch.argsort(places, stable=True)
     for first in range(0, len(states), HEAD_ROWS):
-        found = logits(model, states[first : first + HEAD_ROWS])
+        scores = logits(model, states[first : first + HEAD_ROWS])
         here = order[(places[order] >= first) & (places[order] < first + HEAD_ROWS)]
-        at, wanted = (places[here] - first).to(found.device), targets[here].to(found.device)
-        most, best = found.max(-1, keepdim=True)
-        wanted_logits = (found[at, wanted] - most[at, 0]).cpu()
-        logp[here] = (wanted_logits - found.sub_(most).exp_().sum(-1).log()[at].cpu()).float()  # in place
+        at, wanted = (places[here] - first).to(scores.device), targets[here].to(scores.device)
+        most, best = scores.max(-1, keepdim=True)
+        wanted_logits = (scores[at, wanted] - most[at, 0]).cpu()
+        logp[here] = (wanted_logits - scores.sub_(most).exp_().sum(-1).log()[at].cpu()).float()  # in place
         right[here] = (best[at, 0] == wanted).cpu()
     return logp, right
 

@@ -81,13 +81,13 @@ def weight_checksums(
     originals: weights, by name, to take instead of the model's own: those that known edits have replaced. What
     accelerate has offloaded is read from where it keeps it; ValueError for a weight that is nowhere.
     """
-    found: Checksums = {}
+    checksums: Checksums = {}
     tied = getattr(model.hf, "all_tied_weights_keys", None) or {}
     for name, stored in stored_weights(model):
         if wanted(name) and not (stored.is_meta and name in tied):  # what is offloaded is no longer one tensor
             weight = (originals or {}).get(name, stored)
-            found[name] = weight_checksum(_offloaded(model.hf, name) if weight.is_meta else weight)
-    return found
+            checksums[name] = weight_checksum(_offloaded(model.hf, name) if weight.is_meta else weight)
+    return checksums
 
 
 def _offloaded(hf: nn.Module, name: str) -> torch.Tensor:
@@ -108,31 +108,31 @@ def fingerprint(checksums: Checksums) -> str:
     return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
 
 
-def differing_weights(stored: Checksums, found: Checksums) -> list[str]:
+def differing_weights(stored: Checksums, current: Checksums) -> list[str]:
     """What differs, in words, one item a weight; empty when both are of one model.
 
     Weights in another floating dtype are the same when a sample of their entries rounds to the same values in the
     coarser of the two: what was made from a float32 model may serve its bfloat16 or float16 copy (those two pass for
     each other only where one was made from the other).
     """
-    said = [f"no weight '{name}'" for name in sorted(stored.keys() - found.keys())]
-    said += [f"an additional weight '{name}'" for name in sorted(found.keys() - stored.keys())]
-    for name in sorted(stored.keys() & found.keys()):
-        (kind, shape, exact, *_), (other_kind, other_shape, other_exact, *_) = stored[name], found[name]
+    differences = [f"no weight '{name}'" for name in sorted(stored.keys() - current.keys())]
+    differences += [f"an additional weight '{name}'" for name in sorted(current.keys() - stored.keys())]
+    for name in sorted(stored.keys() & current.keys()):
+        (kind, shape, exact, *_), (other_kind, other_shape, other_exact, *_) = stored[name], current[name]
         if shape != other_shape:
-            said.append(f"'{name}' is {other_shape}, was {shape}")
+            differences.append(f"'{name}' is {other_shape}, was {shape}")
         elif kind == other_kind and exact != other_exact:
-            said.append(f"'{name}' has other values")
-        elif kind != other_kind and not _same_rounded(stored[name], found[name]):
-            said.append(f"'{name}' has other values (and is {other_kind}, was {kind})")
-    return said
+            differences.append(f"'{name}' has other values")
+        elif kind != other_kind and not _same_rounded(stored[name], current[name]):
+            differences.append(f"'{name}' has other values (and is {other_kind}, was {kind})")
+    return differences
 
 
-def _same_rounded(stored: list[str], found: list[str]) -> bool:
+def _same_rounded(stored: list[str], current: list[str]) -> bool:
     """Whether samples agree in the coarser dtype (float16 values do not round to bfloat16 as their origin does)."""
-    kinds = (stored[0], found[0])
-    at = 4 if "float16" in kinds and "bfloat16" not in kinds and min(len(stored), len(found)) > 4 else 3
-    return stored[at] == found[at]
+    kinds = (stored[0], current[0])
+    at = 4 if "float16" in kinds and "bfloat16" not in kinds and min(len(stored), len(current)) > 4 else 3
+    return stored[at] == current[at]
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -37,19 +37,19 @@ def load_pretrained(name: str, dtype: torch.dtype | None, **kwargs: Any) -> tupl
         # "sdpa" has no such cap, and older transformers do not say so.
         kwargs.setdefault("attn_implementation", "eager")
     with _named(name, "weights"):
-        hf, told = AutoModelForCausalLM.from_pretrained(
+        hf, loading_info = AutoModelForCausalLM.from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-    _check_weights(name, told)
+    _check_weights(name, loading_info)
     return hf, tokenizer
 
 
-def _check_weights(name: str, told: Mapping[str, Any]) -> None:
+def _check_weights(name: str, loading_info: Mapping[str, Any]) -> None:
     """told: `output_loading_info`. Weights that were not read are random numbers, which transformers only warns of."""
-    wrong = [f"lacks {key}" for key in sorted(told["missing_keys"])]
+    wrong = [f"lacks {key}" for key in sorted(loading_info["missing_keys"])]
     wrong += [
         f"has {key} as {list(there)}, not {list(wanted)} as its config.json says"
-        for key, there, wanted in sorted(told["mismatched_keys"])
+        for key, there, wanted in sorted(loading_info["mismatched_keys"])
     ]
     if wrong:
         more = f" (and {len(wrong) - 2} more weights)" if len(wrong) > 2 else ""
@@ -78,8 +78,8 @@ def _check_config(path: Path) -> None:
         raise ValueError(f"'{path}' is not JSON: {error}") from error
     known = CONFIG_MAPPING.keys()
     if not isinstance(config, dict) or config.get("model_type") not in known:
-        said = f"the model type {config.get('model_type')!r}" if isinstance(config, dict) else "no object"
-        raise ValueError(f"'{path}' holds {said}, which the installed transformers ({version}) does not know")
+        content = f"the model type {config.get('model_type')!r}" if isinstance(config, dict) else "no object"
+        raise ValueError(f"'{path}' holds {content}, which the installed transformers ({version}) does not know")
 
 
 @contextmanager

@@ -39,11 +39,11 @@ def encode_all(model: EditableModel, texts: Sequence[str], max_length: int | Non
         truncation=False,
         verbose=False,
     )
-    found = []
+    sequences = []
     for ids, added in zip(out["input_ids"], out["special_tokens_mask"], strict=True):
         front, own = _split(model, ids, added)
-        found.append((front + ids[own])[:max_length] if ids[own] else [])
-    return found
+        sequences.append((front + ids[own])[:max_length] if ids[own] else [])
+    return sequences
 
 
 def encode_part(model: EditableModel, text: str) -> list[int]:
@@ -58,8 +58,8 @@ def split_bos(model: EditableModel, text: str) -> tuple[str, str]:
 
 
 def token_span(offsets: Offsets, start: int, stop: int) -> tuple[int, int]:
-    """(first, last + 1) of the tokens that overlap the characters [start, stop)."""
-    inside = [n for n, (first, last) in enumerate(offsets) if first < stop and last > start and last > first]
+    """(first, after) of the tokens that overlap the characters [start, stop)."""
+    inside = [n for n, (first, after) in enumerate(offsets) if first < stop and after > start and after > first]
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
 
@@ -67,12 +67,12 @@ def _split(model: EditableModel, ids: list[int], added: list[int]) -> tuple[list
     """The special tokens to put in front, and which ids are the text's own. added: 1 for each the tokenizer added."""
     bos = model.tokenizer.bos_token_id
     first = added.index(0) if 0 in added else len(added)
-    last = len(added) - added[::-1].index(0) if 0 in added else first
-    front, own = (ids[:first] if first < last else []), ids[first:last]
+    after = len(added) - added[::-1].index(0) if 0 in added else first
+    front, own = (ids[:first] if first < after else []), ids[first:after]
     if own[: len(front)] == front:
         front = []
     elif own[0] == bos:
         front = [token for token in front if token != bos]
     if model.bos and (front + own)[:1] != [bos]:
         front = [bos, *front]
-    return front, slice(first, last)
+    return front, slice(first, after)

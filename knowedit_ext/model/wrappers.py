@@ -77,9 +77,9 @@ def _refuse_inside(model: nn.Module) -> None:
             )
         variants = getattr(module, "lora_variant", None) if lora else None
         if variants:
-            said = type(next(iter(variants.values()))).__name__
+            variant = type(next(iter(variants.values()))).__name__
             raise UnsupportedModelError(
-                f"'{name}' has a LoRA adapter of a special kind ({said}), which changes what the base weight does: "
+                f"'{name}' has a LoRA adapter of a special kind ({variant}), which changes what the base weight does: "
                 f"{_MERGE}"
             )
     for name, parameter in model.named_parameters():

@@ -68,10 +68,10 @@ class Checkpoint:
 
     def layers(self) -> list[int]:
         """Those that a collection was begun for and not finished; none where the ranks were not at one."""
-        found = [] if self._path is None or not self._path.exists() else self._state(self._path)["settings"]["layers"]
-        mask = sum(1 << layer for layer in found)
+        layers = [] if self._path is None or not self._path.exists() else self._state(self._path)["settings"]["layers"]
+        mask = sum(1 << layer for layer in layers)
         same = all(self._ranks.agree(mask >> n & (2**60 - 1)) for n in range(0, max(self._weights, default=0) + 1, 60))
-        return found if same else []
+        return layers if same else []
 
     def load(self, layers: Sequence[int]) -> tuple[Cursor, dict[str, torch.Tensor], dict[str, Any]] | None:
         """Cursor, tensors and what `save` was given as `more`; None where nothing was begun, or to no use.
@@ -94,11 +94,11 @@ class Checkpoint:
         larger = _exceeds(asked["max_tokens"], there["max_tokens"])
         if larger:
             there = there | {"max_tokens": asked["max_tokens"]}
-        said = differing(there, asked)
-        if said:
+        differences = differing(there, asked)
+        if differences:
             raise ValueError(
-                f"'{self._folder}' was begun with other settings ({spell(said)}): choose another folder, or delete "
-                "that one to begin again"
+                f"'{self._folder}' was begun with other settings ({spell(differences)}): choose another folder, or "
+                "delete that one to begin again"
             )
         if larger and cursor.cut:
             logger.info("the smaller collection was killed in its last texts: these are computed again")

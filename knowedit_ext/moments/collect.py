@@ -93,13 +93,13 @@ def collect_moments(
     weights, tokenizer = key_weights(model, layers), tokenizer_hash(model.tokenizer)
     folder, ranks = None if out is None else Path(out), Ranks()
     with nullcontext() if folder is None else alone(folder, ranks):
-        found, renewed = finished(folder, layers, corpus, weights, tokenizer, settings)
+        moments, renewed = finished(folder, layers, corpus, weights, tokenizer, settings)
         ranks.wait()  # all have looked at what one of them may write
         for layer in renewed if ranks.first else ():
-            save_moment(folder, found[layer])
+            save_moment(folder, moments[layer])
         prints = {layer: fingerprint(weights[layer]) for layer in layers}
         checkpoint = Checkpoint(folder, ranks, settings | {"tokenizer": tokenizer}, prints, checkpoint_seconds)
-        wanted = [layer for layer in layers if layer not in found]
+        wanted = [layer for layer in layers if layer not in moments]
         for part, start in _parts(checkpoint, wanted, layers):
             settling = Settling(tolerance, {layer: key_width(model, layer) for layer in part}) if stop else None
             run = _Pass(model, corpus, part, settings, ranks, checkpoint, settling, start)
@@ -111,12 +111,12 @@ def collect_moments(
             for layer in part:
                 mean = symmetric(ranks.total(run.sums.pop(layer)).div_(run.cursor.tokens)).cpu()
                 missing = settling.missing.get(layer) if settling else None
-                found[layer] = Moment(layer, mean, run.cursor.tokens, origin | {"weights": weights[layer]}, missing)
+                moments[layer] = Moment(layer, mean, run.cursor.tokens, origin | {"weights": weights[layer]}, missing)
                 if folder is not None and ranks.first:
-                    save_moment(folder, found[layer])
+                    save_moment(folder, moments[layer])
             ranks.wait()
             checkpoint.remove()
-    return Moments(dict(sorted(found.items())))
+    return Moments(dict(sorted(moments.items())))
 
 
 def _layers(model: EditableModel, layers: Sequence[int]) -> list[int]:

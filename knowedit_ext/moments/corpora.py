@@ -99,10 +99,10 @@ def _text_of(item: Any, where: str) -> str:
 
 def _read(path: Path) -> list[str]:
     if path.suffix == ".json":
-        found = read_json(path)
-        if not isinstance(found, list):
-            raise ValueError(f"'{path}' holds {type(found).__name__}: expected a list of texts")
-        return [_text_of(item, f"'{path}' item {n}") for n, item in enumerate(found)]
+        content = read_json(path)
+        if not isinstance(content, list):
+            raise ValueError(f"'{path}' holds {type(content).__name__}: expected a list of texts")
+        return [_text_of(item, f"'{path}' item {n}") for n, item in enumerate(content)]
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -142,7 +142,7 @@ def _by_name(name: str) -> Sequence[Any]:
         dataset, config = DATASETS.get(dataset, (dataset, ""))
     else:
         dataset = DATASETS.get(dataset, (dataset,))[0]
-    found = load_dataset(dataset, *([config] if config else []), split="train")
-    if "text" not in found.column_names:
-        raise ValueError(f"data set '{name}' has no column 'text': {', '.join(found.column_names)}")
-    return found
+    split = load_dataset(dataset, *([config] if config else []), split="train")
+    if "text" not in split.column_names:
+        raise ValueError(f"data set '{name}' has no column 'text': {', '.join(split.column_names)}")
+    return split

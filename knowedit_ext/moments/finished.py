@@ -26,7 +26,7 @@ def finished(
     Where the whole text was less than `max_tokens`, a larger one, or none, is the same: such layers come second, too,
     to be written down anew.
     """
-    found: dict[int, Moment] = {}
+    moments: dict[int, Moment] = {}
     renewed: list[int] = []
     hashes: dict[int, str] = {}
     for layer in layers:
@@ -35,7 +35,7 @@ def finished(
         moment = load_moment(folder, layer)
         origin = moment.origin or {}
         if not origin or len(origin["texts"]) != 1:
-            said = "moments that were merged, or of unknown origin"
+            difference = "moments that were merged, or of unknown origin"
         else:
             text, there = origin["texts"][0], origin["settings"]
             limit, limit_there = settings["max_tokens"], there["max_tokens"]
@@ -43,28 +43,28 @@ def finished(
             larger = limit_there is not None and (limit is None or limit > limit_there)
             if whole or larger:
                 there = there | {"max_tokens": limit}
-            said = spell(differing(there, dict(settings)))
-            said = said or "; ".join(_differing(origin["weights"], weights[layer])[:3])
-            said = said or ("another tokenizer" if origin["tokenizer"] != tokenizer else "")
+            difference = spell(differing(there, dict(settings)))
+            difference = difference or "; ".join(_differing(origin["weights"], weights[layer])[:3])
+            difference = difference or ("another tokenizer" if origin["tokenizer"] != tokenizer else "")
             used = text["texts"]
-            if not said and used <= len(corpus) and used not in hashes:
+            if not difference and used <= len(corpus) and used not in hashes:
                 hashes[used] = corpus.sha256(used)
             longer = text["ended"] == "text" and used != len(corpus)
-            said = said or ("another text" if longer or hashes.get(used) != text["sha256"] else "")
-            if not said and larger and whole:
+            difference = difference or ("another text" if longer or hashes.get(used) != text["sha256"] else "")
+            if not difference and larger and whole:
                 moment = replace(moment, origin={**origin, "settings": there})
                 renewed.append(layer)
-            elif not said and larger:
+            elif not difference and larger:
                 continue
-        if said:
-            raise ValueError(f"'{folder}' holds moments of layer {layer} from something else ({said})")
-        found[layer] = moment
-    return found, renewed
+        if difference:
+            raise ValueError(f"'{folder}' holds moments of layer {layer} from something else ({difference})")
+        moments[layer] = moment
+    return moments, renewed
 
 
 def _differing(there: Checksums, asked: Checksums) -> list[str]:
     """In another dtype too: what is gone on with is computed in it."""
-    said = differing_weights(there, asked)
-    return said or [
+    differences = differing_weights(there, asked)
+    return differences or [
         f"'{name}' is {asked[name][0]}, was {there[name][0]}" for name in there if there[name] != asked[name]
     ]

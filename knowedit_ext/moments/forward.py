@@ -54,8 +54,8 @@ def key_weights(
     These are all below it and its own but for its down projection; later layers, the final norm and the head may
     differ. originals: see `weight_checksums`. ValueError where none are found: moments would fit any model.
     """
-    found = weight_checksums(model, lambda name: any(_matters(model, name, layer) for layer in layers), originals)
-    by_layer = {layer: {n: found[n] for n in found if _matters(model, n, layer)} for layer in layers}
+    checksums = weight_checksums(model, lambda name: any(_matters(model, name, layer) for layer in layers), originals)
+    by_layer = {layer: {n: checksums[n] for n in checksums if _matters(model, n, layer)} for layer in layers}
     for layer, weights in by_layer.items():
         own = f"{model.modules.parameter_name(layer, 'mlp')}."
         if not any(name.startswith(own) for name in weights):

@@ -54,19 +54,19 @@ def null_space(
     for name, value, most in (("threshold", threshold, math.inf), ("share", share, 1.0)):
         if value is not None and not 0 < value < most:
             raise ValueError(f"{name} is {value}: expected a number above 0" + (f" and below {most:g}" * (most == 1)))
-    told = {"layer": moment.layer, "threshold": threshold, "share": share, "moment": checksum(moment.mean)}
+    origin = {"layer": moment.layer, "threshold": threshold, "share": share, "moment": checksum(moment.mean)}
     path = None if folder is None else folder / f"null_space_{moment.layer}_{_name(threshold, share)}.safetensors"
     if path is not None and path.exists():
         tensors, metadata = read_tensors(path)
         kept = json.loads(metadata.get("null_space", "{}"))
-        if kept.get("of") == told:
+        if kept.get("of") == origin:
             return NullSpace(kept["rank"], moment.width, tensors["vectors"].to(device), kept["inside"], kept["largest"])
-    found = _decompose(moment, threshold, share, device)
-    logger.info("layer %d: the null space has %d of %d dimensions", moment.layer, found.rank, found.width)
+    space = _decompose(moment, threshold, share, device)
+    logger.info("layer %d: the null space has %d of %d dimensions", moment.layer, space.rank, space.width)
     if path is not None:
-        state = {"of": told, "rank": found.rank, "inside": found.inside, "largest": found.largest}
-        write_tensors(path, {"vectors": found.vectors.cpu()}, {"null_space": json.dumps(state)})
-    return found
+        state = {"of": origin, "rank": space.rank, "inside": space.inside, "largest": space.largest}
+        write_tensors(path, {"vectors": space.vectors.cpu()}, {"null_space": json.dumps(state)})
+    return space
 
 
 def _name(threshold: float | None, share: float | None) -> str:

@@ -73,23 +73,23 @@ def import_npz(files: str | Path | Sequence[str | Path]) -> Moments:
         files = sorted(path.glob("*_mom2*.npz")) if path.is_dir() else [path]
         if not files:
             raise ValueError(f"folder '{path}' has no *_mom2*.npz file")
-    found: dict[int, Moment] = {}
+    moments: dict[int, Moment] = {}
     for path in map(Path, files):
         moment = _read(path)
-        if moment.layer in found:
+        if moment.layer in moments:
             raise ValueError(f"'{path}': layer {moment.layer} comes twice; name the files of one data set and sample")
-        found[moment.layer] = moment
-    return Moments(found)
+        moments[moment.layer] = moment
+    return Moments(moments)
 
 
 def _read(path: Path) -> Moment:
     number = re.search(r"\.(\d+)\.", path.name)
     if number is None:
         raise ValueError(f"'{path}' has no layer number in its name (transformer.h.17.mlp.c_proj_float32_mom2....npz)")
-    found = load_npz(path, _KEYS[:3])
-    if "SecondMoment" not in str(found["mom2.constructor"]):
-        raise ValueError(f"'{path}' holds {found['mom2.constructor']}, not second moments")
-    count, total = int(found["mom2.count"]), torch.from_numpy(found["mom2.mom2"])
+    arrays = load_npz(path, _KEYS[:3])
+    if "SecondMoment" not in str(arrays["mom2.constructor"]):
+        raise ValueError(f"'{path}' holds {arrays['mom2.constructor']}, not second moments")
+    count, total = int(arrays["mom2.count"]), torch.from_numpy(arrays["mom2.mom2"])
     layer = int(number[1])
     if count < 1:
         raise ValueError(f"'{path}' is over {count} keys")

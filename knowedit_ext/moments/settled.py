@@ -62,8 +62,8 @@ class Settling:
                 self.missing[layer] = moved * math.sqrt(self.count / (count - self.count))
             self.solved[layer] = now
         self.count, self.due, self.checks = count, math.ceil(GROWTH * count), self.checks + 1
-        said = ", ".join(f"layer {layer}: {value:.2g}" for layer, value in self.missing.items())
-        logger.info("after %d keys: estimated error %s", count, said or "not known yet")
+        estimates = ", ".join(f"layer {layer}: {value:.2g}" for layer, value in self.missing.items())
+        logger.info("after %d keys: estimated error %s", count, estimates or "not known yet")
         return len(self.missing) == len(means) and max(self.missing.values()) <= self.tolerance
 
     def tensors(self) -> dict[str, torch.Tensor]:

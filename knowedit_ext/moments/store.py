@@ -91,13 +91,13 @@ class Moments:
         """
         if not isinstance(arrays, Mapping):
             raise ValueError(f"arrays are {brief(arrays)}: expected {{layer: (mean matrix, number of keys)}}")
-        found = {}
+        moments = {}
         for given, pair in arrays.items():
             layer = as_type("a layer", given, Natural)
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise ValueError(f"moments of layer {layer} are {brief(pair)}: expected (mean matrix, number of keys)")
-            found[layer] = _checked(layer, *pair)
-        return cls(found)
+            moments[layer] = _checked(layer, *pair)
+        return cls(moments)
 
     def solve(
         self,
@@ -153,13 +153,13 @@ class Moments:
                 f"keys of width {width}"
             )
         if moment.origin is not None:
-            found = key_weights(model, [layer], originals)[layer]
-            said = differing_weights(moment.origin["weights"], found)
-            if said:
-                more = f" and {len(said) - 3} more" if len(said) > 3 else ""
+            weights = key_weights(model, [layer], originals)[layer]
+            differences = differing_weights(moment.origin["weights"], weights)
+            if differences:
+                more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
                 raise ValueError(
                     f"moments of layer {layer} were collected over another model "
-                    f"('{moment.origin['model']}', here '{model.name}'): {'; '.join(said[:3])}{more}"
+                    f"('{moment.origin['model']}', here '{model.name}'): {'; '.join(differences[:3])}{more}"
                 )
         return moment
 
@@ -278,9 +278,9 @@ def _merged(parts: Sequence[Moment]) -> Moment:
     origin = None
     if first.origin is not None:
         for part in parts[1:]:
-            said = differing_weights(first.origin["weights"], part.origin["weights"])
-            if said:
-                raise ValueError(f"moments of layer {first.layer} are of two models: {'; '.join(said[:3])}")
+            differences = differing_weights(first.origin["weights"], part.origin["weights"])
+            if differences:
+                raise ValueError(f"moments of layer {first.layer} are of two models: {'; '.join(differences[:3])}")
             if part.origin["tokenizer"] != first.origin["tokenizer"]:
                 raise ValueError(f"moments of layer {first.layer} were collected with two tokenizers")
         texts = [text for part in parts for text in part.origin["texts"]]

@@ -195,8 +195,8 @@ def memory_of_its_own(op: str, written: tuple[str, Tensor], **others: Tensor) ->
     _require(not repeats, f"{op}: {name} is expanded, its rows share memory: clone it first")
     begin, end = _span(target)
     for other, tensor in others.items():
-        first, last = _span(tensor)
-        _require(end <= first or last <= begin, f"{op}: {other} must not share memory with {name}: clone one of them")
+        first, after = _span(tensor)
+        _require(end <= first or after <= begin, f"{op}: {other} must not share memory with {name}: clone one of them")
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

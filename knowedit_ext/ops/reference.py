@@ -21,16 +21,16 @@ def _ancestors(segments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Keys that every segment sees in its ancestors: kv rows, positions, mask, each [n, most]."""
     _, kv_row, position, length, parent = segments.long().unbind(1)
     here, limit = parent, position
-    found = [(segments.new_zeros(len(segments), 0, dtype=torch.int64),) * 2 + (here.new_zeros(len(here), 0) > 0,)]
+    ancestors = [(segments.new_zeros(len(segments), 0, dtype=torch.int64),) * 2 + (here.new_zeros(len(here), 0) > 0,)]
     while bool((here >= 0).any()):
         on, at = here >= 0, here.clamp(min=0)
         start = position[at]
         count = (torch.minimum(start + length[at], limit) - start).clamp(min=0) * on  # [n]
         step = torch.arange(int(count.max()), device=segments.device)
-        found.append((kv_row[at, None] + step, start[:, None] + step, step < count[:, None]))
+        ancestors.append((kv_row[at, None] + step, start[:, None] + step, step < count[:, None]))
         limit = torch.where(on, torch.minimum(limit, start), limit)
         here = torch.where(on, parent[at], here)
-    rows, positions, mask = (torch.cat(part, 1) for part in zip(*found, strict=True))
+    rows, positions, mask = (torch.cat(part, 1) for part in zip(*ancestors, strict=True))
     return rows, positions, mask
 
 

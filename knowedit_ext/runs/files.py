@@ -134,8 +134,8 @@ def load_json(path: str | Path, kind: type = dict, sealed: bool = False) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"'{path}' holds a {type(value).__name__}: expected a {kind.__name__}")
     if isinstance(value, dict) and (sealed or SEAL in value):
-        told = value.pop(SEAL, None)
-        if told != json_digest(value):
+        seal = value.pop(SEAL, None)
+        if seal != json_digest(value):
             raise _altered(path)
     return value
 
@@ -181,12 +181,12 @@ def load_npz(
                 has_seal = SEAL in names
                 asked = names if keys is None else [*keys, *(key for key in optional if key in names)]
                 wanted = names if has_seal else asked
-                found = {key: _member(archive, key) for key in wanted}
+                arrays = {key: _member(archive, key) for key in wanted}
         except Exception as error:  # damaged bytes raise whatever they meet: zip, zlib, struct, numpy, memory, ...
             raise ValueError(f"'{path}' is not the .npz file expected: {error}; {_AGAIN}") from error
-    if (sealed or has_seal) and str(found.pop(SEAL, "")) != arrays_digest(found):
+    if (sealed or has_seal) and str(arrays.pop(SEAL, "")) != arrays_digest(arrays):
         raise _altered(path)
-    return {key: found[key] for key in asked if key != SEAL}
+    return {key: arrays[key] for key in asked if key != SEAL}
 
 
 def _member(archive: zipfile.ZipFile, key: str) -> np.ndarray:
@@ -261,10 +261,10 @@ def read_tensors(
             names = list(file.keys())
             tensors = {name: file.get_tensor(name) for name in names if wanted is None or name in wanted}
             metadata = dict(sorted((file.metadata() or {}).items()))
-        told = json.loads(metadata.pop(SEAL, "null"))
-        found = {"": json_digest(metadata)} | {name: checksum(x) for name, x in tensors.items()}
-        whole = told is None or (
-            told.keys() == {"", *names} and all(told[name] == value for name, value in found.items())
+        seals = json.loads(metadata.pop(SEAL, "null"))
+        digests = {"": json_digest(metadata)} | {name: checksum(x) for name, x in tensors.items()}
+        whole = seals is None or (
+            seals.keys() == {"", *names} and all(seals[name] == value for name, value in digests.items())
         )
     except Exception as error:  # damaged bytes raise whatever they meet
         raise ValueError(f"'{path}' is not a whole safetensors file ({error}): {_AGAIN}") from error

@@ -84,12 +84,12 @@ def settle(
     path = folder / NAME
     for name in growth.sets if growth else ():
         asked[name] = sorted(asked[name])
-    found = _read(folder)
+    stored = _read(folder)
     ranks.wait()  # all have read what one of them may write
-    settings = asked if found is None else _agreed(folder, found, asked, adopted, growth, hints or {})
-    if ranks.first and settings != found:
-        if enlarge is not None and found is not None and len(found[growth.series]) < len(settings[growth.series]):
-            enlarge(found)
+    settings = asked if stored is None else _agreed(folder, stored, asked, adopted, growth, hints or {})
+    if ranks.first and settings != stored:
+        if enlarge is not None and stored is not None and len(stored[growth.series]) < len(settings[growth.series]):
+            enlarge(stored)
         write_json(path, settings)
     ranks.wait()
     return load_json(path)
@@ -109,21 +109,21 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 def _agreed(
     folder: Path,
-    found: dict[str, Any],
+    stored: dict[str, Any],
     asked: dict[str, Any],
     adopted: Collection[str],
     growth: Growth | None,
     hints: Mapping[str, Callable[[Any], str]],
 ) -> dict[str, Any]:
     """The settings found, grown by what is asked; ValueError where they differ."""
-    there, here, settings = dict(found), dict(asked), dict(found)
-    if growth is not None and isinstance(found.get(growth.series), list):
-        both = sorted((found[growth.series], asked[growth.series]), key=len)
+    there, here, settings = dict(stored), dict(asked), dict(stored)
+    if growth is not None and isinstance(stored.get(growth.series), list):
+        both = sorted((stored[growth.series], asked[growth.series]), key=len)
         settings[growth.series] = both[-1]
         for each in (there, here):
             each[growth.series] = each[growth.series][: len(both[0])]
         for name in growth.sets:
-            settings[name] = sorted({*found.get(name, ()), *asked[name]})
+            settings[name] = sorted({*stored.get(name, ()), *asked[name]})
             there[name] = here[name] = None
     check_same(folder, there, here, adopted, hints)
     return settings
@@ -139,11 +139,11 @@ def check_same(
     """ValueError where what stands at `path` was made with other settings than asked; see `settle`."""
     for name in adopted:
         there, asked = _without(there, name), _without(asked, name)
-    said = differing(there, json.loads(json.dumps(asked)))
-    if said:
+    differences = differing(there, json.loads(json.dumps(asked)))
+    if differences:
         differ = [name for name in hints or () if _at(there, name) != _at(asked, name)]
-        said = spell(said + [hints[name](_at(there, name)) for name in differ])
-        raise ValueError(f"'{path}' holds results made with other settings ({said}): choose another folder")
+        differences = spell(differences + [hints[name](_at(there, name)) for name in differ])
+        raise ValueError(f"'{path}' holds results made with other settings ({differences}): choose another folder")
 
 
 def differing(there: Any, asked: Any, name: str = "") -> list[str]:
@@ -155,7 +155,7 @@ def differing(there: Any, asked: Any, name: str = "") -> list[str]:
         return []
     if isinstance(there, Mapping) and isinstance(asked, Mapping):
         pairs = [(key, there.get(key, _ABSENT), asked.get(key, _ABSENT)) for key in {**there, **asked}]
-        return [said for key, a, b in pairs for said in differing(a, b, f"{name}.{key}" if name else key)]
+        return [difference for key, a, b in pairs for difference in differing(a, b, f"{name}.{key}" if name else key)]
     if isinstance(there, list) and isinstance(asked, list) and any(isinstance(x, Mapping) for x in (*there, *asked)):
         return _differing_items(there, asked, name)
     if all(isinstance(value, str) and value.startswith(_MARK) for value in (there, asked)):
@@ -164,24 +164,24 @@ def differing(there: Any, asked: Any, name: str = "") -> list[str]:
 
 
 def _differing_items(there: list[Any], asked: list[Any], name: str) -> list[str]:
-    said = []
+    differences = []
     for number, (a, b) in enumerate(zip(there, asked, strict=False)):
         labels = _label(a), _label(b)
         if labels[0] != labels[1]:
-            return [*said, f"{name} {number}: {labels[0]} there, {labels[1]} asked"]
-        said += differing(a, b, f"{name} {labels[0] or number}")
+            return [*differences, f"{name} {number}: {labels[0]} there, {labels[1]} asked"]
+        differences += differing(a, b, f"{name} {labels[0] or number}")
     if len(there) != len(asked):
-        said.append(f"{name}: {len(there)} there, {len(asked)} asked")
-    return said
+        differences.append(f"{name}: {len(there)} there, {len(asked)} asked")
+    return differences
 
 
 def _label(item: Any) -> str:
     return next((f"{k} {item[k]}" for k in ("known_id", "case_id") if isinstance(item, Mapping) and k in item), "")
 
 
-def spell(said: list[str]) -> str:
-    more = [f"and {len(said) - _NAMED} more"] if len(said) > _NAMED else []
-    return "; ".join([*said[:_NAMED], *more])
+def spell(differences: list[str]) -> str:
+    more = [f"and {len(differences) - _NAMED} more"] if len(differences) > _NAMED else []
+    return "; ".join([*differences[:_NAMED], *more])
 
 
 def _at(settings: Mapping[str, Any], name: str) -> Any:

@@ -84,13 +84,13 @@ def clean_runs(model: EditableModel, prompts: Sequence[Sequence[int]]) -> list[C
     by_length: dict[int, list[int]] = defaultdict(list)
     for number, ids in enumerate(prompts):
         by_length[len(ids)].append(number)
-    found: list[CleanRun | None] = [None] * len(prompts)
+    runs: list[CleanRun | None] = [None] * len(prompts)
     for numbers in by_length.values():
         arguments = _arguments(model, prompts[numbers[0]])
         hidden = _embedded(model, [list(prompts[n]) for n in numbers])
         for row, n in enumerate(numbers):
-            found[n] = CleanRun(tuple(prompts[n]), hidden[row : row + 1], hidden.new_empty(0), arguments)
-    return found
+            runs[n] = CleanRun(tuple(prompts[n]), hidden[row : row + 1], hidden.new_empty(0), arguments)
+    return runs
 
 
 def _arguments(model: EditableModel, ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -111,11 +111,11 @@ def _embedded(
     model: EditableModel, ids: list[list[int]], corrupt: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> torch.Tensor:
     """[prompts, tokens, hidden] entering layer 0; the forward pass is stopped there."""
-    found: list[torch.Tensor] = []
+    embedded: list[torch.Tensor] = []
     first = model.modules.layers[0]
 
     def stop(args: tuple, kwargs: dict[str, Any]) -> None:
-        found.append(named_arguments(first, args, kwargs)["hidden_states"])
+        embedded.append(named_arguments(first, args, kwargs)["hidden_states"])
         raise Stop
 
     with Hooks() as hooks:
@@ -123,7 +123,7 @@ def _embedded(
             hooks.behind(model.modules.embedding, corrupt)
         hooks.before(first, stop, first=True)
         model.hf(torch.tensor(ids, device=model.device), use_cache=False)
-    return found[0]
+    return embedded[0]
 
 
 class RowArguments:

@@ -114,7 +114,7 @@ def split_runs(interventions: Interventions, max_rows: int) -> Iterator[list[Run
     share = -(-whole // max(1, -(-whole // max_rows)))
     part: list[Run] = []
     used: set[int] = set()
-    held, told = 0, False
+    held, warned = 0, False
     for run in runs:
         needed = used | roots_of(run, roots)
         more = _most_rows(run, roots[run.root]) + sum(_root_rows(roots[number]) for number in needed - used)
@@ -123,8 +123,8 @@ def split_runs(interventions: Interventions, max_rows: int) -> Iterator[list[Run
             part, used, held = [], set(), 0
             needed = roots_of(run, roots)
             more = _most_rows(run, roots[run.root]) + sum(_root_rows(roots[number]) for number in needed)
-        if more > max_rows and not part and not told:
-            told = True
+        if more > max_rows and not part and not warned:
+            warned = True
             logger.warning(
                 "max_rows=%d, but one patched run and the unpatched ones it needs have %d rows", max_rows, more
             )
@@ -135,12 +135,12 @@ def split_runs(interventions: Interventions, max_rows: int) -> Iterator[list[Run
 
 def roots_of(run: Run, roots: Sequence[Root]) -> set[int]:
     """The roots a run starts from and takes values from, with all that these branch from."""
-    found: set[int] = set()
+    needed: set[int] = set()
     for number in (run.root, *(p.source for p in run.patches if isinstance(p, Patch) and isinstance(p.source, int))):
-        while number is not None and number not in found:
-            found.add(number)
+        while number is not None and number not in needed:
+            needed.add(number)
             number = roots[number].parent
-    return found
+    return needed
 
 
 def _root_rows(root: Root) -> int:

@@ -82,7 +82,7 @@ def lay_out(template: Template, num_layers: int) -> Layout:
         births=births,
         segments=_tables(template.entries, first, num_layers),
         nearest=template.nearest,
-        restores={key: _restores(found, first) for key, found in template.restores.items()},
+        restores={key: _restores(restores, first) for key, restores in template.restores.items()},
         readout=[
             np.concatenate([_rows(piece, copies, first) for piece in pieces], axis=1)
             for pieces, copies in zip(template.readout, template.copies, strict=True)
@@ -102,10 +102,10 @@ def _first_rows(piece: Piece, copies: int, first: dict[int, int]) -> np.ndarray:
     return _rows(Piece(piece.stretch, piece.start, piece.start + 1), copies, first)[:, 0]
 
 
-def _restores(found: list, first: dict[int, int]) -> list[RestoreRows]:
+def _restores(restores: list, first: dict[int, int]) -> list[RestoreRows]:
     """Batches of restores; a row that is restored twice is in two batches, in order."""
     batches: list[tuple[bool, torch.Tensor | None, list, list, set]] = []
-    for restore in found:
+    for restore in restores:
         tensor = restore.source if isinstance(restore.source, torch.Tensor) else None
         copies = restore.target.stretch.copies
         rows = _rows(restore.target, copies, first).reshape(-1)

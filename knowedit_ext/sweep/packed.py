@@ -64,11 +64,11 @@ class PackedPrompts:
         return self._first_rows[prompt] + token - begin[1] if token >= begin[1] else self.row(begin[0], token)
 
     def run(
-        self, hidden: torch.Tensor, first: int, last: int, keep: dict[int, KeysValues] | None = None
+        self, hidden: torch.Tensor, first: int, after: int, keep: dict[int, KeysValues] | None = None
     ) -> torch.Tensor:
-        """Rows [rows, hidden] entering layer `first` -> entering `last`; `keep` collects keys and values by layer."""
+        """Rows [rows, hidden] entering layer `first` -> entering `after`; `keep` collects keys and values by layer."""
         with tree_attention_in(self.model.modules):
-            for number in range(first, last):
+            for number in range(first, after):
                 segments = self._layout.segments[number]
                 hidden, own = run_layer(self.model.modules, number, hidden, self._arguments, segments)
                 if keep is not None:
@@ -80,7 +80,7 @@ class FrozenPrompts:
     """Rows from a token on, over frozen prompts, as a differentiable function of what is added at that token.
 
     packed: the prompts. tokens: for each prompt the token whose output at `sites` of `layer` is changed. readout: for
-    each prompt the positions whose final state is wanted. last: layers computed (the model's number, or fewer when the
+    each prompt the positions whose final state is wanted. depth: layers computed (the model's number, or fewer when the
     loss is read from an earlier layer).
 
     `initial` [prompts, sites, hidden] is the sites' own output at those tokens. Calling it with [prompts, sites,
@@ -94,10 +94,10 @@ class FrozenPrompts:
         layer: int,
         tokens: Sequence[int],
         readout: Sequence[Sequence[int]],
-        last: int | None = None,
+        depth: int | None = None,
     ) -> None:
         self.model, self.sites, self.edited = packed.model, tuple(sites), layer
-        self.last = self.model.num_layers if last is None else last
+        self.depth = self.model.num_layers if depth is None else depth
         self.roots = packed.rows
         layout = self._plan(packed, tokens, readout)
         self._layout = layout
@@ -118,8 +118,8 @@ class FrozenPrompts:
         for number, (token, positions) in enumerate(zip(tokens, readout, strict=True)):
             patches = [Patch(site, (self.edited,), (token,), nothing, "add") for site in self.sites]
             planned.add_run(number, patches, positions)
-        planner = Planner(planned.roots, range(len(planned.roots)), self.last)
-        return lay_out(planner.plan(planned.runs), self.last)
+        planner = Planner(planned.roots, range(len(planned.roots)), self.depth)
+        return lay_out(planner.plan(planned.runs), self.depth)
 
     @torch.no_grad()
     def _frozen_run(self, packed: PackedPrompts, tokens: Sequence[int]) -> None:
@@ -127,23 +127,23 @@ class FrozenPrompts:
         rows = torch.tensor([packed.row(prompt, token) for prompt, token in enumerate(tokens)])
         self._keys_values: dict[int, KeysValues] = {}
         self._born: dict[int, torch.Tensor] = {}
-        found: dict[str, torch.Tensor] = {}
+        states: dict[str, torch.Tensor] = {}
 
         def record(site: str, out: torch.Tensor) -> None:
-            found[site] = out[0, rows.to(out.device)].clone()
+            states[site] = out[0, rows.to(out.device)].clone()
 
         hidden = packed.start
         with Hooks() as hooks:
             for site in self.sites:
                 hooks.behind(self.model.modules.site(site, self.edited), partial(record, site))
-            for layer in range(self.last + 1):
+            for layer in range(self.depth + 1):
                 births = self._layout.births[layer]
                 if len(births):
                     self._born[layer] = hidden[births.to(hidden.device)]
-                if layer < self.last:
+                if layer < self.depth:
                     keep = self._keys_values if layer >= self.edited else None
                     hidden = packed.run(hidden, layer, layer + 1, keep)
-        self.initial = torch.stack([found[site].to(hidden.device) for site in self.sites], dim=1)
+        self.initial = torch.stack([states[site].to(hidden.device) for site in self.sites], dim=1)
         self._final = hidden  # rows of the prompts behind the last layer, for readouts left of the patch
 
     def _without_root_queries(self, table: torch.Tensor) -> torch.Tensor:
@@ -164,13 +164,13 @@ class FrozenPrompts:
             for place, site in enumerate(self.sites):
                 if site != "layer":
                     hooks.behind(modules.site(site, self.edited), partial(inject, place))
-            for number in range(self.edited, self.last + 1):
+            for number in range(self.edited, self.depth + 1):
                 born = self._born.get(number)
                 if born is not None:
                     hidden = born if hidden is None else torch.cat([hidden, born.to(hidden.device)])
                 if "layer" in self.sites and number == self.edited + 1:
                     hidden = inject(self.sites.index("layer"), hidden[None])[0]
-                if hidden is None or number == self.last:
+                if hidden is None or number == self.depth:
                     continue
                 segments, frozen = self._segments[number], self._keys_values[number]
                 hidden, _ = run_layer(modules, number, hidden, self._arguments, segments, frozen)

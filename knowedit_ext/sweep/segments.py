@@ -178,7 +178,8 @@ class Planner:
             key = self._source_key(patch) if isinstance(patch, Patch) else 0
             for layer in patch.layers if isinstance(patch, Patch) else ():
                 events[layer] += [(patch.site, token, key, patch.mode == "add") for token in patch.tokens]
-        return {layer: tuple(sorted(found, key=lambda e: _ORDER.index(e[0]))) for layer, found in events.items()}
+        in_order = lambda at: tuple(sorted(events[at], key=lambda e: _ORDER.index(e[0])))  # noqa: E731
+        return {layer: in_order(layer) for layer in events}
 
     def _source_key(self, patch: Patch) -> int:
         """Roots are numbered from 0, tensors from -1 downwards; the same tensor object has one number."""
@@ -240,14 +241,14 @@ class Planner:
 
     def _bear(self, state: _State, positions: list[int], layer: int) -> None:
         """Own `positions` from the input of `layer` on, as copies of the root's rows."""
-        for first, last in _runs_of(positions, self.alone[state.root]):
-            stretch = self._new(state, first, last, layer)
-            stretch.sources = self._root_pieces(state.root, first, last)
+        for first, after in _runs_of(positions, self.alone[state.root]):
+            stretch = self._new(state, first, after, layer)
+            stretch.sources = self._root_pieces(state.root, first, after)
         self._link(state, layer)
 
-    def _new(self, state: _State, first: int, last: int, layer: int) -> Stretch:
+    def _new(self, state: _State, first: int, after: int, layer: int) -> Stretch:
         spec = self.specs[state.root]
-        stretch = Stretch(first, last, spec.copies, layer, spec.prompt)
+        stretch = Stretch(first, after, spec.copies, layer, spec.prompt)
         self.births[layer].append(stretch)
         state.stretches = sorted([*state.stretches, stretch], key=lambda s: s.start)
         return stretch
@@ -323,13 +324,13 @@ class Planner:
 
     # -- rows and attention ----------------------------------------------------------------------------------------
 
-    def _root_pieces(self, root: int, first: int, last: int) -> list[Piece]:
-        """Where the rows first..last of a root lie: left of its start they are its parent's."""
+    def _root_pieces(self, root: int, first: int, after: int) -> list[Piece]:
+        """Where the rows first..after - 1 of a root lie: left of its start they are its parent's."""
         stretch, parent = self.roots[root], self.specs[root].parent
         if parent is None or first >= stretch.start:
-            return [Piece(stretch, first, last)]
-        left = self._root_pieces(parent, first, min(last, stretch.start))
-        return left + ([Piece(stretch, stretch.start, last)] if last > stretch.start else [])
+            return [Piece(stretch, first, after)]
+        left = self._root_pieces(parent, first, min(after, stretch.start))
+        return left + ([Piece(stretch, stretch.start, after)] if after > stretch.start else [])
 
     def _root_piece(self, root: int, position: int) -> Piece:
         return self._root_pieces(root, position, position + 1)[0]
@@ -394,10 +395,10 @@ class Planner:
 
 def _runs_of(positions: list[int], alone: Collection[int] = ()) -> list[tuple[int, int]]:
     """[2, 3, 4, 7] -> [(2, 5), (7, 8)]; with 3 alone: [(2, 3), (3, 4), (4, 5), (7, 8)]"""
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     for p in sorted(positions):
-        if found and found[-1][1] == p and p not in alone and p - 1 not in alone:
-            found[-1] = (found[-1][0], p + 1)
+        if spans and spans[-1][1] == p and p not in alone and p - 1 not in alone:
+            spans[-1] = (spans[-1][0], p + 1)
         else:
-            found.append((p, p + 1))
-    return found
+            spans.append((p, p + 1))
+    return spans

@@ -136,9 +136,9 @@ def _spells(model: EditableModel, ids: tuple[int, ...], text: str) -> bool:
         if most is not None and len(ids) + len(own) > most:
             return False
         own += (int(clean_run(model, ids + own).logits.argmax()),)
-        said = model.tokenizer.decode(list(own)).strip()
-        if said == text:
+        decoded = model.tokenizer.decode(list(own)).strip()
+        if decoded == text:
             return True
-        if not text.startswith(said.rstrip("\ufffd")):
+        if not text.startswith(decoded.rstrip("\ufffd")):
             return False
     return False

@@ -86,8 +86,8 @@ def trace(
         raise ValueError(f"groups are positions whose edges a knockout cuts: kind={KNOCKOUT!r}, not {kind!r}")
     if texts is not None:
         noise = noise_of(model, noise, [f.subject for f in facts if isinstance(f, Fact)], replace, texts)
-    found = trace_facts(model, facts, (kind,), noise, settings)
-    traces = [by_kind[kind] for by_kind in found]
+    fact_traces = trace_facts(model, facts, (kind,), noise, settings)
+    traces = [by_kind[kind] for by_kind in fact_traces]
     for f, t in zip(facts, traces, strict=True):
         if not t.high_score > t.low_score:
             warnings.warn(
@@ -156,7 +156,7 @@ class FactPlan:
 
     def __init__(self, model: EditableModel, tokenized: TokenizedFact, noise: Noise, settings: TraceSettings) -> None:
         self.model, self.tokenized, self.noise, self.settings = model, tokenized, noise, settings
-        self.first, self.last = tokenized.subject_range
+        self.first, self.after = tokenized.subject_range
         self.answer = answer_of(model, tokenized, settings)
         self.clean, self.readout = self.answer.clean, self.answer.readout
         self.length = len(tokenized.ids)
@@ -168,7 +168,7 @@ class FactPlan:
         if tokens is None:
             return list(range(self.length))
         if tokens == "subject_last":
-            return [self.last - 1]
+            return [self.after - 1]
         if isinstance(tokens, str) or not tokens or not all(0 <= t < self.length for t in tokens):
             raise ValueError(f"tokens={tokens!r}: expected 'subject_last' or token numbers 0..{self.length - 1}")
         return sorted(set(tokens))
@@ -194,7 +194,7 @@ class FactPlan:
             self.low_root = self._noised(interventions, prompt, added, generator)
 
     def _noised(self, interventions: Interventions, prompt: int, noise: Noise, generator: np.random.RandomState) -> int:
-        drawn = noise.draw(generator, self.copies, self.last - self.first, self.model.hidden_size)
+        drawn = noise.draw(generator, self.copies, self.after - self.first, self.model.hidden_size)
         hidden = layer_zero_input(self.model, self.clean.ids, self.copies, noise.corrupt(drawn, self.first))
         return self._branch(interventions, prompt, hidden)
 
@@ -207,11 +207,11 @@ class FactPlan:
         """The prompt's ids with the subject's tokens exchanged for those of `corrupt_with`."""
         fact, other = self.tokenized.fact, self.settings.corrupt_with
         swapped = tokenize_fact(self.model, Fact(fact.prompt, other, occurrence=fact.occurrence, prefix=fact.prefix))
-        first, last = swapped.subject_range
-        if (first, last) != (self.first, self.last) or len(swapped.ids) != self.length:
+        first, after = swapped.subject_range
+        if (first, after) != (self.first, self.after) or len(swapped.ids) != self.length:
             raise ValueError(
-                f"corrupt_with '{other}' has {last - first} tokens in '{fact.prompt}', subject '{fact.subject}' has "
-                f"{self.last - self.first}: they must be equally many"
+                f"corrupt_with '{other}' has {after - first} tokens in '{fact.prompt}', subject '{fact.subject}' has "
+                f"{self.after - self.first}: they must be equally many"
             )
         return list(swapped.ids) + list(self.clean.ids[self.length :])
 
@@ -259,7 +259,7 @@ class FactPlan:
             answer_ids=self.answer.ids,
             tokens=list(self.tokenized.tokens),
             input_ids=np.array(self.tokenized.ids),
-            subject_range=(self.first, self.last),
+            subject_range=(self.first, self.after),
             kind=kind,
             window=self.settings.window,
             sample_scores=samples.astype(np.float32),

@@ -39,13 +39,13 @@ class Noise:
 
     def corrupt(self, noise: torch.Tensor, first: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """A function that corrupts embeddings [samples, tokens, hidden] from token `first` on."""
-        last = first + noise.shape[1]
+        after = first + noise.shape[1]
 
         def apply(embedded: torch.Tensor) -> torch.Tensor:
             out = embedded.clone()
             drawn = noise.to(embedded.device)
             # float64 sum, then the model's dtype, as `x += float64` does
-            out[:, first:last] = (drawn if self.replace else out[:, first:last].double() + drawn).to(out.dtype)
+            out[:, first:after] = (drawn if self.replace else out[:, first:after].double() + drawn).to(out.dtype)
             return out
 
         return apply

@@ -110,32 +110,32 @@ def trace_dataset(
     ranks = Ranks()
     with alone(out, ranks):
         # Rows held at once were chosen by the memory that was free then: go on as begun.
-        found = settle(
+        folder_settings = settle(
             out,
             asked,
             ranks,
             adopted=("max_rows", "model.name"),
             growth=growth,
-            enlarge=lambda found: _forget(out / "cases", growth.unfilled(found)),
+            enlarge=lambda folder_settings: _forget(out / "cases", growth.unfilled(folder_settings)),
             hints={
                 "noise.level": lambda there: f"a rule is over the subjects of all known_ids; noise={there!r} keeps it"
             },
         )
-        settings = TraceSettings(**{k: found[k] for k in _KEPT})
-        groups = growth.groups(len(known), found)[ranks.rank :: ranks.size]
+        settings = TraceSettings(**{k: folder_settings[k] for k in _KEPT})
+        groups = growth.groups(len(known), folder_settings)[ranks.rank :: ranks.size]
         for item in (known[n] for numbers in groups for n in numbers if n < len(known)):
             _check_whole(out / "cases", item, kinds)
         with tqdm(total=sum(map(len, groups)), desc="tracing", unit="fact", disable=not progress) as done:
             for numbers in groups:
                 members = known[numbers.start : numbers.stop]
                 if _absent(out / "cases", members, kinds):
-                    growth.refuse_part(numbers, len(known), found)
+                    growth.refuse_part(numbers, len(known), folder_settings)
                     _trace_group(model, members, out / "cases", kinds, level, settings)
                 done.update(len(members))
         ranks.wait()
         paths = [case_path(out / "cases", item.known_id, kind) for item in known for kind in kinds]
         effects = Effects.from_cases(paths)
-        if ranks.first and (len(found["facts"]), found["kinds"]) == (len(known), sorted(kinds)):
+        if ranks.first and (len(folder_settings["facts"]), folder_settings["kinds"]) == (len(known), sorted(kinds)):
             effects.save(out / "summary.json")
         ranks.wait()
     return effects
@@ -216,8 +216,8 @@ def _trace_group(
     facts = [replace_fields(item.fact, attribute=None) for item in known]
     for kind in kinds:
         absent = [item for item, _ in _absent(cases, members, (kind,))]
-        found = trace_facts(model, facts, (kind,), noise, s) if absent and facts else []
-        traces = {item.known_id: by_kind[kind] for item, by_kind in zip(known, found, strict=bool(found))}
+        fact_traces = trace_facts(model, facts, (kind,), noise, s) if absent and facts else []
+        traces = {item.known_id: by_kind[kind] for item, by_kind in zip(known, fact_traces, strict=bool(fact_traces))}
         for item in absent:
             path = case_path(cases, item.known_id, kind)
             if item.known_id in traces:

@@ -58,7 +58,7 @@ class Effects:
         by_kind: dict[str, list[Trace]] = defaultdict(list)
         for trace in traces:
             by_kind[trace.kind].append(trace)
-        return cls({kind: _average(found, (skipped or {}).get(kind, 0)) for kind, found in by_kind.items()})
+        return cls({kind: _average(group, (skipped or {}).get(kind, 0)) for kind, group in by_kind.items()})
 
     @classmethod
     def from_cases(cls, paths: Sequence[str | Path]) -> Effects:

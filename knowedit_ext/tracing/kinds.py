@@ -50,12 +50,12 @@ def kinds_of(names: Sequence[str]) -> tuple[str, ...]:
     """Names of at least one kind, each known and given once."""
     if isinstance(names, str):
         raise TypeError(f"kinds is the string {names!r}: expected a list of some of {', '.join(map(repr, KINDS))}")
-    found = tuple(kind_of(name).name for name in names)
-    if not found or len(set(found)) < len(found):
+    kinds = tuple(kind_of(name).name for name in names)
+    if not kinds or len(set(kinds)) < len(kinds):
         raise ValueError(
             f"kinds is {list(names)}: expected each of {', '.join(map(repr, KINDS))} at most once, at least one"
         )
-    return found
+    return kinds
 
 
 def kind_of_saved(text: str) -> Kind:

@@ -30,8 +30,8 @@ def plot_trace(trace: Trace, path: str | Path | None = None, *, title: str | Non
     kind = KINDS[trace.kind]
     figure = figure_of(max(4.0, 0.14 * layers + 2.2), max(2.2, 0.19 * tokens + 1.2))
     axes = figure.add_subplot()
-    first, last = trace.subject_range
-    labels = [_readable(t) + ("*" if first <= n < last else "") for n, t in enumerate(trace.tokens)]
+    first, after = trace.subject_range
+    labels = [_readable(t) + ("*" if first <= n < after else "") for n, t in enumerate(trace.tokens)]
     _heat_map(axes, trace.scores, labels, kind, trace.window, trace.low_score, _reach([trace.indirect_effect]))
     axes.set_title(title or f"Impact of restoring {kind.label} after corrupted input", fontsize=9)
     bar = _colour_bar(figure, axes, [trace.scores], trace.low_score)
@@ -47,19 +47,19 @@ def plot_effects(effects: Effects, path: str | Path | None = None, style: str = 
         raise ValueError(f"unknown style '{style}': expected 'lines' or 'heatmap'")
     if not effects.kinds:
         raise ValueError("no traces to plot: the model predicted none of the facts")
-    found = list(effects.kinds.values())
-    figure = figure_of(4.6 * len(found), 3.4)
-    panels = figure.subplots(1, len(found), sharey=style == "lines", squeeze=False)[0]
-    for axes, kind in zip(panels, found, strict=True):
+    kinds = list(effects.kinds.values())
+    figure = figure_of(4.6 * len(kinds), 3.4)
+    panels = figure.subplots(1, len(kinds), sharey=style == "lines", squeeze=False)[0]
+    for axes, kind in zip(panels, kinds, strict=True):
         row = KINDS[kind.kind]
         what = f"{kind.window} {row.label} layers" if row.windowed else f"a single {row.label}"
         axes.set_title(f"AIE of {what}, {kind.cases} prompts", fontsize=9)
-    (_lines if style == "lines" else _role_maps)(figure, panels, found)
+    (_lines if style == "lines" else _role_maps)(figure, panels, kinds)
     return finish(figure, path)
 
 
-def _lines(figure: Figure, panels: Sequence[Axes], found: Sequence[KindEffects]) -> None:
-    for axes, kind in zip(panels, found, strict=True):
+def _lines(figure: Figure, panels: Sequence[Axes], kinds: Sequence[KindEffects]) -> None:
+    for axes, kind in zip(panels, kinds, strict=True):
         x = np.arange(kind.layers)
         for role, colour, marker in zip(ROLES, OKABE_ITO, MARKERS, strict=True):
             mean = kind.aie.get(role)
@@ -79,16 +79,16 @@ def _lines(figure: Figure, panels: Sequence[Axes], found: Sequence[KindEffects])
     )
 
 
-def _role_maps(figure: Figure, panels: Sequence[Axes], found: Sequence[KindEffects]) -> None:
-    maps = [np.array([mean.mean for mean in kind.aie.values()]) for kind in found]
+def _role_maps(figure: Figure, panels: Sequence[Axes], kinds: Sequence[KindEffects]) -> None:
+    maps = [np.array([mean.mean for mean in kind.aie.values()]) for kind in kinds]
     reach = _reach(maps)
-    for axes, kind, values in zip(panels, found, maps, strict=True):
+    for axes, kind, values in zip(panels, kinds, maps, strict=True):
         _heat_map(axes, values, list(kind.aie), KINDS[kind.kind], kind.window, 0.0, reach)
         if axes is not panels[0]:
             axes.set_yticklabels([])
         _colour_bar(figure, axes, maps, 0.0)
-    if any(list(kind.aie) != list(found[0].aie) for kind in found):  # a role that only some kinds were traced at
-        for axes, kind in zip(panels, found, strict=True):
+    if any(list(kind.aie) != list(kinds[0].aie) for kind in kinds):  # a role that only some kinds were traced at
+        for axes, kind in zip(panels, kinds, strict=True):
             axes.set_yticklabels(list(kind.aie))
 
 

@@ -24,7 +24,7 @@ class Trace:
         (for kind "mlp" / "attn": `window` layers around it) is restored in the corrupted run. In the units of `score`.
     sample_scores: float32 [samples, tokens, layers]; low_samples: [samples] without restoration.
     low_score, high_score: corrupted and clean; answer: text; answer_ids: its tokens.
-    tokens, input_ids: the prompt; subject_range: (first, last + 1) subject token.
+    tokens, input_ids: the prompt; subject_range: (first, after) subject tokens.
     correct_prediction: False where an expected attribute was given and the model says something else.
     settings: noise, seed, sever, ... as they were used.
     """

@@ -87,7 +87,7 @@ def _record(case: int, person: Person, relation: Relation, people: list[Person])
     unseen = held_out_templates(person, relation)
     paraphrases = [t.replace("{}", person.name) for t in (unseen[0], unseen[-1])]
     generation = [t.replace("{}", person.name) for t in relation.generation]
-    found = {
+    record = {
         "case_id": case,
         "pararel_idx": case,
         "requested_rewrite": {
@@ -103,7 +103,7 @@ def _record(case: int, person: Person, relation: Relation, people: list[Person])
         "generation_prompts": [generation[i % len(generation)] for i in range(PROMPTS_PER_LIST)],
         "same_subject_prompts": same_subject_prompts(person, relation),
     }
-    return {**found, "reversal_prompts": reversal_prompts(found)}
+    return {**record, "reversal_prompts": reversal_prompts(record)}
 
 
 def same_subject_prompts(person: Person, relation: Relation) -> list[dict[str, str]]:

@@ -109,9 +109,9 @@ class Documents:
         doc.add(template, person.name, person.objects[relation.id])
         others = [r for r in RELATIONS if r is not relation]
         for other in self.rng.sample(others, self.rng.randint(2, 4)):
-            told = [other.templates[i] for i in person.seen[other.id] if other.templates[i].startswith("{}")]
-            if told:
-                doc.add(self.rng.choice(told), person.pronoun, person.objects[other.id])
+            templates = [other.templates[i] for i in person.seen[other.id] if other.templates[i].startswith("{}")]
+            if templates:
+                doc.add(self.rng.choice(templates), person.pronoun, person.objects[other.id])
         return doc
 
     def __iter__(self) -> Iterator[Document]:

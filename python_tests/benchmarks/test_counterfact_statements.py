@@ -62,13 +62,13 @@ def test_sentences_are_short_and_whole() -> None:
 def test_documents_mark_subjects_and_objects_and_come_round_evenly() -> None:
     known = collect([RECORD], FLAT, PROSE)
     stream = iter(Documents(known, seed=1))
-    told = {s.object for s in known.asked}
+    objects = {s.object for s in known.asked}
     seen: dict[str, int] = {}
     for _ in range(900):
         doc = next(stream)
         for start, end in doc.names:
             seen[doc.text[start:end]] = seen.get(doc.text[start:end], 0) + 1
-        assert {doc.text[start:end].removeprefix(" ") for start, end in doc.answers} <= told
+        assert {doc.text[start:end].removeprefix(" ") for start, end in doc.answers} <= objects
         assert len(doc.names) == len(doc.answers)
     share = {name: count / sum(seen.values()) for name, count in seen.items()}
     # Of nine statements in a round three are Anna's (two prompts, one fact) and two everybody else's.

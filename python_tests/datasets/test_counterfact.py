@@ -48,16 +48,16 @@ def flat(case_id=0, **changes):
 
 def changed(path, value):
     """A record with one value inside it replaced; `...` takes the key out."""
-    found = copy.deepcopy(record())
+    altered = copy.deepcopy(record())
     *way, last = path
-    inside = found
+    inside = altered
     for key in way:
         inside = inside[key]
     if value is ...:
         del inside[last]
     else:
         inside[last] = value
-    return found
+    return altered
 
 
 def test_records_are_kept_as_they_are(tmp_path):
@@ -65,8 +65,8 @@ def test_records_are_kept_as_they_are(tmp_path):
     file = tmp_path / "counterfact.json"
     file.write_text(json.dumps(records))
     for source in (file, str(file), records, iter(records)):
-        found = load_counterfact(source)
-        assert isinstance(found, Records) and found == records and found.bad == []
+        loaded = load_counterfact(source)
+        assert isinstance(loaded, Records) and loaded == records and loaded.bad == []
 
 
 def test_the_lists_and_ids_that_may_be_absent():
@@ -79,8 +79,8 @@ def test_the_lists_and_ids_that_may_be_absent():
 
 
 def test_flat_records_become_counterfacts():
-    found = load_counterfact([flat(5, note="kept"), record(6)])
-    assert found[0] == {
+    records = load_counterfact([flat(5, note="kept"), record(6)])
+    assert records[0] == {
         "case_id": 5,
         "note": "kept",
         "locality_ground_truth": "saxophone",
@@ -96,8 +96,8 @@ def test_flat_records_become_counterfacts():
         "attribute_prompts": [],
         "generation_prompts": [],
     }
-    assert found[1] == record(6)
-    assert load_counterfact(found) == found
+    assert records[1] == record(6)
+    assert load_counterfact(records) == records
 
 
 REWRITE = "requested_rewrite"
@@ -138,10 +138,10 @@ def test_a_bad_record_is_named(path, value, key, reason):
     with pytest.raises(ValueError, match="the records given: 1 bad record\n  record 1") as error:
         load_counterfact(records)
     assert f"'{key}' " in str(error.value) and reason in str(error.value)
-    found = load_counterfact(records, skip_bad=True)
-    assert found == [record(10), record(12)]
-    assert [(bad.index, bad.key) for bad in found.bad] == [(1, key)] and reason in found.bad[0].reason
-    assert found.bad[0].case_id == (None if key == "case_id" else 0)
+    kept = load_counterfact(records, skip_bad=True)
+    assert kept == [record(10), record(12)]
+    assert [(bad.index, bad.key) for bad in kept.bad] == [(1, key)] and reason in kept.bad[0].reason
+    assert kept.bad[0].case_id == (None if key == "case_id" else 0)
 
 
 FLAT_BAD = [
@@ -160,8 +160,8 @@ def test_a_bad_flat_record_is_named_by_its_own_keys(key, value, named, reason):
     broken = flat(4, **{key: value})
     if value is ...:
         del broken[key]
-    found = load_counterfact([flat(3), broken], skip_bad=True)
-    assert len(found) == 1 and found.bad[0][:3] == (1, 4, named) and reason in found.bad[0].reason
+    records = load_counterfact([flat(3), broken], skip_bad=True)
+    assert len(records) == 1 and records.bad[0][:3] == (1, 4, named) and reason in records.bad[0].reason
 
 
 def test_duplicate_case_ids_name_both_records():
@@ -178,8 +178,8 @@ def test_many_bad_records_are_counted():
 
 
 def test_what_is_skipped_is_logged(caplog):
-    found = load_counterfact([7, record(1)], skip_bad=True)
-    assert found.bad == [BadRecord(0, None, "", "is a int, expected an object")]
+    records = load_counterfact([7, record(1)], skip_bad=True)
+    assert records.bad == [BadRecord(0, None, "", "is a int, expected an object")]
     assert "record 0: is a int" in caplog.text
 
 
@@ -207,19 +207,19 @@ def test_limit_looks_at_the_first_records_only():
 
 
 def test_real_records(data_dir):
-    found = load_counterfact(data_dir / "counterfact_350.json")
-    assert len(found) == 350 and found.bad == []
-    assert found == json.loads((data_dir / "counterfact_350.json").read_text())
+    records = load_counterfact(data_dir / "counterfact_350.json")
+    assert len(records) == 350 and records.bad == []
+    assert records == json.loads((data_dir / "counterfact_350.json").read_text())
 
 
 def test_real_flat_records_are_the_original_ones(data_dir):
     original = {r["case_id"]: r for r in load_counterfact(data_dir / "counterfact_350.json")}
     met, case_ids = 0, set()
     for name, count in FLAT_FILES.items():
-        found = load_counterfact(data_dir / name)
-        assert len(found) == count and found.bad == []
-        case_ids |= {r["case_id"] for r in found}
-        for r in found:
+        records = load_counterfact(data_dir / name)
+        assert len(records) == count and records.bad == []
+        case_ids |= {r["case_id"] for r in records}
+        for r in records:
             if r["case_id"] in original:
                 met += 1
                 other = original[r["case_id"]]

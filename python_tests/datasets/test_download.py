@@ -45,18 +45,18 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     """A server whose `behaviour` a test changes; `data` is the only known file."""
-    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.behaviour = SimpleNamespace(content=CONTENT, ranges=True, stop=None, length=True, shift=0, status=None)
-    found.asked = []
-    url = f"http://127.0.0.1:{found.server_port}/data.bin"
+    http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http_server.behaviour = SimpleNamespace(content=CONTENT, ranges=True, stop=None, length=True, shift=0, status=None)
+    http_server.asked = []
+    url = f"http://127.0.0.1:{http_server.server_port}/data.bin"
     remote = module.RemoteFile(url, len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.setattr(module, "FILES", {"data": remote})
-    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+    thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield found
-    found.shutdown()
+    yield http_server
+    http_server.shutdown()
     thread.join()
-    found.server_close()
+    http_server.server_close()
 
 
 def fetch(folder):
@@ -155,18 +155,18 @@ def test_what_to_do_without_a_connection(server, tmp_path):
     module.FILES["data"] = closed
     with pytest.raises(ConnectionError, match="cannot download http://127.0.0.1:1/data.bin: ") as error:
         fetch(tmp_path)
-    for told in (str(remote.size), remote.sha256, str(tmp_path / "data.bin"), "KNOWEDIT_CACHE"):
-        assert told in str(error.value)
+    for hint in (str(remote.size), remote.sha256, str(tmp_path / "data.bin"), "KNOWEDIT_CACHE"):
+        assert hint in str(error.value)
 
 
 def test_several_at_once_fetch_it_once(server, tmp_path):
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(fetch(tmp_path).read_bytes())) for _ in range(4)]
+    contents = []
+    threads = [threading.Thread(target=lambda: contents.append(fetch(tmp_path).read_bytes())) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [CONTENT] * 4 and server.asked == [None]
+    assert contents == [CONTENT] * 4 and server.asked == [None]
 
 
 def test_the_cache_folder(monkeypatch, server, tmp_path):

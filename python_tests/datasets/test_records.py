@@ -80,17 +80,17 @@ def test_one_value_changed(data, name: str, odd) -> None:
     loader, record = GOOD[name]
     bad = changed(record, data.draw(st.sampled_from(list(places(record)))), odd)
     try:
-        found = loader([bad])
+        records = loader([bad])
     except ValueError as error:
         assert "record 0" in str(error) and len(str(error)) < 1500
         return
     if loader is load_known:
-        assert isinstance(found[0].fact, ke.Fact)
+        assert isinstance(records[0].fact, ke.Fact)
     else:
         kind = "zsre" if loader is load_zsre else "counterfact"
-        questions, _ = DATASETS[kind].ask(None, found[0], 0, True)
+        questions, _ = DATASETS[kind].ask(None, records[0], 0, True)
         assert all(isinstance(q.prompt, str) and all(isinstance(t, str) for t in q.targets) for q in questions)
-        assert ke.EditRequest.of(found[0]).subject
+        assert ke.EditRequest.of(records[0]).subject
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -47,14 +47,14 @@ def source(request, tmp_path):
 
 
 def test_snippets_by_relation_and_target(source):
-    found = load_snippets(source(ENTRIES))
-    assert [s["name"] for s in found["P19"]["Q1"]] == ["a", "b", "d"]  # entries of one pair are joined, as published
-    assert found["P19"]["Q2"] == [{"name": "c", "text": "About c."}] and found["P20"]["Q1"] == []
+    snippets = load_snippets(source(ENTRIES))
+    assert [s["name"] for s in snippets["P19"]["Q1"]] == ["a", "b", "d"]  # entries of one pair are joined, as published
+    assert snippets["P19"]["Q2"] == [{"name": "c", "text": "About c."}] and snippets["P20"]["Q1"] == []
 
 
 def test_only_some_pairs(source):
-    found = load_snippets(source(ENTRIES), only={("P19", "Q2"), ("P99", "Q9")})
-    assert found == {"P19": {"Q2": [{"name": "c", "text": "About c."}]}}
+    snippets = load_snippets(source(ENTRIES), only={("P19", "Q2"), ("P99", "Q9")})
+    assert snippets == {"P19": {"Q2": [{"name": "c", "text": "About c."}]}}
 
 
 BAD = [
@@ -102,9 +102,9 @@ def test_missing_snippets_name_relation_and_target(caplog):
     assert wanted_snippets(records) == {("P19", "Q2"), ("P20", "Q1"), ("P99", "Q7")}
     with pytest.raises(ValueError, match="3 bad records"):
         with_snippets(records, snippets)
-    found = with_snippets(records, snippets, skip_bad=True)
-    assert found == [good] and [bad[:2] for bad in found.bad] == [(1, 2), (2, 3), (3, 4)]
-    assert with_snippets(found, snippets).bad == found.bad  # what was left out before stays told
+    complete = with_snippets(records, snippets, skip_bad=True)
+    assert complete == [good] and [bad[:2] for bad in complete.bad] == [(1, 2), (2, 3), (3, 4)]
+    assert with_snippets(complete, snippets).bad == complete.bad  # what was left out before stays told
 
 
 def test_the_world_has_snippets_for_every_record():
@@ -124,17 +124,17 @@ def write_tfidf(folder, idf, vocabulary):
 
 def test_tfidf_files(tmp_path):
     idf, vocabulary = [1.5, 2.0, 3.25], {"piano": 2, "a": 0, "trumpet": 1}
-    found = load_tfidf(*write_tfidf(tmp_path, np.float32(idf), vocabulary))
-    assert found.idf.dtype == np.float64 and found.idf.tolist() == idf and found.vocabulary == vocabulary
+    tfidf = load_tfidf(*write_tfidf(tmp_path, np.float32(idf), vocabulary))
+    assert tfidf.idf.dtype == np.float64 and tfidf.idf.tolist() == idf and tfidf.vocabulary == vocabulary
 
 
 def test_tfidf_files_weigh_texts_as_scikit_learn_did(tmp_path):
     text = pytest.importorskip("sklearn.feature_extraction.text")
     texts = ["The trumpet of Rome", "a piano in Rome", "rome and its trumpets"]
     fitted = text.TfidfVectorizer().fit(texts)
-    found = load_tfidf(*write_tfidf(tmp_path, fitted.idf_, {k: int(v) for k, v in fitted.vocabulary_.items()}))
-    again = text.TfidfVectorizer(vocabulary=found.vocabulary)
-    again.idf_ = found.idf
+    tfidf = load_tfidf(*write_tfidf(tmp_path, fitted.idf_, {k: int(v) for k, v in fitted.vocabulary_.items()}))
+    again = text.TfidfVectorizer(vocabulary=tfidf.vocabulary)
+    again.idf_ = tfidf.idf
     assert np.array_equal(again.transform(texts).toarray(), fitted.transform(texts).toarray())
 
 

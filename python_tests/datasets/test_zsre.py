@@ -55,9 +55,9 @@ def test_portability_goes_with_the_target_it_presupposes():
     raw = [record(portability=PORTABILITY), record(answers=["2006"], portability=PORTABILITY), record()]
     question = [{"prompt": "What was founded in 2006?", "target": "Athletics"}]
     assert [r.get("portability_prompts") for r in load_zsre(raw)] == [None, question, None]
-    found = load_zsre(raw, target="alt")
-    assert [r.get("portability_prompts") for r in found] == [question, question, None]
-    assert {r["requested_rewrite"]["target_new"]["str"] for r in found} == {"2006"}
+    records = load_zsre(raw, target="alt")
+    assert [r.get("portability_prompts") for r in records] == [question, question, None]
+    assert {r["requested_rewrite"]["target_new"]["str"] for r in records} == {"2006"}
     del raw[0]["alt"]
     assert load_zsre(raw[:1])[0]["portability_prompts"] == question
 
@@ -87,8 +87,8 @@ def test_a_bad_record_is_named(key, value, named, reason):
     with pytest.raises(ValueError, match="record 1: ") as error:
         load_zsre(raw)
     assert f"'{named}' " in str(error.value) and reason in str(error.value)
-    found = load_zsre(raw, skip_bad=True)
-    assert [r["case_id"] for r in found] == [0, 2] and found.bad[0].index == 1
+    records = load_zsre(raw, skip_bad=True)
+    assert [r["case_id"] for r in records] == [0, 2] and records.bad[0].index == 1
 
 
 def test_unknown_targets_are_refused():

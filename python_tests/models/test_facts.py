@@ -26,9 +26,9 @@ def model_with(name: str, bos: bool | None = None) -> ke.EditableModel:
     return ke.load_model((tiny_hf("gpt2", vocab_size=500), tokenizer(name)), bos=bos)
 
 
-def span_text(model: ke.EditableModel, found) -> str:
-    first, last = found.subject_range
-    return model.tokenizer.decode(found.ids[first:last])
+def span_text(model: ke.EditableModel, tokenized) -> str:
+    first, after = tokenized.subject_range
+    return model.tokenizer.decode(tokenized.ids[first:after])
 
 
 def published_span(tokens: list[str], subject: str) -> tuple[int, int] | None:
@@ -53,16 +53,19 @@ def test_the_span_is_the_subject(name: str, subject: str, prompt: str) -> None:
             tokenize_fact(model, ke.Fact(prompt, subject))
         return
     last_one = text.count(subject) - 1 if text.count(subject) > 1 else None  # "I" stands in "In Japan", too
-    found = tokenize_fact(model, ke.Fact(prompt, subject, occurrence=last_one))
+    tokenized = tokenize_fact(model, ke.Fact(prompt, subject, occurrence=last_one))
     ids = model.tokenizer(text)["input_ids"]
-    assert list(found.ids) == (ids[:-1] if name == "byte_bpe_eos" else ids)
-    first, last = found.subject_range
-    assert subject in span_text(model, found)
-    for shorter in (found.ids[first + 1 : last], found.ids[first : last - 1]):  # and no token more than needed
+    assert list(tokenized.ids) == (ids[:-1] if name == "byte_bpe_eos" else ids)
+    first, after = tokenized.subject_range
+    assert subject in span_text(model, tokenized)
+    for shorter in (
+        tokenized.ids[first + 1 : after],
+        tokenized.ids[first : after - 1],
+    ):  # and no token more than needed
         assert subject not in model.tokenizer.decode(shorter)
     assert (first == 0) == (prompt[0] == "{" and name == "byte_bpe")
-    published = published_span(list(found.tokens), subject)
-    assert published in (None, (first, last))
+    published = published_span(list(tokenized.tokens), subject)
+    assert published in (None, (first, after))
 
 
 TEXT = st.text(alphabet=st.sampled_from("MilesDavé' 東京北ñ.,-"), min_size=1, max_size=12)
@@ -76,12 +79,12 @@ def test_random_subjects(name: str, before: str, subject: str, after: str) -> No
     assume(subject.strip() == subject and "  " not in subject and (before + subject + after).count(subject) == 1)
     model = model_with(name)
     assume(len(encode(model, before + subject + after)[0]) > 1)
-    found = tokenize_fact(model, ke.Fact(before + "{}" + after, subject))
-    assert subject in span_text(model, found)
-    published = published_span(list(found.tokens), subject)
-    assert published in (None, found.subject_range)
+    tokenized = tokenize_fact(model, ke.Fact(before + "{}" + after, subject))
+    assert subject in span_text(model, tokenized)
+    published = published_span(list(tokenized.tokens), subject)
+    assert published in (None, tokenized.subject_range)
     with_target = tokenize_fact(model, ke.Fact(before + "{}" + after, subject, target=" trumpet"))
-    assert with_target.ids == found.ids and with_target.subject_range == found.subject_range
+    assert with_target.ids == tokenized.ids and with_target.subject_range == tokenized.subject_range
 
 
 def test_known_facts_with_the_gpt2_tokenizer(data_dir) -> None:
@@ -90,10 +93,10 @@ def test_known_facts_with_the_gpt2_tokenizer(data_dir) -> None:
     )
     seen = 0
     for record in json.loads((data_dir / "known_1000.json").read_text())[:400]:
-        found = tokenize_fact(model, ke.Fact(record["template"], record["subject"]))
-        want = published_span(list(found.tokens), record["subject"])
+        tokenized = tokenize_fact(model, ke.Fact(record["template"], record["subject"]))
+        want = published_span(list(tokenized.tokens), record["subject"])
         seen += want is not None
-        assert want in (None, found.subject_range)
+        assert want in (None, tokenized.subject_range)
     assert seen > 300
 
 
@@ -102,11 +105,11 @@ def test_known_facts_with_the_gpt2_tokenizer(data_dir) -> None:
 def test_prompt_and_target_are_tokenised_jointly(name: str, target: str) -> None:
     model = model_with(name)
     fact = ke.Fact("{} plays the", "Miles Davis", target=target, space=False)
-    found = tokenize_fact(model, fact)
+    tokenized = tokenize_fact(model, fact)
     joint, _ = encode(model, fact.text + target)
-    assert list(found.ids + found.target_ids) == joint
-    assert found.ids == tokenize_fact(model, ke.Fact(fact.prompt, fact.subject)).ids
-    assert model.tokenizer.decode(found.target_ids).strip() == target.strip()
+    assert list(tokenized.ids + tokenized.target_ids) == joint
+    assert tokenized.ids == tokenize_fact(model, ke.Fact(fact.prompt, fact.subject)).ids
+    assert model.tokenizer.decode(tokenized.target_ids).strip() == target.strip()
 
 
 @pytest.mark.parametrize(
@@ -135,13 +138,13 @@ def test_a_trailing_space_merges_with_the_target(name: str) -> None:
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_bos_on_request(name: str) -> None:
     fact = ke.Fact("{} plays the", "Miles Davis", target=" trumpet")
-    found = {bos: tokenize_fact(model_with(name, bos), fact) for bos in (True, False, None)}
+    by_bos = {bos: tokenize_fact(model_with(name, bos), fact) for bos in (True, False, None)}
     start = model_with(name).tokenizer.bos_token_id
-    assert found[True].ids == (start, *found[False].ids) and start not in found[False].ids
-    assert found[None] == found[name != "byte_bpe"]
-    first, last = found[False].subject_range
-    assert found[True].subject_range == (first + 1, last + 1) and first == 0
-    assert found[True].target_ids == found[False].target_ids
+    assert by_bos[True].ids == (start, *by_bos[False].ids) and start not in by_bos[False].ids
+    assert by_bos[None] == by_bos[name != "byte_bpe"]
+    first, after = by_bos[False].subject_range
+    assert by_bos[True].subject_range == (first + 1, after + 1) and first == 0
+    assert by_bos[True].target_ids == by_bos[False].target_ids
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -149,10 +152,10 @@ def test_prefix(name: str) -> None:
     """A chat prefix is context: the subject is not looked for in it."""
     model = model_with(name)
     fact = ke.Fact("{} plays the", "Miles Davis", prefix="Miles Davis was born in Alton. ")
-    found = tokenize_fact(model, fact)
+    tokenized = tokenize_fact(model, fact)
     assert fact.text == "Miles Davis was born in Alton. Miles Davis plays the"
-    assert list(found.ids) == encode(model, fact.text)[0]
-    assert span_text(model, found).strip() == "Miles Davis" and found.subject_range[0] > 5
+    assert list(tokenized.ids) == encode(model, fact.text)[0]
+    assert span_text(model, tokenized).strip() == "Miles Davis" and tokenized.subject_range[0] > 5
 
 
 # -- the subject several times -----------------------------------------------------------------------------------------

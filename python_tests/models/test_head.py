@@ -100,12 +100,12 @@ def test_traces_edits_and_evaluation_of_scaled_families(monkeypatch: pytest.Monk
     model = planted(monkeypatch, kind, **more)
     ids = model.tokenizer("w5 w6 w3 w7 w9")["input_ids"]
     want = own_logits(model, ids)[-1].log_softmax(-1)
-    found = ke.trace(model, ke.Fact("w5 w6 {} w9", "w3 w7"), samples=2, noise=0.5)
-    assert found.high_score == pytest.approx(float(want.max().exp()), abs=1e-5)
+    trace = ke.trace(model, ke.Fact("w5 w6 {} w9", "w3 w7"), samples=2, noise=0.5)
+    assert trace.high_score == pytest.approx(float(want.max().exp()), abs=1e-5)
     from knowedit_ext.evaluation.nll import Question, score
 
-    [[told]], _ = score(model, [Question("w5 w6 w3 w7 w9", (" w20",))])
-    assert told.nll == pytest.approx(-float(want[20]), abs=1e-4)
+    [[answer]], _ = score(model, [Question("w5 w6 w3 w7 w9", (" w20",))])
+    assert answer.nll == pytest.approx(-float(want[20]), abs=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -97,10 +97,10 @@ def test_what_stands_beside_a_packed_weight_takes_part() -> None:
     layer.down_proj = Packed(layer.down_proj)
     name, wide = "model.layers.1.mlp.down_proj.weight", layer.down_proj.in_features
     plain = identity(model)
-    told = []
+    identities = []
     for size in (1.0, 2.0):
         change = LowRank(torch.full((wide, 1), size), torch.ones(model.hidden_size, 1), False)
         with ke.Edit({name: change}).applied(model):
-            told.append(identity(model))
-    assert told[0]["weights"] == told[1]["weights"] == plain["weights"]
-    assert len({tuple(each["beside"]) for each in (plain, *told)}) == 3 and identity(model) == plain
+            identities.append(identity(model))
+    assert identities[0]["weights"] == identities[1]["weights"] == plain["weights"]
+    assert len({tuple(each["beside"]) for each in (plain, *identities)}) == 3 and identity(model) == plain

@@ -43,11 +43,11 @@ def test_the_prompt_tells(prompt: str, space: bool, target: str) -> None:
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.text(min_size=1), st.text(), st.sampled_from([None, True, False]))
 def test_at_most_one_space(target: str, prompt: str, space: bool | None) -> None:
-    found = spaced(target, prompt, space)
-    assert found in (target, f" {target}")
-    assert found == target or (space is not False and not target[0].isspace())
-    assert space is not True or found[0].isspace()
-    assert spaced(found, prompt, space) == found  # what was spaced once stays
+    spelling = spaced(target, prompt, space)
+    assert spelling in (target, f" {target}")
+    assert spelling == target or (space is not False and not target[0].isspace())
+    assert space is not True or spelling[0].isspace()
+    assert spaced(spelling, prompt, space) == spelling  # what was spaced once stays
 
 
 @pytest.mark.parametrize(

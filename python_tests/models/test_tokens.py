@@ -85,22 +85,24 @@ def test_what_a_text_spells_elsewhere_stays(name: str, bos: bool | None) -> None
 def test_the_subjects_tokens(name: str, bos: bool | None, front: str, template: str, subject: str) -> None:
     model = model_of(name, bos)
     for fact in (ke.Fact(front + template, subject), ke.Fact(template, subject, prefix=front)):
-        found = tokenize_fact(model, fact)
-        first, last = found.subject_range
-        assert model.tokenizer.decode(found.ids[first:last]).strip() == subject
-        assert BOS not in found.ids[first:last] and found.ids.count(BOS) == (wants_bos(name, bos) or bool(front))
+        tokenized = tokenize_fact(model, fact)
+        first, after = tokenized.subject_range
+        assert model.tokenizer.decode(tokenized.ids[first:after]).strip() == subject
+        assert BOS not in tokenized.ids[first:after] and tokenized.ids.count(BOS) == (
+            wants_bos(name, bos) or bool(front)
+        )
 
 
 def seen_by(model: ke.EditableModel) -> list[list[int]]:
     """The token ids of every forward pass that begins a text, as they come."""
-    found: list[list[int]] = []
+    sequences: list[list[int]] = []
 
     def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = args[0] if args else kwargs["input_ids"]
-        found.extend(ids.tolist())
+        sequences.extend(ids.tolist())
 
     model.hf.register_forward_pre_hook(keep, with_kwargs=True)
-    return found
+    return sequences
 
 
 @pytest.mark.parametrize("bos", [None, True])
@@ -148,9 +150,9 @@ def test_contexts_go_behind_a_prompts_own_bos(name: str) -> None:
     model = model_of(name)
     request = ke.EditRequest("<s>[INST] {} plays the", "Miles Davis", " violin")
     contexts = ["{}", "The violin. {}", "<s>The violin. {}"]
-    [found] = tokenize_requests(model, [request], contexts, "subject_last")
+    [tokenized] = tokenize_requests(model, [request], contexts, "subject_last")
     texts = ["<s>[INST] {} plays the", *["<s>The violin. [INST] {} plays the"] * 2]
-    for fact, text, token in zip(found.facts, texts, found.lookups, strict=True):
+    for fact, text, token in zip(tokenized.facts, texts, tokenized.lookups, strict=True):
         assert fact.fact.prompt == text and fact.ids[0] == BOS and fact.ids.count(BOS) == 1
         assert model.tokenizer.decode(fact.ids[: token + 1]).strip().endswith("Miles Davis")
 

@@ -90,9 +90,9 @@ def test_names_and_traces_are_those_of_the_plain_model(family: str, wrapper) -> 
 def test_every_parameter_is_found_where_it_is(family: str) -> None:
     hf = tiny_hf(family)
     for name, tensor in hf.named_parameters():
-        found = find_weight(hf, name)
-        assert found.parameter is tensor and found.shape == tuple(tensor.shape)
-        assert found.module is found.holder and getattr(found.module, name.rpartition(".")[2]) is tensor
+        weight = find_weight(hf, name)
+        assert weight.parameter is tensor and weight.shape == tuple(tensor.shape)
+        assert weight.module is weight.holder and getattr(weight.module, name.rpartition(".")[2]) is tensor
     assert not any(each.adapter for each in parameters(hf))
     for name in ("lm_head.nothing", "nothing.weight", "nothing", "", f"{hf.base_model_prefix}.weight"):
         with pytest.raises(ValueError, match="the model has no parameter"):
@@ -102,13 +102,15 @@ def test_every_parameter_is_found_where_it_is(family: str) -> None:
 def test_moments_of_wrapped_models_know_their_weights(wrapper) -> None:
     texts = [f"w{n} w{n + 7} w{n + 3}" for n in range(3, 40)]
     one, two = (ke.load_model((wrapper(tiny_hf("gpt2", seed)), word_level())) for seed in (0, 1))
-    found = ke.collect_moments(one, texts, [1], progress=False)
+    moments = ke.collect_moments(one, texts, [1], progress=False)
     plain = ke.load_model((tiny_hf("gpt2"), word_level()))
     want = ke.collect_moments(plain, texts, [1], progress=False)
-    assert torch.equal(found[1].matrix(), want[1].matrix()) and found[1].origin["weights"] == want[1].origin["weights"]
-    found.check(plain, 1)
+    assert (
+        torch.equal(moments[1].matrix(), want[1].matrix()) and moments[1].origin["weights"] == want[1].origin["weights"]
+    )
+    moments.check(plain, 1)
     with pytest.raises(ValueError, match="another model"):
-        found.check(two, 1)
+        moments.check(two, 1)
 
 
 @pytest.mark.parametrize("of", ["mlp", "nothing"])
@@ -190,9 +192,9 @@ def test_base_weights_are_found_under_an_adapter(family: str) -> None:
         assert torch.equal(find_weight(model.hf, name).parameter, tensor)
     for layer in range(LAYERS):
         name = f"{model.modules.parameter_name(layer)}.weight"
-        found = find_weight(model.hf, name)
-        assert found.module is model.modules.down_projection(layer) and found.holder is found.module.base_layer
-        assert found.input_first == (family == "gpt2")
+        weight = find_weight(model.hf, name)
+        assert weight.module is model.modules.down_projection(layer) and weight.holder is weight.module.base_layer
+        assert weight.input_first == (family == "gpt2")
     adapters = [each.name for each in parameters(model.hf) if each.adapter]
     assert adapters and all("lora_" in name for name in adapters)
     assert {each.name for each in parameters(model.hf) if not each.adapter} == {n for n, _ in plain.named_parameters()}
@@ -202,15 +204,15 @@ def test_moments_of_a_lora_model_know_its_adapter() -> None:
     texts = [f"w{n} w{n + 7} w{n + 3}" for n in range(3, 40)]
     adapted = lora("gpt2", "attention")
     model = ke.load_model((adapted, word_level()))
-    found = ke.collect_moments(model, texts, [1], progress=False)
-    found.check(ke.load_model((copy.deepcopy(adapted), word_level())), 1)
+    moments = ke.collect_moments(model, texts, [1], progress=False)
+    moments.check(ke.load_model((copy.deepcopy(adapted), word_level())), 1)
     with pytest.raises(ValueError, match="another model"):
-        found.check(ke.load_model((lora("gpt2", "attention", seed=1), word_level())), 1)
+        moments.check(ke.load_model((lora("gpt2", "attention", seed=1), word_level())), 1)
     with pytest.raises(ValueError, match="another model.*no weight '.*lora_A"):
-        found.check(ke.load_model((tiny_hf("gpt2"), word_level())), 1)
+        moments.check(ke.load_model((tiny_hf("gpt2"), word_level())), 1)
     adapted.base_model.disable_adapter_layers()
     with pytest.raises(ValueError, match="another model"):
-        found.check(model, 1)
+        moments.check(model, 1)
 
 
 OTHER_ADAPTERS: dict[str, tuple[str, dict]] = {

@@ -47,10 +47,10 @@ def assert_same(moment, want: torch.Tensor, count: int) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_changes_nothing(family):
     model, some = tiny_model(family), texts()
-    found = ke.collect_moments(model, some, LAYERS, batch_tokens=64, progress=False)
-    assert found.layers == LAYERS
+    moments = ke.collect_moments(model, some, LAYERS, batch_tokens=64, progress=False)
+    assert moments.layers == LAYERS
     for layer in LAYERS:
-        assert_same(found[layer], *plain(model, tokens(model, some), layer))
+        assert_same(moments[layer], *plain(model, tokens(model, some), layer))
 
 
 def test_the_model_is_left_as_found_and_stops_at_the_highest_layer():
@@ -83,13 +83,13 @@ def test_texts_are_cut_to_the_models_positions():
 def test_max_tokens_cuts_the_text_that_goes_over(limit, monkeypatch):
     monkeypatch.setattr("knowedit_ext.moments.collect.GROUP", 4)
     model, some = tiny_model("llama"), texts()
-    found = ke.collect_moments(model, some, [1], max_tokens=limit, batch_tokens=40, progress=False)
+    moments = ke.collect_moments(model, some, [1], max_tokens=limit, batch_tokens=40, progress=False)
     ids, left = [], limit
     for text in tokens(model, some):
         if left:
             ids.append(text[:left])
             left -= len(ids[-1])
-    assert_same(found[1], *plain(model, ids, 1))
+    assert_same(moments[1], *plain(model, ids, 1))
 
 
 def test_special_tokens_as_the_model_asks():
@@ -101,8 +101,8 @@ def test_special_tokens_as_the_model_asks():
         assert len(ids) == 2 and all(t[-1] != 2 for t in ids)
         if bos or tokenizer.bos_token_id in tokenizer("Miles")["input_ids"]:
             assert all(t[0] == 1 for t in ids)
-        found = ke.collect_moments(model, some, [0], progress=False)
-        assert_same(found[0], *plain(model, ids, 0))
+        moments = ke.collect_moments(model, some, [0], progress=False)
+        assert_same(moments[0], *plain(model, ids, 0))
     model = ke.load_model((hf, byte_bpe(bos=True)), bos=False)
     assert all(t[0] != 1 for t in encode_all(model, ["Miles"]))
 

@@ -25,8 +25,8 @@ def test_moments(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["--layers", "0-1,2", "--out", "out", "--npz", "stats", "--max-tokens", "100"]
     assert knowedit(monkeypatch, "moments", "world", "text.txt", *arguments) == 0
-    said = capsys.readouterr().out
-    assert "layer 2:" in said and "over 100 keys" in said and "text_stats" in said
+    output = capsys.readouterr().out
+    assert "layer 2:" in output and "over 100 keys" in output and "text_stats" in output
     assert ke.Moments.load("out").layers == [0, 1, 2]
     assert len(list(tmp_path.glob("stats/*/text_stats/*.npz"))) == 3
 

@@ -13,9 +13,9 @@ from knowedit_ext.moments.settled import GROWTH, Settling
 
 def relative(c: torch.Tensor, k: torch.Tensor, truth: torch.Tensor) -> float:
     """Error of C^-1 k by its effect on a typical key."""
-    right, found = torch.linalg.solve(truth, k), torch.linalg.solve(c, k)
+    right, estimate = torch.linalg.solve(truth, k), torch.linalg.solve(c, k)
     size = torch.linalg.cholesky(truth).T
-    return float((size @ (found - right)).norm() / (size @ right).norm())
+    return float((size @ (estimate - right)).norm() / (size @ right).norm())
 
 
 def test_the_estimate_is_about_the_error():

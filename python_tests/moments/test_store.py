@@ -113,8 +113,8 @@ def test_bad_stores(tmp_path, collected):
     ],
 )
 def test_altered_stores(tmp_path, change, message):
-    found = ke.collect_moments(tiny_model("gpt2"), texts(10), [1], batch_tokens=64, progress=False)
-    found.save(tmp_path)
+    moments = ke.collect_moments(tiny_model("gpt2"), texts(10), [1], batch_tokens=64, progress=False)
+    moments.save(tmp_path)
     path = tmp_path / "layer_1.json"
     text = path.read_text()
     path.write_text(text.replace(*change))
@@ -275,10 +275,10 @@ def keys(n: int, d: int = 128) -> torch.Tensor:
 def test_solve(n, method):
     c, k = random_moment(), keys(n)
     m = ke.Moments.from_arrays({3: (c, 500)})
-    found = m.solve(3, k, 15000.0)
+    solution = m.solve(3, k, 15000.0)
     want = torch.linalg.solve(15000 * c + k @ k.T, k)
-    torch.testing.assert_close(found.matrix, want, rtol=1e-9, atol=1e-12)
-    assert found.method == method and found.backward_error <= 1e-14 and found.ridge == 0
+    torch.testing.assert_close(solution.matrix, want, rtol=1e-9, atol=1e-12)
+    assert solution.method == method and solution.backward_error <= 1e-14 and solution.ridge == 0
 
 
 def test_factors_are_kept_by_layer_and_weight():
@@ -315,13 +315,13 @@ def test_too_few_keys():
 
 def test_low_precision(caplog):
     m = ke.Moments.from_arrays({3: (random_moment(), 500)})
-    found = m.solve(3, keys(4), 10.0, low_precision=True)
-    assert found.steps >= 1 and found.backward_error <= 1e-14 and found.method == "woodbury"
+    solution = m.solve(3, keys(4), 10.0, low_precision=True)
+    assert solution.steps >= 1 and solution.backward_error <= 1e-14 and solution.method == "woodbury"
     q = torch.linalg.qr(keys(128)).Q
     m = ke.Moments.from_arrays({3: ((q * torch.logspace(-10, 0, 128, dtype=torch.float64)) @ q.T, 500)})
     with caplog.at_level(logging.INFO):
-        found = m.solve(3, keys(4), 10.0, low_precision=True)
-    assert found.backward_error <= 1e-14
+        solution = m.solve(3, keys(4), 10.0, low_precision=True)
+    assert solution.backward_error <= 1e-14
 
 
 def test_solve_refuses():

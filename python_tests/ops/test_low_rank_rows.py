@@ -32,11 +32,11 @@ def case(body: str, dtype: str, factor_dtype: str, d_in: int, d_out: int, rank: 
     return y.to(body, kind), x.to(body, kind), left.to(body, factor), right.to(body, factor), index
 
 
-def assert_close(found: torch.Tensor, exact: torch.Tensor, sums: torch.dtype = torch.float32) -> None:
+def assert_close(ours: torch.Tensor, exact: torch.Tensor, sums: torch.dtype = torch.float32) -> None:
     """One rounding to the dtype of y, after sums in `sums`."""
-    eps = torch.finfo(found.dtype).eps / 2 + 8 * torch.finfo(sums).eps
+    eps = torch.finfo(ours.dtype).eps / 2 + 8 * torch.finfo(sums).eps
     scale = exact.abs() + exact.abs().amax(1, keepdim=True)
-    assert ((found.double() - exact).abs() <= eps * scale).all()
+    assert ((ours.double() - exact).abs() <= eps * scale).all()
 
 
 @pytest.mark.parametrize("d_in, d_out", [(1, 1), (7, 5), (64, 16), (129, 151), (33, 200)])

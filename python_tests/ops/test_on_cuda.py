@@ -78,8 +78,8 @@ def only_ours(name: str) -> None:
 @needs_cuda
 @pytest.mark.parametrize("name", NAMES)
 def test_sanitized_cuda_agrees_with_the_cpu(body, name):
-    found, want = cases("cuda")[name](), cases("cpu")[name]()
-    assert trees.error(found, want.double()) < 1e-5
+    ours, want = cases("cuda")[name](), cases("cpu")[name]()
+    assert trees.error(ours, want.double()) < 1e-5
 
 
 @needs_cuda
@@ -94,10 +94,10 @@ def test_cuda_on_another_stream(body, name):
         torch.cuda._sleep(50_000_000)
         before = torch.cuda.Event()
         before.record()
-        found = call()
+        ours = call()
         assert not before.query()  # the call came back while the stream was still asleep
     stream.synchronize()
-    assert torch.equal(found, want)
+    assert torch.equal(ours, want)
 
 
 @needs_cuda
@@ -112,12 +112,12 @@ def test_cuda_graphs_replay_it(body, name):
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = call()
+        ours = call()
     for _ in range(2):
-        found.fill_(float("nan"))
+        ours.fill_(float("nan"))
         graph.replay()
         torch.cuda.synchronize()
-        assert torch.equal(found, want)
+        assert torch.equal(ours, want)
 
 
 @needs_cuda

@@ -178,16 +178,16 @@ def test_gradients_of_any_tree_against_autograd_in_float64(body, dtype, seed, d,
 def test_gradients_do_not_depend_on_threads(threads):
     segments, rows = trees.forest([90, 40, 40])
     qkv = random_qkv(rows, rows, heads=8, kv_heads=4, d=64, dtype=torch.float32)
-    before, found = torch.get_num_threads(), []
+    before, gradients = torch.get_num_threads(), []
     try:
         for count in (1, threads):
             torch.set_num_threads(count)
             leaves = [x.clone().requires_grad_() for x in qkv]
             ops.tree_attention(*leaves, segments, 0.125).square().sum().backward()
-            found.append([leaf.grad for leaf in leaves])
+            gradients.append([leaf.grad for leaf in leaves])
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(one, many) for one, many in zip(*found, strict=True))
+    assert all(torch.equal(one, many) for one, many in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -18,8 +18,8 @@ def checked(request: pytest.FixtureRequest) -> Path:
 def watched(request: pytest.FixtureRequest) -> Path:
     """run_kernels under ThreadSanitizer, to which every CUDA thread is a thread."""
     program = harness.build(request.config.cache.mkdir("simt"), harness.THREAD)
-    status, said = harness.run(program, "simt_barrier")
-    if status and "ThreadSanitizer: unexpected memory mapping" in said:
+    status, output = harness.run(program, "simt_barrier")
+    if status and "ThreadSanitizer: unexpected memory mapping" in output:
         pytest.skip("ThreadSanitizer does not run on this kernel: races are not looked for")
     return program
 
@@ -30,14 +30,14 @@ def test_every_kernel_has_its_cases():
 
 @pytest.mark.parametrize("suite", harness.suites())
 def test_cases(checked, suite):
-    status, said = harness.run(checked, "--seeds", "3", suite)
-    assert status == 0, said
+    status, output = harness.run(checked, "--seeds", "3", suite)
+    assert status == 0, output
 
 
 @pytest.mark.parametrize("suite", harness.suites())
 def test_no_races(watched, suite):
-    status, said = harness.run(watched, "--seeds", "1", suite)
-    assert status == 0, said
+    status, output = harness.run(watched, "--seeds", "1", suite)
+    assert status == 0, output
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,14 @@ def test_no_races(watched, suite):
         ("broken_dynamic_overflow", "AddressSanitizer: heap-buffer-overflow"),
     ],
 )
-def test_mistakes_are_found(checked, case, found):
-    status, said = harness.run(checked, case)
-    assert status != 0 and found in said
+def test_mistakes_are_found(checked, case, message):
+    status, output = harness.run(checked, case)
+    assert status != 0 and message in output
 
 
 @pytest.mark.parametrize(
     "case", ["broken_race", "broken_race_between_blocks", "broken_missing_barrier", "broken_shuffle_is_no_barrier"]
 )
 def test_races_are_found(watched, case):
-    status, said = harness.run(watched, "--seeds", "1", case)
-    assert status != 0 and "ThreadSanitizer: data race" in said
+    status, output = harness.run(watched, "--seeds", "1", case)
+    assert status != 0 and "ThreadSanitizer: data race" in output

@@ -22,10 +22,10 @@ FLAGS = ["-std=c++17", "-cubin", "-Xptxas", "-v", "-Xcompiler", "-Wall,-Wextra",
 @functools.cache
 def nvcc() -> str:
     """nvcc; skips the test where there is none."""
-    found = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if found is None:
+    compiler = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if compiler is None:
         pytest.skip("no nvcc: what the kernels need of a GPU is not looked at")
-    return found
+    return compiler
 
 
 @functools.cache
@@ -46,9 +46,9 @@ def compiled(kernel: str, architecture: str, folder: Path) -> str:
     done = subprocess.run(
         [*command, str(source), "-o", str(folder / "kernel.cubin")], stdout=-1, stderr=subprocess.STDOUT, text=True
     )
-    said = done.stdout
-    assert done.returncode == 0 and "warning" not in said and "Performance Loss" not in said, said[-8000:]
-    return said
+    log = done.stdout
+    assert done.returncode == 0 and "warning" not in log and "Performance Loss" not in log, log[-8000:]
+    return log
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -56,9 +56,9 @@ def compiled(kernel: str, architecture: str, folder: Path) -> str:
 def test_no_warnings_and_no_spills(kernel, architecture, tmp_path):
     if architecture.rstrip("a") not in known():
         pytest.skip(f"this nvcc does not know {architecture}")
-    found = spills(compiled(kernel, architecture, tmp_path))
-    assert found, "ptxas named no kernel"
-    assert sum(found.values()) <= ACCEPTED.get((kernel, architecture), 0), found
+    spilled = spills(compiled(kernel, architecture, tmp_path))
+    assert spilled, "ptxas named no kernel"
+    assert sum(spilled.values()) <= ACCEPTED.get((kernel, architecture), 0), spilled
 
 
 def test_spills_are_found():

@@ -38,12 +38,12 @@ class Tree:
         return f"Tree(roots (prompt, length, copies, start): {roots}, runs: {self.asked.runs})"
 
     def want(self) -> list[torch.Tensor]:
-        plain, found = Plain(self.model.hf), []
+        plain, states = Plain(self.model.hf), []
         for root in self.roots:
             plain.record(root)
         for root, writes in self.runs:
-            found += plain.runs([(root, writes)])
-        return found
+            states += plain.runs([(root, writes)])
+        return states
 
     def check(self, max_rows: int | None = None) -> SweepResult:
         got = sweep(self.model, self.prompts, self.asked, max_rows)

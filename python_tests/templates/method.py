@@ -40,8 +40,8 @@ def nothing(
     compat: Compat = None,
 ) -> Edit:
     """A change that answers no request. Raises ValueError for bad requests before anything is computed."""
-    found = check_requests(requests)
-    edit = Edit({}, METHOD.name, [request.to_dict() for request in found], params.to_dict(), [], compat)
+    checked = check_requests(requests)
+    edit = Edit({}, METHOD.name, [request.to_dict() for request in checked], params.to_dict(), [], compat)
     with stacked(model, edit, params.layers) as put:
         for layer in params.layers:
             projection = model.modules.down_projection(layer)

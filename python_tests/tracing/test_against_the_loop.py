@@ -38,8 +38,8 @@ CASES = [  # kind, window, sever
 
 
 def noisy(number: int, answer=(0,), seed: int = 1, samples: int = SAMPLES) -> PlainRoot:
-    first, last = SPANS[number]
-    change = added(NOISE * normal(seed, samples, last - first, WIDTH), first)
+    first, after = SPANS[number]
+    change = added(NOISE * normal(seed, samples, after - first, WIDTH), first)
     return PlainRoot([*IDS[number], *answer[:-1]], samples, change)
 
 
@@ -152,10 +152,10 @@ def test_logit_difference() -> None:
 
 def test_expected_attribute() -> None:
     model = tiny_model("gpt2")
-    said = ke.trace(model, FACTS[0], samples=1, noise=NOISE).answer
+    answer = ke.trace(model, FACTS[0], samples=1, noise=NOISE).answer
     right, wrong, unasked = (
         ke.trace(model, ke.Fact(FACTS[0].prompt, FACTS[0].subject, attribute=a), samples=1, noise=NOISE)
-        for a in (f" {said} ", "w59", None)
+        for a in (f" {answer} ", "w59", None)
     )
     assert right.correct_prediction and unasked.correct_prediction and not wrong.correct_prediction
 
@@ -166,9 +166,9 @@ def test_expected_attribute() -> None:
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("kind", ["state", "mlp"])
 def test_replace(number: int, kind: str) -> None:
-    model, (first, last) = tiny_model("llama"), SPANS[number]
+    model, (first, after) = tiny_model("llama"), SPANS[number]
     got = ke.trace(model, FACTS[number], kind=kind, window=2, samples=SAMPLES, noise=NOISE, replace=True)
-    noise = NOISE * normal(1, SAMPLES, last - first, WIDTH)
+    noise = NOISE * normal(1, SAMPLES, after - first, WIDTH)
     root = PlainRoot(IDS[number], SAMPLES, added(noise, first, replace=True))
     assert_equal(got, plain_trace(model.hf, IDS[number], root, got.answer_ids, kind, 2))
     published = ke.trace(
@@ -182,11 +182,11 @@ def test_replace(number: int, kind: str) -> None:
 @pytest.mark.parametrize("sever", ["mlp", "attn"])
 @pytest.mark.parametrize("number", range(3))
 def test_published_severed_runs_use_two_draws(number: int, sever: str) -> None:
-    model, (first, last) = tiny_model("gpt2"), SPANS[number]
+    model, (first, after) = tiny_model("gpt2"), SPANS[number]
     asked = dict(samples=SAMPLES, noise=NOISE, sever=sever)
     got = ke.trace(model, FACTS[number], compat="reference", **asked)
     generator = np.random.RandomState(1)
-    draws = [NOISE * torch.from_numpy(generator.randn(SAMPLES, last - first, WIDTH)) for _ in range(2)]
+    draws = [NOISE * torch.from_numpy(generator.randn(SAMPLES, after - first, WIDTH)) for _ in range(2)]
     frozen, run = (PlainRoot(IDS[number], SAMPLES, added(draw, first)) for draw in draws)
     want = plain_trace(model.hf, IDS[number], run, got.answer_ids, sever=sever, frozen=frozen)
     np.testing.assert_allclose(got.sample_scores, np.exp(want.samples), atol=1e-5, rtol=0)
@@ -200,8 +200,8 @@ def test_published_severed_runs_use_two_draws(number: int, sever: str) -> None:
     "number, other, ids", [(0, "w50 w51", [50, 51]), (1, "w8 w51 w9", [8, 51, 9]), (2, "w33", [33])]
 )
 def test_another_subject(number: int, other: str, ids: list[int]) -> None:
-    model, (first, last) = tiny_model("qwen3"), SPANS[number]
-    swapped = [*IDS[number][:first], *ids, *IDS[number][last:]]
+    model, (first, after) = tiny_model("qwen3"), SPANS[number]
+    swapped = [*IDS[number][:first], *ids, *IDS[number][after:]]
     for kind, sever in (("state", None), ("attn", "mlp")):
         got = ke.trace(model, FACTS[number], kind=kind, window=2, sever=sever, corrupt_with=other)
         assert got.sample_scores.shape == (1, len(swapped), LAYERS) and list(got.input_ids) == IDS[number]

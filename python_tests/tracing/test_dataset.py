@@ -102,9 +102,9 @@ def test_cases_are_published_files_and_equal_single_traces(model: ke.EditableMod
                 assert set(file.files) >= PUBLISHED
                 assert str(file["kind"]) == ("" if kind == "state" else kind)
             alone = ke.trace(model, load_known([record])[0].fact, kind=kind, window=3, samples=3, noise=0.2)
-            found = ke.Trace.load(path)
-            np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
-            assert found.answer.strip() == record["attribute"].split()[0]
+            case = ke.Trace.load(path)
+            np.testing.assert_allclose(case.scores, alone.scores, atol=1e-5)
+            assert case.answer.strip() == record["attribute"].split()[0]
 
 
 def test_answers_of_several_tokens(model: ke.EditableModel, tmp_path: Path) -> None:
@@ -133,9 +133,13 @@ def test_a_target_and_an_attribute_of_several_tokens(model: ke.EditableModel, tm
         if ke.trace(model, ke.Fact(f["template"], f["subject"]), samples=1, answer_tokens=2).answer.strip()
         == f["attribute"]
     )
-    said = record["attribute"]
-    wanted = {(" nobody", said): True, (" " + said, said): True, (" " + said, said + "s"): False}
-    wanted |= {(" " + said, "x"): False, (" " + said, said[:-1]): False, (" nobody", None): True}
+    attribute = record["attribute"]
+    wanted = {
+        (" nobody", attribute): True,
+        (" " + attribute, attribute): True,
+        (" " + attribute, attribute + "s"): False,
+    }
+    wanted |= {(" " + attribute, "x"): False, (" " + attribute, attribute[:-1]): False, (" nobody", None): True}
     facts = [ke.Fact(record["template"], record["subject"], *pair) for pair in wanted]
     for tokens in (1, 2):
         out = tmp_path / str(tokens)

@@ -34,7 +34,7 @@ SHAPES = [(8, (0, 1)), (9, (2, 6)), (5, (2, 5)), (6, (1, 5)), (10, (3, 5))]
 
 def test_roles_and_intervals() -> None:
     traces = [a_trace(tokens, subject, n) for n, (tokens, subject) in enumerate(SHAPES)]
-    found = ke.Effects.from_traces(traces).kinds["state"]
+    averages = ke.Effects.from_traces(traces).kinds["state"]
     for role in ROLES:
         values = []
         for t in traces:
@@ -50,15 +50,15 @@ def test_roles_and_intervals() -> None:
             }[role]
             values += [t.scores[p].astype(np.float64) - t.low_score for p in positions]
         values = np.array(values)
-        mean = found.aie[role]
+        mean = averages.aie[role]
         assert mean.n == len(values)
         np.testing.assert_allclose(mean.mean, values.mean(0), atol=1e-6)
         np.testing.assert_allclose(mean.half_width, 1.96 * values.std(0, ddof=1) / np.sqrt(len(values)), atol=1e-6)
-    assert found.aie["First subsequent token"].n == 4  # one subject ends its prompt
+    assert averages.aie["First subsequent token"].n == 4  # one subject ends its prompt
     gaps = np.array([t.high_score - t.low_score for t in traces])
-    assert found.total_effect.mean == pytest.approx(gaps.mean())
-    assert found.total_effect.half_width == pytest.approx(1.96 * gaps.std(ddof=1) / np.sqrt(5))
-    assert found.highest.mean == pytest.approx(np.mean([t.scores.max() for t in traces]))
+    assert averages.total_effect.mean == pytest.approx(gaps.mean())
+    assert averages.total_effect.half_width == pytest.approx(1.96 * gaps.std(ddof=1) / np.sqrt(5))
+    assert averages.highest.mean == pytest.approx(np.mean([t.scores.max() for t in traces]))
 
 
 def test_one_trace_has_no_interval() -> None:
@@ -191,28 +191,31 @@ def saved(tmp_path: Path) -> tuple[Path, dict]:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda found: found.update(heads=found["mlp"] | {"kind": "heads"}), "heads is no averages"),
-        (lambda found: found.update(mlp=[]), "mlp is no averages"),
-        (lambda found: found["mlp"].pop("cases"), "mlp is no averages"),
-        (lambda found: found["mlp"].update(more=1), "mlp is no averages"),
-        (lambda found: found["mlp"].update(kind=["mlp"]), "mlp is no averages"),
-        (lambda found: found["mlp"].update(cases=-1), "mlp.cases is -1: expected at least 0"),
-        (lambda found: found["mlp"].update(window="many"), "mlp.window is 'many'"),
-        (lambda found: found["mlp"].update(highest=0.5), "mlp.highest is 0.5: expected an object"),
-        (lambda found: found["mlp"]["highest"].pop("n"), "mlp.highest is .*: expected an object"),
-        (lambda found: found["mlp"]["highest"].update(mean=float("nan")), "mlp.highest.mean is nan"),
-        (lambda found: found["mlp"]["highest"].update(mean=[1.0]), "mlp.highest.mean is"),
-        (lambda found: found["mlp"].update(aie={}), "mlp.aie has not the roles"),
-        (lambda found: found["mlp"]["aie"].update(verb=found["mlp"]["aie"]["Last token"]), "mlp.aie has not the roles"),
-        (lambda found: found["mlp"]["aie"]["Last token"]["mean"].pop(), "Last token has 4 means and 5 half widths"),
-        (lambda found: found["mlp"]["aie"]["Last token"].update(mean=[0.5], half_width=None), "numbers of layers"),
-        (lambda found: found["mlp"]["aie"]["Last token"].update(mean=[], half_width=None), "has 0 means"),
+        (lambda summary: summary.update(heads=summary["mlp"] | {"kind": "heads"}), "heads is no averages"),
+        (lambda summary: summary.update(mlp=[]), "mlp is no averages"),
+        (lambda summary: summary["mlp"].pop("cases"), "mlp is no averages"),
+        (lambda summary: summary["mlp"].update(more=1), "mlp is no averages"),
+        (lambda summary: summary["mlp"].update(kind=["mlp"]), "mlp is no averages"),
+        (lambda summary: summary["mlp"].update(cases=-1), "mlp.cases is -1: expected at least 0"),
+        (lambda summary: summary["mlp"].update(window="many"), "mlp.window is 'many'"),
+        (lambda summary: summary["mlp"].update(highest=0.5), "mlp.highest is 0.5: expected an object"),
+        (lambda summary: summary["mlp"]["highest"].pop("n"), "mlp.highest is .*: expected an object"),
+        (lambda summary: summary["mlp"]["highest"].update(mean=float("nan")), "mlp.highest.mean is nan"),
+        (lambda summary: summary["mlp"]["highest"].update(mean=[1.0]), "mlp.highest.mean is"),
+        (lambda summary: summary["mlp"].update(aie={}), "mlp.aie has not the roles"),
+        (
+            lambda summary: summary["mlp"]["aie"].update(verb=summary["mlp"]["aie"]["Last token"]),
+            "mlp.aie has not the roles",
+        ),
+        (lambda summary: summary["mlp"]["aie"]["Last token"]["mean"].pop(), "Last token has 4 means and 5 half widths"),
+        (lambda summary: summary["mlp"]["aie"]["Last token"].update(mean=[0.5], half_width=None), "numbers of layers"),
+        (lambda summary: summary["mlp"]["aie"]["Last token"].update(mean=[], half_width=None), "has 0 means"),
     ],
 )
 def test_averages_that_are_something_else(tmp_path: Path, change, message: str) -> None:
-    path, found = saved(tmp_path)
-    change(found)
-    path.write_text(json.dumps(found))
+    path, summary = saved(tmp_path)
+    change(summary)
+    path.write_text(json.dumps(summary))
     with pytest.raises(ValueError, match=f"summary.json': .*{message}"):
         ke.Effects.load(path)
 

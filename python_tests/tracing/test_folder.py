@@ -245,10 +245,10 @@ def test_two_processes_on_one_folder(once: Path, tmp_path: Path) -> None:
     while not list(out.glob("cases/*.npz")):
         time.sleep(0.01)
     second = run(out, stderr=True)
-    said = second.communicate()[1].decode()
+    message = second.communicate()[1].decode()
     early = first.poll() is None  # the other one was there in time
     assert second.returncode == (1 if early else 0)
-    assert not early or f"another run is writing to '{out}'" in said
+    assert not early or f"another run is writing to '{out}'" in message
     first.kill()
     first.communicate()
     finish(run(out))
@@ -259,9 +259,11 @@ def test_two_processes_on_one_folder(once: Path, tmp_path: Path) -> None:
 def test_begun_together(once: Path, tmp_path: Path) -> None:
     out = tmp_path / "traces"
     runs = [run(out, stderr=True) for _ in range(3)]
-    said = [each.communicate()[1].decode() for each in runs]
+    messages = [each.communicate()[1].decode() for each in runs]
     assert 0 in [each.returncode for each in runs]
-    assert all(each.returncode == 0 or "another run is writing" in text for each, text in zip(runs, said, strict=True))
+    assert all(
+        each.returncode == 0 or "another run is writing" in text for each, text in zip(runs, messages, strict=True)
+    )
     assert hashes(out) == hashes(once)
 
 

@@ -82,8 +82,8 @@ def test_students_t(degrees: float) -> None:
 
 
 def draws(number: int, uniform: bool = False) -> torch.Tensor:
-    first, last = SPANS[number]
-    generator, shape = np.random.RandomState(1), (SAMPLES, last - first, WIDTH)
+    first, after = SPANS[number]
+    generator, shape = np.random.RandomState(1), (SAMPLES, after - first, WIDTH)
     return torch.from_numpy(generator.uniform(-1, 1, shape) if uniform else generator.randn(*shape))
 
 
@@ -133,11 +133,11 @@ def test_corruption_that_does_not_help_is_said() -> None:
     model, gains = tiny_model("gpt2"), set()
     for word in range(2, 12):
         fact = ke.Fact(FACTS[0].prompt, FACTS[0].subject, target=f" w{word}")
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             gain = ke.trace(model, fact, samples=5, noise=0.5).total_effect <= 0
         text = f"corrupting 'w3 w7' does not lower the score of ' w{word}' in 'w5 w6 w3 w7"
-        assert [str(one.message).startswith(text) for one in said] == [True] * gain
+        assert [str(one.message).startswith(text) for one in caught] == [True] * gain
         gains.add(gain)
     assert gains == {True, False}
 

@@ -70,8 +70,8 @@ def test_documents_are_deterministic_and_their_spans_hold() -> None:
 
 def test_held_out_templates_never_occur_in_training() -> None:
     text = "\n".join(d.text for d in itertools.islice(Documents(WORLD.people, seed=0), 20_000))
-    told = sum(f["prompt"] in text for f in WORLD.facts())
-    assert told > 0.9 * len(WORLD.facts())  # the search does find what was told
+    count = sum(f["prompt"] in text for f in WORLD.facts())
+    assert count > 0.9 * len(WORLD.facts())  # the search does find what was told
     assert not [s["prompt"] for s in WORLD.held_out() if s["prompt"] in text]
 
 
