@@ -1,5 +1,6 @@
 """Locate and edit facts in language models."""
 
+from . import starting  # noqa: F401  before all that takes long
 from .editing import (
     METHODS,
     AlphaEditParams,

@@ -21,8 +21,9 @@ from .commands.moments import moments
 from .commands.report import report
 from .commands.trace import trace
 from .commands.world import train
+from .starting import INTERRUPTED, started
 
-MISTAKEN, INTERRUPTED = 2, 130
+MISTAKEN = 2
 
 app = typer.Typer(help="Locate and edit facts in language models.", no_args_is_help=True, add_completion=False)
 world = typer.Typer(help="The built-in world of invented people.", no_args_is_help=True)
@@ -38,6 +39,7 @@ def main() -> None:
     With KNOWEDIT_DEBUG=1 in the environment the traceback comes too.
     """
     try:
+        started()
         status = _run()
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED

@@ -344,6 +344,26 @@ def test_ctrl_c(tmp_path: Path, name: str, delay: str) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def as_on_a_terminal() -> None:
+    """A shell that starts the tests in the background has interrupts ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("start", ["module", "script"])
+def test_ctrl_c_while_it_is_imported(tmp_path: Path, start: str) -> None:
+    """As torch, which takes seconds, is imported; a program of the user's that imports us ends as Python ends."""
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    script = tmp_path / "knowedit"
+    script.write_text("from knowedit_ext.cli import main\nmain()\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(ke.__file__).parents[1])])}
+    arguments = {"module": ["-m", "knowedit_ext"], "script": [str(script)]}[start]
+    options = dict(capture_output=True, text=True, env=environment, preexec_fn=as_on_a_terminal)
+    done = subprocess.run([sys.executable, *arguments, "doctor"], **options)
+    assert (done.returncode, done.stderr) == (130, "")
+    done = subprocess.run([sys.executable, "-c", "import knowedit_ext"], **options)
+    assert done.returncode == -signal.SIGINT and "KeyboardInterrupt" in done.stderr
+
+
 def test_ctrl_c_stops_a_shell(tmp_path: Path) -> None:
     """`knowedit ... && next` goes no further, whenever the key is pressed."""
     command = f"'{sys.executable}' -m knowedit_ext world train --out out && touch reached"
