@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from knowedit_ext.runs.checksums import json_digest
+from knowedit_ext.runs.checksums import checksum, json_digest
 from knowedit_ext.runs.files import (
     SEAL,
     atomic_write,
@@ -197,6 +198,57 @@ def test_what_was_altered_is_refused(tmp_path: Path) -> None:
     save_file({"x": held["x"]}, tensors, metadata)
     with pytest.raises(ValueError, match="was altered"):
         read_tensors(tensors)
+    for same_bits in (held["x"].view(torch.int32), held["x"].view(torch.float16), held["x"][None]):
+        save_file(held | {"x": same_bits}, tensors, metadata)
+        with pytest.raises(ValueError, match="was altered"):
+            read_tensors(tensors)
+
+
+def test_seals_of_earlier_versions_are_checksums_alone(tmp_path: Path) -> None:
+    path, x = tmp_path / "a.safetensors", torch.arange(3.0)
+    stored = {SEAL: json.dumps({"": json_digest({"format": "1"}), "x": checksum(x)}), "format": "1"}
+    save_file({"x": x}, path, stored)
+    assert torch.equal(read_tensors(path)[0]["x"], x)
+    save_file({"x": x + 1}, path, stored)
+    with pytest.raises(ValueError, match="was altered"):
+        read_tensors(path)
+
+
+# -- killed, or two at once ------------------------------------------------------------------------------------------
+
+WRITER = """
+import os, signal, sys, time
+from knowedit_ext.runs.files import replacing
+with replacing(sys.argv[1]) as file:
+    file.write_text("half")
+    (file.parent / ".tmpAbC123").write_text("of the library's own")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[subprocess.Popen]:
+    """A process in the middle of writing `tmp_path / "a"`."""
+    with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path / "a"], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_write(writer: subprocess.Popen, tmp_path: Path) -> None:
+    writer.kill()
+    writer.wait()
+    assert os.listdir(tmp_path) != []
+    atomic_write(tmp_path / "a", lambda file: file.write(b"whole"))
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"whole"
+
+
+def test_two_write_one_file(writer: subprocess.Popen, tmp_path: Path) -> None:
+    (place,) = tmp_path.iterdir()
+    atomic_write(tmp_path / "a", lambda file: file.write(b"whole"))
+    assert {p.name for p in tmp_path.iterdir()} == {"a", place.name}
+    assert (place / "a").read_text() == "half"
 
 
 @pytest.mark.parametrize(

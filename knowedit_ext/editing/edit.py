@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ..model.load import EditableModel
 from ..model.weights import Weight
 from ..model.weights import weight_is_input_first as weight_is_input_first
 from ..runs.files import read_tensors, write_tensors
-from ..runs.interrupts import uninterrupted
+from ..runs.interrupts import uninterrupted, whole_contexts
 from .belongs import base_checksums, check_base
 from .belongs import describe_model as describe_model
 from .changes import Change, LowRank, check_changes, check_tensor, dense, digest, exactly_zero, shape_of
@@ -71,6 +72,12 @@ class Edit:
 
     def __post_init__(self) -> None:
         check_changes(self.changes)
+        for key, kind in _KINDS.items():
+            if not isinstance(getattr(self, key), kind):
+                raise TypeError(f"its {key} is {brief(getattr(self, key))}")
+        for name, row in self.base.items():
+            if not isinstance(row, list) or len(row) < 3 or not all(isinstance(part, str) for part in row):
+                raise TypeError(f"the checksums of '{name}' are {brief(row)}")
         for layer, keys in self.keys.items():
             check_tensor(keys, f"the keys of layer {layer}")
         for name, seen in self.statistics.items():
@@ -113,7 +120,8 @@ class Edit:
         weights = self._weights(model)
         self.check_not_applied(model)
         check_base(self.base, self.model, model, originals(model))
-        self._put(model, weights, probe=True)
+        with whole_contexts():
+            self._put(model, weights, probe=True)
 
     def check_not_applied(self, model: EditableModel) -> None:
         """ValueError where the edit is in force already."""
@@ -178,11 +186,12 @@ class Edit:
     @contextmanager
     def applied(self, model: EditableModel) -> Iterator[EditableModel]:
         """The model with the edit, inside a `with`."""
-        self.apply(model)
-        try:
-            yield model
-        finally:
-            self.revert(model)
+        with whole_contexts():
+            self.apply(model)
+            try:
+                yield model
+            finally:
+                self.revert(model)
 
     @typed
     @torch.no_grad()
@@ -219,6 +228,7 @@ class Edit:
         write_tensors(path, tensors, metadata)
 
     @classmethod
+    @typed
     def load(cls, path: str | Path) -> Edit:
         tensors, metadata = read_tensors(path)
         if metadata.get("format") != "knowedit_ext.edit.1":
@@ -231,12 +241,6 @@ class Edit:
                     changes[name] = LowRank(tensors[f"{name}.inputs"], tensors[f"{name}.outputs"], kind["input_first"])
                 else:
                     changes[name] = tensors[f"{name}.dense"]
-            for key, value in described.items():
-                if not isinstance(value, _KINDS[key]):
-                    raise TypeError(f"its {key} is {value!r}")
-            for name, row in described.get("base", {}).items():
-                if not isinstance(row, list) or len(row) < 3 or not all(isinstance(part, str) for part in row):
-                    raise TypeError(f"the checksums of '{name}' are {row!r}")
             keys = {int(n.removeprefix("keys.")): x for n, x in tensors.items() if n.startswith("keys.")}
             seen = {n.removeprefix("statistics."): x for n, x in tensors.items() if n.startswith("statistics.")}
             return cls(changes, **described, keys=keys, statistics=seen)
@@ -252,6 +256,7 @@ class Edit:
         to_peft(self.changes, folder, self.model.get("name"))
 
     @classmethod
+    @typed
     def merge(cls, edits: Sequence[Edit]) -> Edit:
         """The sum of edits of one model. ValueError: of different ones, or an edit that is there twice."""
         if not edits:

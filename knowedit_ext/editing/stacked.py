@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -20,20 +20,14 @@ def stacked(
     The change is in place from then on (that of the last layer is not needed); at the end the model is as it was, and
     the edit knows it.
     """
-    done: list[Edit] = []
 
     def put(layer: int, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
         module = model.modules.down_projection(layer)
         name = f"{model.modules.parameter_name(layer)}.weight"
         edit.changes[name] = LowRank(inputs.cpu(), outputs.cpu(), weight_is_input_first(module))
         if layer != layers[-1]:
-            part = Edit({name: edit.changes[name]})
-            part.apply(model)
-            done.append(part)
+            stack.enter_context(Edit({name: edit.changes[name]}).applied(model))
 
-    try:
+    with ExitStack() as stack:
         yield put
-    finally:
-        for part in reversed(done):
-            part.revert(model)
     edit.bind(model)

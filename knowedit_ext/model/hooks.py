@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..checks import as_type
-from ..runs.interrupts import uninterrupted
+from ..runs.interrupts import uninterrupted, whole_contexts
 from .load import EditableModel
 from .wrappers import eager
 
@@ -74,7 +74,7 @@ def resting(model: EditableModel) -> Iterator[None]:
     training = [module for module in modules if module.training]
     checkpointing = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
     asking = [(module, name) for module, name, p in named if p.requires_grad and not p.is_inference()]
-    with ExitStack() as stack:
+    with whole_contexts(), ExitStack() as stack:
         if torch.is_inference_mode_enabled():  # its tensors could never be used with gradients
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())

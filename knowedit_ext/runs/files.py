@@ -3,14 +3,17 @@ altered. What is read may be damaged or foreign: that is a ValueError which name
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
-import tempfile
+import shutil
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .checksums import arrays_digest, checksum, json_digest
+from .interrupts import whole_contexts
 
 SEAL = "knowedit_digest"  # in our files: the digest of everything else
 _LONGEST = 150  # bytes of a name's part: file systems take 255 for the whole
@@ -52,34 +56,74 @@ def model_file_name(name: str) -> str:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A new file beside `path` to write to, renamed at the end: a reader sees the old file or the whole new one."""
+    """A new file to write to, renamed to `path` at the end: a reader sees the old file or the whole new one.
+
+    It lies in a hidden folder of its own beside `path`, with whatever else its writer needs on the way. That folder is
+    removed at the end; one that a killed process left is, when `path` is written again.
+    """
     path = Path(path)
-    temporary = None
+    place = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        ours = isinstance(error, OSError) and (temporary is None or error.filename in (None, str(temporary)))
+        with whole_contexts(), _place_beside(path) as place:
+            temporary = place / path.name
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+    except OSError as error:
+        ours = place is None or error.filename in (None, str(place), str(place / path.name))
         if ours and error.errno is not None:
             words = f"{os.strerror(error.errno)}, so this was left as it was"
             raise OSError(error.errno, words, str(path)) from error
         raise
 
 
+@contextmanager
+def _place_beside(path: Path) -> Iterator[Path]:
+    place, lock = _take_place(path)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(lock)
+
+
+def _take_place(path: Path) -> tuple[Path, int]:
+    """An empty folder beside `path` and its lock: the first that no living process is writing in."""
+    for number in count():
+        place, made = path.parent / f".{path.name}.{number}.tmp", False
+        with suppress(FileExistsError):
+            place.mkdir()
+            made = True
+        try:
+            lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        with suppress(FileNotFoundError):  # who had it may have removed it meanwhile
+            if _lock(lock, made) and os.path.samestat(os.stat(place), os.fstat(lock)):
+                for left in place.iterdir():
+                    left.unlink()
+                return place, lock
+        os.close(lock)
+
+
+def _lock(handle: int, made: bool) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: what was just made is nobody else's
+        return made
+    return True
+
+
 def remove_unfinished(*folders: Path) -> None:
     """Remove what killed runs were writing there. Only for who holds the folder alone, see `runs.lock`."""
     for folder in folders:
         for left in folder.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
@@ -89,6 +133,8 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def _opened(path: str | Path) -> BinaryIO:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{brief(path)} is no path of a file: expected text or a Path")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"'{path}' does not exist")
@@ -224,15 +270,25 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     storages = [x.untyped_storage().data_ptr() for x in tensors.values()]
     if len(set(storages)) < len(storages):  # the library takes none that share memory
         tensors = {name: x.clone() for name, x in tensors.items()}
-    checksums = {"": json_digest(dict(metadata))} | {name: checksum(x) for name, x in tensors.items()}
     try:
-        save_file(tensors, path, {**metadata, SEAL: json.dumps(checksums, sort_keys=True)})
+        save_file(tensors, path, {**metadata, SEAL: json.dumps(_seal(tensors, metadata), sort_keys=True)})
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise ValueError(f"'{path}' could not be written: {error}") from error
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
     _sort_header(path)
+
+
+def _seal(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Of the metadata, and of every tensor: what its bits are, and what they are read as."""
+    seals = {name: f"{x.dtype} {list(x.shape)} {checksum(x)}" for name, x in tensors.items()}
+    return {"": json_digest(dict(metadata))} | seals
+
+
+def _is_seal(stored: str, value: str) -> bool:
+    """A seal of earlier versions is the checksum alone."""
+    return stored in (value, value.rpartition(" ")[2])
 
 
 def _sort_header(path: Path) -> None:
@@ -262,9 +318,9 @@ def read_tensors(
             tensors = {name: file.get_tensor(name) for name in names if wanted is None or name in wanted}
             metadata = dict(sorted((file.metadata() or {}).items()))
         seals = json.loads(metadata.pop(SEAL, "null"))
-        digests = {"": json_digest(metadata)} | {name: checksum(x) for name, x in tensors.items()}
         whole = seals is None or (
-            seals.keys() == {"", *names} and all(seals[name] == value for name, value in digests.items())
+            seals.keys() == {"", *names}
+            and all(_is_seal(seals[name], value) for name, value in _seal(tensors, metadata).items())
         )
     except Exception as error:  # damaged bytes raise whatever they meet
         raise ValueError(f"'{path}' is not a whole safetensors file ({error}): {_AGAIN}") from error

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from ..runs.files import replacing
 
 STATE_FILE = "training.safetensors"
 
@@ -18,9 +19,8 @@ def save_state(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimiz
     tensors = {f"model.{name}": value.contiguous() for name, value in model.named_parameters()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{index}.{name}": value.contiguous() for name, value in moments.items()})
-    scratch = out / f".{STATE_FILE}.{os.getpid()}"
-    save_file(tensors, scratch, metadata={"step": str(step), "settings": json.dumps(settings)})
-    os.replace(scratch, out / STATE_FILE)
+    with replacing(out / STATE_FILE) as scratch:
+        save_file(tensors, scratch, metadata={"step": str(step), "settings": json.dumps(settings)})
 
 
 def load_state(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: dict) -> int:

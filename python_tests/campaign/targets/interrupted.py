@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from support.interrupted import interrupt
 
 import knowedit_ext as ke
 from knowedit_ext.editing.methods import METHODS
@@ -43,7 +43,7 @@ def interrupts(random: Random, folder: Path) -> Case:
             there = ke.Edit.load(folder / "edit.safetensors")
             assert any(subjects.same_edit(there, one) for one in (edit, other)), "half a file"
 
-    return Case(lambda: _interrupt(door, at), check, shown=f"{name} at call {at}")
+    return Case(lambda: interrupt(door, at), check, shown=f"{name} at call {at}")
 
 
 def _edit(method: str) -> ke.Edit:
@@ -54,27 +54,6 @@ def _edit(method: str) -> ke.Edit:
 def _put_on(edit: ke.Edit) -> None:
     with edit.applied(subjects.model()):
         pass
-
-
-def _interrupt(door: Callable[[], Any], at: int) -> None:
-    left = at
-
-    def count(frame: Any, event: str, argument: Any) -> None:
-        nonlocal left
-        left -= event == "call"
-        if left < 0:
-            sys.setprofile(None)
-            signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        sys.setprofile(count)
-        door()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.setprofile(None)
-        signal.signal(signal.SIGINT, before)
 
 
 DOORS = (interrupts,)
