@@ -139,6 +139,12 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+def quoted(text: str) -> str:
+    """A text as errors show it: in quotes, on one line, the middle of a long one left out."""
+    shown = " ".join(text.splitlines()) if "\n" in text or "\r" in text else text
+    return f"'{shown}'" if len(shown) <= 240 else f"'{shown[:160]} ... {shown[-60:]}'"
+
+
 def _is_known(kind: Any) -> bool:
     """Does `as_type` know this annotation, through and through?"""
     origin, inside = get_origin(kind), get_args(kind)

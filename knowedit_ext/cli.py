@@ -24,6 +24,7 @@ from .commands.world import train
 from .starting import INTERRUPTED, started
 
 MISTAKEN = 2
+LONGEST = 2000  # characters of what is said of a mistake
 
 app = typer.Typer(help="Locate and edit facts in language models.", no_args_is_help=True, add_completion=False)
 world = typer.Typer(help="The built-in world of invented people.", no_args_is_help=True)
@@ -50,6 +51,8 @@ def main() -> None:
         if os.environ.get("KNOWEDIT_DEBUG"):
             traceback.print_exception(error)
         status = MISTAKEN
+        if len(text) > LONGEST:  # it may quote whatever was typed
+            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 4 :]}"
         typer.echo(f"knowedit: {text}", err=True)
     sys.exit(status)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from reprlib import repr as brief
 from typing import Any
 
+from ..checks import quoted
 from ..model.load import EditableModel
 from ..model.spelling import spaced
 from .dataset import Dataset
@@ -100,7 +101,7 @@ def _check_id(record: Mapping[str, Any], key: str, inside: str) -> None:
 
 def _check_targets(new: str, true: str, key: str) -> None:
     if new.strip() == true.strip():
-        raise Problem(key, f"is '{new}', the true target: nothing to edit")
+        raise Problem(key, f"is {quoted(new)}, the true target: nothing to edit")
 
 
 def _from_flat(record: Mapping[str, Any]) -> Record:

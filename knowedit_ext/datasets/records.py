@@ -11,7 +11,7 @@ from types import NoneType
 from typing import Any, NamedTuple
 
 from .. import documents
-from ..checks import Count, as_type
+from ..checks import Count, as_type, quoted
 from ..model import spelling
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def check_text(value: Any, key: str) -> str:
 def check_template(prompt: str, key: str) -> str:
     slots = prompt.count("{}")
     if slots != 1:
-        raise Problem(key, f"is '{prompt}', with {slots or 'no'} '{{}}': exactly one must mark the subject")
+        raise Problem(key, f"is {quoted(prompt)}, with {slots or 'no'} '{{}}': exactly one must mark the subject")
     return prompt
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from reprlib import repr as brief
 from typing import Any
 
+from ..checks import quoted
 from ..model.load import EditableModel
 from ..model.spelling import spaced
 from ..model.tokens import encode, encode_part
@@ -63,7 +64,7 @@ def _convert(index: int, record: Mapping[str, Any], target: str) -> Record:
     new = answer if target == "answer" else take_text(record, "alt")
     loc = take_text(record, "loc")
     if MARK not in loc:
-        raise Problem("loc", f"is '{loc}', without '{MARK}'")
+        raise Problem("loc", f"is {quoted(loc)}, without '{MARK}'")
     converted = {
         "case_id": index,
         "requested_rewrite": {

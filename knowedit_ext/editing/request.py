@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import checks
+from ..checks import quoted
 from ..model.facts import Fact, TokenizedFact
 from ..model.head import final_states, likeliest
 from ..model.hooks import at_rest
@@ -48,7 +49,7 @@ class EditRequest:
         for name in ("target_new", "target_true"):
             value = getattr(self, name)
             if value is not None and not checks.text(name, value).strip():
-                raise ValueError(f"{name} of '{self.prompt}' ('{self.subject}') is empty")
+                raise ValueError(f"{name} of {quoted(self.prompt)} ({quoted(self.subject)}) is empty")
         if self.case_id is not None:
             if not isinstance(self.case_id, (int, str)) or isinstance(self.case_id, bool):
                 raise ValueError(f"case_id is {brief(self.case_id)}: expected a number or text")
@@ -127,8 +128,8 @@ def check_requests(
         key = (request.prompt, request.subject)
         if targets.setdefault(key, request.target_new) != request.target_new:
             raise ValueError(
-                f"contradictory requests: '{request.prompt}' with subject '{request.subject}' is to become both "
-                f"'{targets[key].strip()}' and '{request.target_new.strip()}'"
+                f"contradictory requests: {quoted(request.prompt)} with subject {quoted(request.subject)} is to become "
+                f"both {quoted(targets[key].strip())} and {quoted(request.target_new.strip())}"
             )
     return requests
 
@@ -141,7 +142,9 @@ def warn_of_known(model: EditableModel, facts: Sequence[TokenizedFact]) -> None:
         for known, right in zip(facts[part], _predicts_target(model, facts[part], texts[part]), strict=True):
             if right:
                 fact = known.fact
-                warnings.warn(f"'{fact.text}' is already continued with '{fact.target.strip()}'", stacklevel=3)
+                warnings.warn(
+                    f"{quoted(fact.text)} is already continued with {quoted(fact.target.strip())}", stacklevel=3
+                )
 
 
 def _predicts_target(
@@ -162,6 +165,6 @@ def lookup(tokenized: TokenizedFact, fact_token: str) -> int:
     last = len(tokenized.ids) - 1
     if fact_token == "subject_first_after_last" and after > last:
         text = tokenized.fact.text
-        raise ValueError(f"fact_token 'subject_first_after_last': nothing follows the subject in '{text}'")
+        raise ValueError(f"fact_token 'subject_first_after_last': nothing follows the subject in {quoted(text)}")
     places = {"subject_last": after - 1, "subject_first": first, "subject_first_after_last": after, "last": last}
     return places[fact_token]

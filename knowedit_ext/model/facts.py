@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import checks
+from ..checks import quoted
 from .load import EditableModel
 from .spelling import find_occurrence, mark_subject, marked_occurrence, spaced
 from .tokens import encode, token_span
@@ -44,15 +45,15 @@ class Fact:
         if not self.prompt.strip():
             raise ValueError("the prompt is empty")
         if not self.subject.strip():
-            raise ValueError(f"the subject of prompt '{self.prompt}' is empty")
+            raise ValueError(f"the subject of prompt {quoted(self.prompt)} is empty")
         slots = self.prompt.count("{}")
         if slots != 1:
             raise ValueError(
-                f"prompt '{self.prompt}' has {slots or 'no'} '{{}}': exactly one must mark where the subject goes"
+                f"prompt {quoted(self.prompt)} has {slots or 'no'} '{{}}': exactly one must mark where the subject goes"
                 + ("; Fact.from_prompt takes a prompt that spells the subject out" if not slots else "")
             )
         if self.target is not None and not self.target.strip():
-            raise ValueError(f"the target of prompt '{self.prompt}' is empty; None asks for the model's own answer")
+            raise ValueError(f"the target of prompt {quoted(self.prompt)} is empty; None: the model's own answer")
         for name, kind in (("occurrence", int | None), ("space", bool | None)):
             object.__setattr__(self, name, checks.as_type(name, getattr(self, name), kind))
         self.subject_chars()
@@ -68,9 +69,9 @@ class Fact:
         if not checks.text("prompt", prompt).strip():
             raise ValueError("the prompt is empty")
         if not checks.text("subject", subject).strip():
-            raise ValueError(f"the subject of prompt '{prompt}' is empty")
+            raise ValueError(f"the subject of prompt {quoted(prompt)} is empty")
         if "{}" in prompt:
-            raise ValueError(f"prompt '{prompt}' already has a '{{}}'")
+            raise ValueError(f"prompt {quoted(prompt)} already has a '{{}}'")
         if occurrence is None:
             template = mark_subject(prompt, subject)
             if prompt.count(subject) > 1:
@@ -119,20 +120,20 @@ def tokenize_fact(model: EditableModel, fact: Fact) -> TokenizedFact:
         joint, _ = encode(model, text + target)
         if joint[: len(ids)] != ids:  # offsets would not tell: some tokenizers leave spaces out of them
             raise ValueError(
-                f"target '{target}' merges with the last token of prompt '{text}': begin it with a space "
+                f"target {quoted(target)} merges with the last token of prompt {quoted(text)}: begin it with a space "
                 f"(' {target.lstrip()}') and leave none at the prompt's end"
             )
         target_ids = joint[len(ids) :]
         if not target_ids:
-            raise ValueError(f"target '{target}' after prompt '{text}' gives no token of its own")
+            raise ValueError(f"target {quoted(target)} after prompt {quoted(text)} gives no token of its own")
     tokens = [model.tokenizer.decode([i]) for i in ids]
     first, after = token_span(offsets, *fact.subject_chars())
     while after - first > 1 and not tokens[first].strip() and offsets[first][0] == offsets[first + 1][0]:
         first += 1  # a lone "▁" put in front of the text, which claims the place of the first character
     if first == after:
-        raise ValueError(f"subject '{fact.subject}' has no token of its own in prompt '{text}'")
+        raise ValueError(f"subject {quoted(fact.subject)} has no token of its own in prompt {quoted(text)}")
     if len(ids) < 2:
-        raise ValueError(f"prompt '{text}' is a single token: there is nothing between subject and answer to trace")
+        raise ValueError(f"prompt {quoted(text)} is a single token: there is nothing between subject and answer")
     most = model.modules.max_positions
     needed = len(ids) + max(0, len(target_ids) - 1)
     if most is not None and needed > most:

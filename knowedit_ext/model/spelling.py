@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+from ..checks import quoted
+
 # Scripts that put no space between words, as their letters' Unicode names begin.
 _UNSPACED = (
     *("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "BOPOMOFO", "YI ", "FULLWIDTH", "HALFWIDTH KATAKANA"),
@@ -31,12 +33,12 @@ def mark_subject(prompt: str, subject: str, first: bool = False) -> str:
     """
     starts = _starts(prompt, subject)
     if not starts:
-        raise ValueError(f"subject '{subject}' does not occur in prompt '{prompt}'")
+        raise ValueError(f"subject {quoted(subject)} does not occur in prompt {quoted(prompt)}")
     starts = [n for n in starts if _is_edge(prompt, n) and _is_edge(prompt, n + len(subject))] or starts
     if len(starts) > 1 and not first:
         raise ValueError(
-            f"subject '{subject}' occurs {len(starts)} times in prompt '{prompt}': put '{{}}' in the place of the one "
-            "that is meant"
+            f"subject {quoted(subject)} occurs {len(starts)} times in prompt {quoted(prompt)}: put '{{}}' in the "
+            "place of the one that is meant"
         )
     return prompt[: starts[0]] + "{}" + prompt[starts[0] + len(subject) :]
 
@@ -50,15 +52,15 @@ def find_occurrence(text: str, subject: str, occurrence: int | None = None) -> t
     """Character range of `subject` in `text`; ambiguous without `occurrence` where it stands there several times."""
     starts = _starts(text, subject)
     if not starts:
-        raise ValueError(f"subject '{subject}' does not occur in prompt '{text}'")
+        raise ValueError(f"subject {quoted(subject)} does not occur in prompt {quoted(text)}")
     if occurrence is None and len(starts) > 1:
         raise ValueError(
-            f"subject '{subject}' occurs {len(starts)} times in prompt '{text}': say which with "
+            f"subject {quoted(subject)} occurs {len(starts)} times in prompt {quoted(text)}: say which with "
             f"occurrence=0..{len(starts) - 1}"
         )
     if occurrence is not None and not 0 <= occurrence < len(starts):
         raise ValueError(
-            f"subject '{subject}' occurs {len(starts)} times in prompt '{text}': no occurrence={occurrence}"
+            f"subject {quoted(subject)} occurs {len(starts)} times in prompt {quoted(text)}: no occurrence={occurrence}"
         )
     start = starts[occurrence or 0]
     return start, start + len(subject)

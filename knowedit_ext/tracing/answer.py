@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ..checks import quoted
 from ..model.facts import TokenizedFact
 from ..model.head import log_probabilities
 from ..model.hooks import at_rest
@@ -60,8 +61,8 @@ def _against(model: EditableModel, tokenized: TokenizedFact, against: str, token
     joint, _ = encode(model, text + against)
     if tokens > 1 or len(joint) != length + 1 or tuple(joint[:length]) != tokenized.ids:
         raise ValueError(
-            f"score='logit_difference' compares two answers of one token; '{against}' after "
-            f"'{text}' has {len(joint) - length}, the answer has {tokens}"
+            f"score='logit_difference' compares two answers of one token; {quoted(against)} after "
+            f"{quoted(text)} has {len(joint) - length}, the answer has {tokens}"
         )
     return (joint[-1],)
 

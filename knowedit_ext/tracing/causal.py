@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 
-from ..checks import typed
+from ..checks import quoted, typed
 from ..model.facts import Fact, TokenizedFact, tokenize_fact
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
@@ -210,8 +210,8 @@ class FactPlan:
         first, after = swapped.subject_range
         if (first, after) != (self.first, self.after) or len(swapped.ids) != self.length:
             raise ValueError(
-                f"corrupt_with '{other}' has {after - first} tokens in '{fact.prompt}', subject '{fact.subject}' has "
-                f"{self.after - self.first}: they must be equally many"
+                f"corrupt_with {quoted(other)} has {after - first} tokens in {quoted(fact.prompt)}, subject "
+                f"{quoted(fact.subject)} has {self.after - self.first}: they must be equally many"
             )
         return list(swapped.ids) + list(self.clean.ids[self.length :])
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 import torch
 
-from ..checks import typed
+from ..checks import NotNegative, as_type, quoted, typed
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..model.tokens import encode
@@ -63,9 +62,11 @@ def noise_of(
         return Noise(noise, replace=replace)
     if isinstance(noise, str):
         return Noise(noise_level(model, noise, subjects, texts), uniform=noise.startswith("u"), replace=replace)
-    if not isinstance(noise, Real) or isinstance(noise, bool) or not math.isfinite(noise) or noise < 0:
-        raise ValueError(f"noise is {noise}: expected a finite number >= 0, a rule such as 's3', or a sampler")
-    return Noise(float(noise), replace=replace)
+    try:
+        level = as_type("noise", noise, NotNegative)
+    except ValueError as error:
+        raise ValueError(f"{error}, a rule such as 's3', or a sampler") from None
+    return Noise(level, replace=replace)
 
 
 @at_rest
@@ -87,16 +88,16 @@ def noise_level(
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0 or bool(number) == (kind == "m"):  # "m" stands alone, the rest need one
-        raise ValueError(f"unknown noise rule '{rule}': expected 's3', 'u0.1', 'm', 't5' or a number")
+        raise ValueError(f"unknown noise rule {quoted(rule)}: expected 's3', 'u0.1', 'm', 't5' or a number")
     if kind == "s":
         if not subjects:
-            raise ValueError(f"noise rule '{rule}' needs subjects= to take the spread of their embeddings")
+            raise ValueError(f"noise rule {quoted(rule)} needs subjects= to take the spread of their embeddings")
         if not all(subject.strip() for subject in subjects):
-            raise ValueError(f"noise rule '{rule}': a subject is empty")
+            raise ValueError(f"noise rule {quoted(rule)}: a subject is empty")
         return value * _embedding_std(model, subjects)
     if kind in ("m", "t"):
         if not texts:
-            raise ValueError(f"noise rule '{rule}' needs texts= to take mean and covariance of their embeddings")
+            raise ValueError(f"noise rule {quoted(rule)} needs texts= to take mean and covariance of their embeddings")
         gaussian = _gaussian_like(model, texts)
         return gaussian if kind == "m" else _student_like(gaussian, value)
     return value

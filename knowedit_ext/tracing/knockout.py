@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, get_type_hints
 
 import numpy as np
 
-from ..checks import as_type
+from ..checks import as_type, quoted
 from ..model.facts import Fact, TokenizedFact, tokenize_fact
 from ..model.load import EditableModel
 from ..plots import MARKERS, OKABE_ITO, figure_of, finish
@@ -126,9 +126,9 @@ class _Plan:
         length, text = len(self.tokenized.ids), self.tokenized.fact.text
         unseen = tuple(sorted({*positions}))
         if not unseen or unseen[0] < 0 or unseen[-1] >= length:
-            raise ValueError(f"group '{name}' is {list(positions)}: '{text}' has positions 0..{length - 1}")
+            raise ValueError(f"group '{name}' is {list(positions)}: {quoted(text)} has positions 0..{length - 1}")
         if len(unseen) == length:
-            raise ValueError(f"group '{name}' is all of '{text}': its last token would see nothing")
+            raise ValueError(f"group '{name}' is all of {quoted(text)}: its last token would see nothing")
         return unseen
 
     def add_runs(self, interventions: Interventions, prompt: int) -> None:
