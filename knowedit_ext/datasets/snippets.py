@@ -93,7 +93,8 @@ def _read(path: Path, only: Pairs | None) -> list[Any]:
     wanted = frozenset(only)
 
     def drop(entry: dict[str, Any]) -> dict[str, Any]:  # at once, so that what is not kept does not fill the memory
-        others = "samples" in entry and (entry.get("relation_id"), entry.get("target_id")) not in wanted
+        pair = (entry.get("relation_id"), entry.get("target_id"))
+        others = "samples" in entry and all(isinstance(part, str) for part in pair) and pair not in wanted
         return {**entry, "samples": []} if others else entry
 
     return read_json(path, list, "a list of entries", keep=drop)

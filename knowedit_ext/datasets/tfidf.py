@@ -38,7 +38,9 @@ def load_tfidf(idf: str | Path, vocabulary: str | Path) -> TfIdf:
 def _read_idf(path: str | Path) -> np.ndarray:
     try:
         idf = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged header raises whatever it meets
         raise ValueError(f"'{path}' is not a .npy file of numbers: {error}") from error
     if not isinstance(idf, np.ndarray) or idf.ndim != 1 or not len(idf) or idf.dtype.kind != "f":
         kind = f"{idf.dtype} {list(idf.shape)}" if isinstance(idf, np.ndarray) else type(idf).__name__

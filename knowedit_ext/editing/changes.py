@@ -45,6 +45,7 @@ class LowRank:
     def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The change in the parameter's own shape."""
         left, right = (self.inputs, self.outputs) if self.input_first else (self.outputs, self.inputs)
+        dtype = dtype or torch.promote_types(left.dtype, right.dtype)
         return left.to(dtype) @ right.to(dtype).T
 
 
@@ -111,7 +112,8 @@ def in_float32(name: str, change: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def digest(changes: Mapping[str, Change]) -> str:
-    """SHA-256 of all names and numbers: equal for an edit and its copy from a file."""
+    """SHA-256 of all names and numbers: equal for an edit and its copy from a file. Errors as of `check_changes`."""
+    check_changes(changes)
     checksums = [
         [name, [[str(x.dtype), list(x.shape), checksum(x)] for x in _tensors(change)]]
         for name, change in sorted(changes.items())

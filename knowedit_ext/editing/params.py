@@ -8,7 +8,7 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
-from ..checks import Count, NotNegative, Positive, as_type, one_of, read_fields
+from ..checks import Count, Natural, NotNegative, Positive, as_type, one_of, read_fields
 from ..documents import read_json, read_yaml
 
 Params = TypeVar("Params", bound="LayerParams")
@@ -31,7 +31,7 @@ class LayerParams:
     Every value is read by its annotation (see `checks.as_type`): "5e-1" is 0.5, `layers=3` is (3,).
     """
 
-    layers: tuple[int, ...]
+    layers: tuple[Natural, ...]
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     algorithms: ClassVar[tuple[str, ...]] = ()  # what `alg_name` may be in a published file of these parameters

@@ -18,9 +18,10 @@ from tqdm import tqdm
 from ..checks import Compat, Count, as_type, typed
 from ..datasets import DATASETS
 from ..datasets.records import BadRecord, Record, Records, describe_bad, read_records
-from ..editing.edit import Edit, LowRank
+from ..editing.changes import digest
+from ..editing.edit import Edit
 from ..model.hooks import at_rest
-from ..model.identity import checksum, describe, identity
+from ..model.identity import describe, identity
 from ..model.load import EditableModel
 from ..runs.files import file_name
 from ..runs.lock import alone
@@ -79,7 +80,7 @@ def evaluate(
     skip_bad: leave out records that cannot be evaluated, and count them in the report; else they are a ValueError.
     group: records computed together (part of the settings: rounding depends on it). max_rows: rows held at once.
     """
-    if edit is not None and not isinstance(edit, Edit) and not callable(edit):
+    if edit is not None and not isinstance(edit, (Edit, Method)):
         edit = as_type("edit", edit, Sequence[Edit])
     loaded, kind = load(records, dataset, skip_bad, limit)
     texts = Texts(model, snippets, tfidf, max_length, compat) if generation and DATASETS[kind].generates else None
@@ -293,8 +294,4 @@ def _by_record(given: Any, what: str, numbers: Sequence[int], total: int, kept: 
 def _describe_edit(edit: Edit | Sequence[Edit]) -> str:
     if not isinstance(edit, Edit):
         return "each record's own"
-    contents = [edit.method]
-    for name, change in sorted(edit.changes.items()):
-        parts = (change.inputs, change.outputs) if isinstance(change, LowRank) else (change,)
-        contents.append(" ".join([name, *map(checksum, parts)]))
-    return marked(*contents)
+    return marked(edit.method, digest(edit.changes))

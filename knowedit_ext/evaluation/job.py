@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ..datasets.records import Record
 from ..editing.edit import Edit
@@ -17,6 +17,7 @@ from .nll import score
 from .texts import Texts
 
 
+@runtime_checkable
 class Method(Protocol):
     """Makes the edits of a group of records: one for each (at once, or one after the other as they are asked for), or,
     where `together`, one for all of them."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checks import typed
 from ..runs.files import atomic_write, load_json, write_json
 from .cases import WHEN, read_cases
 from .mean import Mean
@@ -76,7 +77,7 @@ class Report:
                     **row,
                 }
             )
-        return sorted(found, key=lambda x: (x["mean"], x["case_id"]))[:count]
+        return sorted(found, key=lambda x: (x["mean"], isinstance(x["case_id"], str), x["case_id"]))[:count]
 
     def to_dict(self) -> dict[str, Any]:
         rows = {
@@ -127,6 +128,7 @@ class Report:
         return plot_relations(self.by_relation(last), path)
 
     @classmethod
+    @typed
     def load(cls, folder: str | Path) -> Report:
         """From an evaluation's folder (`cases/*.json`, or the published layout's *case_*.json in the folder itself).
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..checks import Count, as_type
 from ..model.load import EditableModel
 from ..runs.files import atomic_write, file_name, load_npz, model_file_name, save_npz
 from .store import Moment, Moments
@@ -89,8 +90,10 @@ def _read(path: Path) -> Moment:
     arrays = load_npz(path, _KEYS[:3])
     if "SecondMoment" not in str(arrays["mom2.constructor"]):
         raise ValueError(f"'{path}' holds {arrays['mom2.constructor']}, not second moments")
-    count, total = int(arrays["mom2.count"]), torch.from_numpy(arrays["mom2.mom2"])
     layer = int(number[1])
-    if count < 1:
-        raise ValueError(f"'{path}' is over {count} keys")
-    return Moments.from_arrays({layer: (total.double() / count, count)})[layer]
+    try:
+        count = as_type("mom2.count", arrays["mom2.count"].tolist(), Count)
+        total = torch.from_numpy(arrays["mom2.mom2"]).double()
+        return Moments.from_arrays({layer: (total / count, count)})[layer]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"'{path}' holds no second moments: {error}") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..checks import Count, Natural, as_type
+from ..checks import Count, Natural, as_type, typed
 from ..model.identity import differing_weights, fingerprint
 from ..model.load import EditableModel
 from ..runs.checksums import json_digest
@@ -177,6 +177,7 @@ class Moments:
             save_moment(Path(folder), self[layer])
 
     @classmethod
+    @typed
     def load(cls, folder: str | Path, layers: Sequence[int] | None = None) -> Moments:
         """What `save` or `collect_moments(out=...)` wrote; all layers there, or those asked for."""
         folder = Path(folder)
@@ -252,7 +253,10 @@ def load_moment(folder: Path, layer: int) -> Moment:
 
 
 def _checked(layer: int, matrix: Any, count: int) -> Moment:
-    mean = torch.as_tensor(matrix).detach()
+    try:
+        mean = torch.as_tensor(matrix).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"moments of layer {layer} are {brief(matrix)}: expected a matrix of numbers") from error
     if mean.dim() != 2 or mean.shape[0] != mean.shape[1] or not len(mean):
         raise ValueError(f"moments of layer {layer} must be [d_in, d_in], got {list(mean.shape)}")
     if mean.is_complex() or mean.dtype == torch.bool:

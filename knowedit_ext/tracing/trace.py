@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import typed
 from ..runs.files import load_npz, write_npz
 from .kinds import KINDS, kind_of_saved
 from .plots import plot_trace
@@ -97,6 +98,7 @@ class Trace:
         write_npz(path, arrays)
 
     @classmethod
+    @typed
     def load(cls, path: str | Path) -> Trace:
         """Read a trace saved here or by the published code. Raises ValueError for what is no such file."""
         data = load_npz(path, (), LAYOUT)

@@ -304,7 +304,7 @@ def test_what_it_was_made_from_is_kept(tmp_path) -> None:
         (dict(requests=EditRequest("w5 {}", "w3 " * 70 + "w4", "w20")), "more than the model's 64 positions"),
         (dict(compat="ft"), "unknown compat 'ft': expected None or 'reference'"),
         (dict(layers=(0, 7)), r"layer 7 is out of range: the model has layers 0..3"),
-        (dict(layers=(-1,)), r"layer -1 is out of range"),
+        (dict(layers=(-1,)), r"layers\[0\] is -1: expected at least 0"),
         (dict(kl_factor=0.1), "kl_factor is 0.1: fine-tuning has no such term"),
         (dict(rewrite_module_tmp="model.layers.{}.mlp"), "no weight 'model.layers.1.mlp...'"),
         (dict(requests=EditRequest("w5 {}", "w3", "what else"), compat="reference"), "has no known token"),
