@@ -216,7 +216,7 @@ def _two(
     endings = [run.wait() for run in runs]
     told.kills += sum(ending.killed for ending in endings)
     for ending in endings:
-        refused = ending.status == 2 and "process" in ending.said
+        refused = ending.status == 2 and "another run is writing" in ending.said
         if not (ending.status == 0 or refused or ending.killed) or "Traceback" in ending.said:
             wrong("two at once", f"exit status {ending.status}: {ending.said}")
     if not any(ending.status == 0 for ending in endings) and dies is None:
