@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -105,15 +104,23 @@ def history_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
             return insert(model, requests, params, moments, contexts=CONTEXTS, values=values, earlier=earlier)
 
         batch([])  # factors and eigenvectors, once a model
-        _, without = timed(lambda batch=batch: batch([]), repeat)
-        first, *later = in_sequence(batch, [made_earlier(draw, moments) for _ in range(HISTORY // BATCH)], repeat + 1)
-        behind = median(later)
-        share = (behind - without) / (seconds + without)
-        found[name] = {"insert": without, "insert_behind": behind, "first_build": first - without, "share": share}
+        history = [made_earlier(draw, moments) for _ in range(HISTORY // BATCH)]
+        first, added, alone = 0.0, [], []
+        for number in range(repeat + 1):  # a sequence: each batch behind those before it
+            _, without = timed(lambda batch=batch: batch([]), 1)
+            made, behind = timed(lambda batch=batch, history=history: batch(history), 1)
+            history = [*history, made]
+            alone.append(without)
+            if number:
+                added.append(behind - without)
+            else:
+                first = behind - without
+        insertion, more = median(alone), median(added)
+        share = more / (seconds + insertion)
+        found[name] = {"insertion_seconds": insertion, "history_seconds": more, "first_seconds": first, "share": share}
         notes.append(
-            f"{name}: a batch of {BATCH} takes {seconds:.1f} s for its values and {without:.2f} s for its insertion; "
-            f"{HISTORY} earlier edits add {behind - without:.2f} s ({100 * share:.1f} %), {first - without:.2f} s "
-            "where nothing of them is kept"
+            f"{name}: a batch of {BATCH} takes {seconds:.1f} s for its values and {insertion:.2f} s for its insertion; "
+            f"{HISTORY} earlier edits add {more:.2f} s ({100 * share:.1f} %), {first:.2f} s where nothing of them is kept"
         )
     return found | {"note": "; ".join(notes)}
 
@@ -123,14 +130,3 @@ def made_earlier(draw: torch.Generator, moments: ke.Moments) -> ke.Edit:
     edit = ke.Edit({}, "memit")
     edit.keys = {layer: keys_of(draw, moments[layer].width, BATCH) for layer in moments.layers}
     return edit
-
-
-def in_sequence(batch: Callable[[list[ke.Edit]], ke.Edit], history: list[ke.Edit], count: int) -> list[float]:
-    """Times of so many batches, each behind the history and the batches before it."""
-    times = []
-    for _ in range(count):
-        start = time.perf_counter()
-        made = batch(history)
-        times.append(time.perf_counter() - start)
-        history = [*history, made]
-    return times
