@@ -119,8 +119,8 @@ def history_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
         share = more / (seconds + insertion)
         found[name] = {"insertion_seconds": insertion, "history_seconds": more, "first_seconds": first, "share": share}
         notes.append(
-            f"{name}: a batch of {BATCH} takes {seconds:.1f} s for its values and {insertion:.2f} s for its insertion; "
-            f"{HISTORY} earlier edits add {more:.2f} s ({100 * share:.1f} %), {first:.2f} s where nothing of them is kept"
+            f"{name}: a batch of {BATCH} takes {seconds:.1f} s for its values, {insertion:.2f} s for its insertion; "
+            f"{HISTORY} earlier edits add {more:.2f} s ({100 * share:.1f} %), {first:.2f} s where nothing is kept"
         )
     return found | {"note": "; ".join(notes)}
 
