@@ -3,6 +3,7 @@
 from . import starting  # noqa: F401  before all that takes long
 from .editing import (
     METHODS,
+    PROBLEMS,
     AlphaEditParams,
     Edit,
     EditRequest,
@@ -15,6 +16,7 @@ from .editing import (
     RROMEParams,
     UltraEditParams,
     alphaedit,
+    as_problem,
     edit,
     emmet,
     encore,
@@ -29,16 +31,29 @@ from .editing import (
     ultraedit,
     value_norm,
 )
-from .evaluation import Report, evaluate
+from .evaluation import Report, evaluate, known_fact, problem_scores
 from .model import EditableModel, Fact, UnsupportedModelError, load_model
 from .moments import Moments, collect_moments
-from .tracing import Effects, KnockoutTrace, Trace, knockout_effects, noise_level, plot_knockouts, trace, trace_dataset
+from .studies import regress
+from .tracing import (
+    Effects,
+    KnockoutTrace,
+    SubjectNoise,
+    Trace,
+    fraction_restored,
+    knockout_effects,
+    noise_level,
+    plot_knockouts,
+    trace,
+    trace_dataset,
+)
 
 __all__ = [
     "AlphaEditParams",
     "EMMETParams",
     "ENCOREParams",
     "METHODS",
+    "PROBLEMS",
     "Edit",
     "EditRequest",
     "EditableModel",
@@ -52,25 +67,31 @@ __all__ = [
     "ROMEParams",
     "RROMEParams",
     "Report",
+    "SubjectNoise",
     "Trace",
     "UltraEditParams",
     "UnsupportedModelError",
     "alphaedit",
+    "as_problem",
     "collect_moments",
     "edit",
     "emmet",
     "encore",
     "evaluate",
     "finetune",
+    "fraction_restored",
     "knockout_effects",
+    "known_fact",
     "load_model",
     "memit",
     "noise_level",
     "plot_knockouts",
     "pmet",
+    "problem_scores",
     "prune",
     "r_rome",
     "rect",
+    "regress",
     "rome",
     "rome_each",
     "trace",

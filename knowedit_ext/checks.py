@@ -62,6 +62,7 @@ NotNegative = Annotated[float, Least(0)]
 Share = Annotated[float, Above(0), Below(1)]
 Seed = Annotated[int, Least(0), Below(2**32, "2**32")]
 Compat = Literal[None, "reference"]
+StudyCompat = Literal[None, "reference", "hase"]  # "hase": as in google/belief-localization
 
 
 def typed(function: Callable[Given, Result]) -> Callable[Given, Result]:

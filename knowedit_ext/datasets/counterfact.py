@@ -4,6 +4,7 @@ is asked about a record (eval_utils_counterfact.py:124-183)."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from reprlib import repr as brief
 from typing import Any
 
@@ -42,7 +43,9 @@ CORRECT = {
 TARGETS = ("target_new", "target_true")
 
 
-def load_counterfact(source: Source, *, skip_bad: bool = False, limit: int | None = None) -> Records:
+def load_counterfact(
+    source: Source, *, skip_bad: bool = False, limit: int | None = None, equal_targets: bool = False
+) -> Records:
     """Records in CounterFact's schema from a JSON file, or from records in memory.
 
     source: {case_id, requested_rewrite {prompt with one "{}", subject, relation_id, target_new {str, id}, target_true
@@ -53,6 +56,7 @@ def load_counterfact(source: Source, *, skip_bad: bool = False, limit: int | Non
         says whether a space stands before the targets, where that is not as the prompts' writing has it.
     skip_bad: leave bad records out (`.bad` of the result lists them) where otherwise a ValueError names them.
     limit: look at the first `limit` records of the source only.
+    equal_targets: the new target may be the true one, which is to become less likely, or more (see `as_problem`).
 
     A flat record has one paraphrase and one neighbour, no ids, no generation prompts. Two cautions about its scores:
     - `rephrase_prompt` is in EasyEdit's files usually (five in six) one of CounterFact's *generation* prompts ("Where
@@ -65,16 +69,16 @@ def load_counterfact(source: Source, *, skip_bad: bool = False, limit: int | Non
     empty subject, target, prompt or list of prompts (the published scores would be nan), equal targets, or the case_id
     of an earlier record.
     """
-    return collect_records(source, _convert, skip_bad=skip_bad, limit=limit)
+    return collect_records(source, partial(_convert, equal_targets=equal_targets), skip_bad=skip_bad, limit=limit)
 
 
-def _convert(_: int, record: Mapping[str, Any]) -> Record:
+def _convert(_: int, record: Mapping[str, Any], equal_targets: bool) -> Record:
     case_id = take(record, "case_id")
     if not is_number(case_id):
         raise Problem("case_id", f"is {brief(case_id)}, expected a number")
     if "requested_rewrite" not in record and any(key in record for key in FLAT):
-        return _from_flat(record)
-    _check_rewrite(record)
+        return _from_flat(record, equal_targets)
+    _check_rewrite(record, equal_targets)
     for key in ("paraphrase_prompts", "neighborhood_prompts"):
         take_texts(record, key)
     for key in MAY_BE_ABSENT:
@@ -85,13 +89,14 @@ def _convert(_: int, record: Mapping[str, Any]) -> Record:
     return dict(record)
 
 
-def _check_rewrite(record: Mapping[str, Any]) -> None:
+def _check_rewrite(record: Mapping[str, Any], equal_targets: bool) -> None:
     new, true = check_rewrite(record, TARGETS)
     rewrite = record["requested_rewrite"]
     _check_id(rewrite, "relation_id", REWRITE)
     for key in TARGETS:
         _check_id(rewrite[key], "id", f"{REWRITE}{key}.")
-    _check_targets(new, true, f"{REWRITE}target_new.str")
+    if not equal_targets:
+        _check_targets(new, true, f"{REWRITE}target_new.str")
 
 
 def _check_id(record: Mapping[str, Any], key: str, inside: str) -> None:
@@ -104,9 +109,10 @@ def _check_targets(new: str, true: str, key: str) -> None:
         raise Problem(key, f"is {quoted(new)}, the true target: nothing to edit")
 
 
-def _from_flat(record: Mapping[str, Any]) -> Record:
+def _from_flat(record: Mapping[str, Any], equal_targets: bool) -> Record:
     text = {key: take_text(record, key) for key in FLAT}
-    _check_targets(text["target_new"], text["ground_truth"], "target_new")
+    if not equal_targets:
+        _check_targets(text["target_new"], text["ground_truth"], "target_new")
     if "locality_ground_truth" in record:
         take_text(record, "locality_ground_truth")
     return {

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..sweep.capture import EmbeddingNoise
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,14 @@ class Question:
 @dataclass(frozen=True)
 class TokenizedQuestion:
     """ids: the prompt's; joint: for each target the ids of prompt and target together; shared: how many tokens of these
-    are the prompt's own, so that the target is joint[shared:]. edit: as in `Question`."""
+    are the prompt's own, so that the target is joint[shared:]. edit: as in `Question`. noise: what is added to the
+    embeddings of the prompt's first shared tokens."""
 
     ids: tuple[int, ...]
     joint: tuple[tuple[int, ...], ...]
     shared: tuple[int, ...]
     edit: int = 0
+    noise: EmbeddingNoise | None = None
 
     @property
     def rows(self) -> int:
@@ -44,6 +50,11 @@ class Score:
     @property
     def correct(self) -> bool:
         return all(self.right)
+
+    @property
+    def probability(self) -> float:
+        """Of all the target's tokens: their product."""
+        return math.exp(-self.nll * len(self.right))
 
 
 # Questions, and what turns their scores (a `Score` for each target) into a case's "pre" or "post".

@@ -13,11 +13,13 @@ from .methods.pmet import PMETParams, pmet
 from .methods.r_rome import RROMEParams, r_rome
 from .methods.rome import ROMEParams, rome, rome_each
 from .methods.ultraedit import UltraEditParams, ultraedit
+from .problems import PROBLEMS, as_problem
 from .request import EditRequest
 from .transforms import prune, rect
 
 __all__ = [
     "METHODS",
+    "PROBLEMS",
     "AlphaEditParams",
     "EMMETParams",
     "ENCOREParams",
@@ -31,6 +33,7 @@ __all__ = [
     "RROMEParams",
     "UltraEditParams",
     "alphaedit",
+    "as_problem",
     "edit",
     "emmet",
     "encore",

@@ -7,7 +7,6 @@ the value is rescaled to |v*| = `norm_anchor`, the mean over facts on the unedit
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from ..checks import typed
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
-from .keys import KeyRows
+from .keys import bare_pass
 from .params import EditParams
 from .request import EditRequest, check_requests
 from .tokenized import TokenizedRequest, tokenize_requests
@@ -78,7 +77,5 @@ def _of_the_mlp(
     model: EditableModel, requests: Sequence[TokenizedRequest], optimised: Values, layer: int
 ) -> torch.Tensor:
     """v* [requests, hidden]: what the MLP of the layer would put out."""
-    bare = [replace(request, facts=request.facts[:1], lookups=request.lookups[:1]) for request in requests]
-    rows = KeyRows(model, bare, [1.0])
-    _, now = rows.pass_through(rows.start, 0, layer, layer, "mlp")
+    _, now = bare_pass(model, requests, layer, "mlp")
     return now.to(optimised.values) + optimised.values - optimised.initial

@@ -44,12 +44,13 @@ def closed_form(
     progress: bool,
     aim: Aim = Aim(),  # noqa: B008  (frozen)
     solve: Solve | None = None,
+    problems: bool = False,
 ) -> Edit:
     """The edit of method `name`: see `memit` for the arguments, whose metric and aim are handed over here.
 
-    solve: another one than the metric's.
+    solve: another one than the metric's. problems: whether it takes requests that minimise, or under noise.
     """
-    requests = check_requests(requests)
+    requests = check_requests(requests, problems)
     check_ready(model, params, metric.moments, needed=True)
     if aim.site == "layer":
         check_adds_to_residual(model, params.layers)
@@ -57,7 +58,7 @@ def closed_form(
     prepare(model, metric, params.layers)
     generated = seed if contexts is None else None
     contexts = context_groups(model, contexts, seed)
-    tokenized = _tokenized(model, requests, params, contexts)
+    tokenized = _tokenized(model, requests, params, contexts, compat)
     if values is None:
         values = _optimised(model, tokenized, params, batch, progress, aim, compat)
     else:
@@ -79,7 +80,7 @@ def closed_form_values(
     progress: bool,
 ) -> torch.Tensor:
     """[n, hidden] float32: what `closed_form` would make the last edited layer put out for each request (z)."""
-    requests = check_requests(requests)
+    requests = check_requests(requests, problems=True)
     check_ready(model, params, None, needed=False)
     check_adds_to_residual(model, params.layers)
     tokenized = _tokenized(model, requests, params, context_groups(model, contexts, seed))
@@ -87,9 +88,13 @@ def closed_form_values(
 
 
 def _tokenized(
-    model: EditableModel, requests: Sequence[EditRequest], params: EditParams, groups: Sequence[Sequence[str]]
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    params: EditParams,
+    groups: Sequence[Sequence[str]],
+    compat: str | None = None,
 ) -> list[TokenizedRequest]:
-    return tokenize_requests(model, requests, [text for group in groups for text in group], params.fact_token)
+    return tokenize_requests(model, requests, [text for group in groups for text in group], params.fact_token, compat)
 
 
 def _optimised(
@@ -101,8 +106,9 @@ def _optimised(
     aim: Aim,
     compat: str | None,
 ) -> torch.Tensor:
-    warn_of_known(model, [request.facts[0] for request in requests])
+    warn_of_known(model, [request.request for request in requests], [request.facts[0] for request in requests])
     how = dict(beside=aim.beside, loss_layer=params.v_loss_layer, nll_factor=aim.nll_factor, rule=aim.rule)
+    how["compat"] = compat
     layer = params.layers[-1]
     optimised = optimise_values(model, requests, params, aim.site, layer, batch, progress, **how)
     return anchored(model, requests, params, optimised, aim.site, layer, compat)

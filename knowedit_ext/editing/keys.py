@@ -29,12 +29,16 @@ class KeyRows:
         max_rows: int | None = None,
     ) -> None:
         self.model = model
-        self.per_request = len(weights)
-        self.weights = torch.tensor(weights)
+        self.draws = [request.draws for request in requests]
+        counts = torch.tensor([len(request.facts) for request in requests])
+        self._owner = torch.arange(len(requests)).repeat_interleave(counts)
+        self._weights = torch.tensor([w / n for n in self.draws for w in weights for _ in range(n)])
+        self._bare = (counts.cumsum(0) - counts).tolist()
         ids = [f.ids[: at + 1] for r in requests for f, at in zip(r.facts, r.lookups, strict=True)]
+        noises = [noise for request in requests for noise in request.inputs()]
         self.parts: list[tuple[PackedPrompts, torch.Tensor]] = []  # prompts, and their last tokens' rows
         for part in parts_of([len(each) for each in ids], max_rows or default_max_rows(model)):
-            packed = PackedPrompts(model, clean_runs(model, ids[part]))
+            packed = PackedPrompts(model, clean_runs(model, ids[part], noises[part]))
             lookups = [packed.row(prompt, len(each) - 1) for prompt, each in enumerate(ids[part])]
             self.parts.append((packed, torch.tensor(lookups)))
         self.start = [packed.start for packed, _ in self.parts]
@@ -66,5 +70,17 @@ class KeyRows:
 
     def mean(self, rows: torch.Tensor) -> torch.Tensor:
         """[prompts, d] -> [requests, d], the weighted mean over a request's contexts, in float64."""
-        grouped = rows.double().view(-1, self.per_request, rows.shape[-1])
-        return (grouped * self.weights.to(grouped.device, torch.float64)[:, None]).sum(1)
+        weighted = rows.double() * self._weights.to(rows.device, torch.float64)[:, None]
+        return weighted.new_zeros(len(self.draws), rows.shape[-1]).index_add(0, self._owner.to(rows.device), weighted)
+
+    def bare(self, rows: torch.Tensor) -> torch.Tensor:
+        """[prompts, d] -> [requests, d] of the bare prompts, the mean over their draws of noise, in float64."""
+        return torch.stack([rows[at : at + n].double().mean(0) for at, n in zip(self._bare, self.draws, strict=True)])
+
+
+def bare_pass(
+    model: EditableModel, requests: Sequence[TokenizedRequest], layer: int, site: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys [requests, d_in] and values at `site` [requests, hidden] of the bare prompts, in a pass of their own."""
+    rows = KeyRows(model, [request.bare for request in requests], [1.0])
+    return tuple(rows.bare(x) for x in rows.pass_through(rows.start, 0, layer, layer, site))

@@ -21,6 +21,7 @@ from ..runs.files import file_name
 from ..sweep.capture import clean_runs
 from ..sweep.engine import default_max_rows
 from ..sweep.packed import PackedPrompts, parts_of
+from ..tracing.subject_noise import SubjectNoise
 
 REQUIRED = ("prompt", "subject", "target_new")
 _KEYS = "prompt, subject and target_new"
@@ -29,6 +30,9 @@ _KEYS = "prompt, subject and target_new"
 @dataclass(frozen=True)
 class EditRequest:
     """Make the model go on from `prompt` (with one `{}` for the subject) with `target_new`.
+
+    minimise: the other way: make `target_new` less likely. noise: a `SubjectNoise`; the target is to follow the prompt
+        with a noised subject (see `as_problem`). Not every method takes these two.
 
     target_true: what the model says before; kept for reports.
     case_id: the record it comes from; names files of results and values, and has no part in what is edited.
@@ -42,6 +46,8 @@ class EditRequest:
     target_true: str | None = None
     case_id: int | str | None = field(default=None, compare=False)
     space: bool | None = field(default=None, kw_only=True)
+    minimise: bool = field(default=False, kw_only=True)
+    noise: SubjectNoise | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("prompt", "subject", "target_new"):
@@ -54,6 +60,8 @@ class EditRequest:
             if not isinstance(self.case_id, (int, str)) or isinstance(self.case_id, bool):
                 raise ValueError(f"case_id is {brief(self.case_id)}: expected a number or text")
             file_name(self.case_id, "case_id")
+        object.__setattr__(self, "minimise", checks.as_type("minimise", self.minimise, bool))
+        object.__setattr__(self, "noise", SubjectNoise.of(self.noise))
         occurrence = marked_occurrence(self.prompt, self.subject)
         fact = Fact(self.prompt, self.subject, self.target_new, occurrence=occurrence, space=self.space)
         object.__setattr__(self, "space", fact.space)
@@ -82,7 +90,8 @@ class EditRequest:
         true = None if rewrite.get("target_true") is None else _text(rewrite, "target_true")
         if "{}" not in prompt and prompt.strip() and subject.strip():
             prompt = mark_subject(prompt, subject)
-        return cls(prompt, subject, new, true, raw.get("case_id"), space=rewrite.get("space"))
+        asked = {"minimise": rewrite.get("minimise", False), "noise": rewrite.get("noise")}
+        return cls(prompt, subject, new, true, raw.get("case_id"), space=rewrite.get("space"), **asked)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -92,7 +101,14 @@ class EditRequest:
             "target_true": self.target_true,
             "case_id": self.case_id,
             "space": self.space,
+            "minimise": self.minimise,
+            "noise": None if self.noise is None else self.noise.to_dict(),
         }
+
+    @property
+    def is_problem(self) -> bool:
+        """Is something else asked for than a likelier target behind the clean prompt?"""
+        return self.minimise or self.noise is not None
 
     def fact(self, context: str = "{}", target: bool = True) -> Fact:
         """The prompt inside a context template."""
@@ -114,8 +130,12 @@ def _text(rewrite: Mapping[str, Any], key: str) -> str:
 
 def check_requests(
     requests: EditRequest | Mapping[str, Any] | Iterable[EditRequest | Mapping[str, Any]],
+    problems: bool = False,
 ) -> list[EditRequest]:
-    """Requests as `EditRequest`s. Raises ValueError when there are none, or two that contradict each other."""
+    """Requests as `EditRequest`s. Raises ValueError when there are none, or two that contradict each other.
+
+    problems: whether the method takes `minimise` and `noise`; else a request with one of them is a ValueError, too.
+    """
     if isinstance(requests, (EditRequest, Mapping)):
         requests = [requests]
     if isinstance(requests, (str, bytes)) or not isinstance(requests, Iterable):
@@ -123,20 +143,38 @@ def check_requests(
     requests = [EditRequest.of(raw) for raw in requests]
     if not requests:
         raise ValueError("no edit requests")
-    targets: dict[tuple[str, str], str] = {}
+    asked: dict[Any, EditRequest] = {}
     for request in requests:
-        key = (request.prompt, request.subject)
-        if targets.setdefault(key, request.target_new) != request.target_new:
+        if request.is_problem and not problems:
+            raise ValueError(
+                f"{quoted(request.prompt)} with subject {quoted(request.subject)} asks for "
+                f"{'a target that is less likely' if request.minimise else 'a noised subject'}, which this method does "
+                "not take: rome, r_rome, memit and finetune do"
+            )
+        before = asked.setdefault((request.prompt, request.subject, request.noise), request)  # one key, one value
+        if (before.target_new, before.minimise) != (request.target_new, request.minimise):
             raise ValueError(
                 f"contradictory requests: {quoted(request.prompt)} with subject {quoted(request.subject)} is to become "
-                f"both {quoted(targets[key].strip())} and {quoted(request.target_new.strip())}"
+                f"both {_wanted(before)} and {_wanted(request)}"
             )
     return requests
 
 
+def _wanted(request: EditRequest) -> str:
+    return f"{'less of ' if request.minimise else ''}{quoted(request.target_new.strip())}"
+
+
 @at_rest
-def warn_of_known(model: EditableModel, facts: Sequence[TokenizedFact]) -> None:
-    """Warn of targets that the model's own continuation of the bare prompt begins with: nothing needs editing there."""
+def warn_of_known(model: EditableModel, requests: Sequence[EditRequest], facts: Sequence[TokenizedFact]) -> None:
+    """Warn of targets that the model's own continuation of the bare prompt begins with: nothing needs editing there.
+
+    facts: the requests' bare prompts. Nothing is said where the truth is asked for, or another input or direction.
+    """
+    facts = [
+        fact
+        for request, fact in zip(requests, facts, strict=True)
+        if not request.is_problem and request.target_new != request.target_true
+    ]
     texts = [fact.ids + fact.target_ids[:-1] for fact in facts]
     for part in parts_of([len(text) for text in texts], default_max_rows(model)):
         for known, right in zip(facts[part], _predicts_target(model, facts[part], texts[part]), strict=True):

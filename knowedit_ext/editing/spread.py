@@ -12,7 +12,7 @@ import torch
 
 from ..model.load import EditableModel
 from .edit import Edit
-from .keys import KeyRows
+from .keys import KeyRows, bare_pass
 from .stacked import stacked
 from .tokenized import TokenizedRequest
 from .values import Rule
@@ -53,17 +53,22 @@ def spread(
     edit whose values are to be kept. The edit keeps the keys of its own requests, in the float32 they are solved with.
 
     Each pass gives a layer's keys and the values reached so far, and starts from the first layer that has changed.
+    Where noise is drawn anew for every pass, each of the two has passes of its own.
     """
+    redrawn = any(request.stream for request in requests)
     rows = KeyRows(model, requests, weights)
     last = layers[-1]
     start, hidden = layers[0], rows.run(rows.start, 0, layers[0])
     with stacked(model, edit, layers) as put:
         for number, layer in enumerate(layers):
+            if redrawn and number:
+                rows = KeyRows(model, requests, weights)
+                hidden, start = rows.start, 0
             if layer > start:  # the layer below has been changed since
                 hidden, start = rows.run(hidden, start, layer), layer
             inputs, reached = rows.pass_through(hidden, layer, layer, last, aim.site)
             keys = rows.mean(inputs).float().T  # K, [d_in, n]
             edit.keys[layer] = keys.cpu()
-            now = reached[:: rows.per_request].double()  # values of the bare prompts, [n, hidden]
+            now = bare_pass(model, requests, last, aim.site)[1] if redrawn else rows.bare(reached)  # [n, hidden]
             residual = (values.to(now.device, torch.float64) - now).T / aim.divisor(len(layers) - number)
             put(layer, solve(layer, keys.double(), earlier[layer]), residual)

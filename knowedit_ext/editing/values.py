@@ -20,7 +20,8 @@ from ..model.gradients import check_gradients
 from ..model.head import distribution, likeliest, log_probabilities
 from ..model.hooks import at_rest, learning
 from ..model.load import EditableModel
-from ..sweep.capture import clean_runs
+from ..ops.reference import compute_dtype
+from ..sweep.capture import EmbeddingNoise, clean_runs
 from ..sweep.packed import FrozenPrompts, PackedPrompts
 from .params import EditParams
 from .request import lookup
@@ -42,8 +43,9 @@ class Prompt:
     ids: tuple[int, ...]
     token: int
     readout: tuple[int, ...]
-    targets: tuple[int, ...]  # empty: the KL prompt
-    weight: float  # of each target's log-probability
+    targets: tuple[int, ...]  # empty: a KL prompt
+    weight: float  # of each target's log-probability, of a KL prompt's divergence
+    noise: EmbeddingNoise | None = None
 
 
 @dataclass(frozen=True)
@@ -104,27 +106,50 @@ def optimise_values(
     loss_layer: int | None = None,
     nll_factor: float = 1.0,
     rule: Rule | None = None,
+    compat: str | None = None,
+    more_to_minimise: int = 0,
 ) -> Values:
     """The values of many requests at `site` ("mlp": ROME's delta, "layer": MEMIT's) of `layer`.
 
     requests: in their contexts, the bare prompt first. batch: edits at once; None: from free memory.
     beside: sites of the layer that have a delta of their own, optimised with it and given up (PMET's attention output).
     loss_layer: behind which the loss is read; None: the last. nll_factor: of the target's negative log-probability.
+    compat: "hase": no edit stops early, and one with nothing behind it has the value it begins with.
+    more_to_minimise: updates that an edit which minimises gets beyond the others'; such a one never stops early.
     Raises ValueError where a loss is not finite, or no gradient reaches a value.
     """
     after = model.num_layers if loss_layer is None else max(loss_layer, layer) + 1
-    if layer + 1 >= after:
+    prompts = [_prompts(model, n, request, params.fact_token) for n, request in enumerate(requests)]
+    carried = [layer + 1 < after or request.ends_prompt for request in requests]
+    if not all(carried) and compat != "hase":
         raise ValueError(
             f"layer {layer} is the last one before the loss: nothing behind it can carry a change to the prompt's end"
         )
-    prompts = [_prompts(model, n, request, params.fact_token) for n, request in enumerate(requests)]
+    updates = [
+        (params.v_num_grad_steps - 1 + more_to_minimise * r.request.minimise) * c
+        for r, c in zip(requests, carried, strict=True)
+    ]
+    patient = compat == "hase"
     size = batch or _batch_size(model, prompts, after - layer)
     parts = []
     check_gradients(model, layer + 1, after)
     with learning(model):
         for first in tqdm(range(0, len(requests), size), desc="values", unit="batch", disable=not progress):
-            some = prompts[first : first + size]
-            parts.append(_Batch(model, some, params, (site, *beside), layer, after, nll_factor, rule).optimise())
+            part = slice(first, first + size)
+            task = _Batch(
+                model,
+                prompts[part],
+                requests[part],
+                updates[part],
+                patient,
+                params,
+                (site, *beside),
+                layer,
+                after,
+                nll_factor,
+                rule,
+            )
+            parts.append(task.optimise())
     names = ("values", "initial", "loss", "steps")
     optimised = Values(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
     for request, loss in zip(requests, optimised.loss.tolist(), strict=True):
@@ -136,15 +161,18 @@ def optimise_values(
 
 def _prompts(model: EditableModel, edit: int, request: TokenizedRequest, fact_token: str) -> list[Prompt]:
     prompts = []
-    for tokenized, token in zip(request.facts, request.lookups, strict=True):
+    asked = request.request
+    for tokenized, token, noise in zip(request.facts, request.lookups, request.noises, strict=True):
         target = tokenized.target_ids
         ids = tokenized.ids + target[:-1]
         readout = tuple(range(len(tokenized.ids) - 1, len(ids)))
         weight = 1.0 / (len(request.facts) * len(target))  # mean over tokens, then over prompts
-        prompts.append(Prompt(edit, ids, token, readout, target, weight))
-    kl = tokenize_fact(model, Fact(KL_PROMPT, request.request.subject, occurrence=0))
+        prompts.append(Prompt(edit, ids, token, readout, target, weight, noise))
+    kl = tokenize_fact(model, Fact(KL_PROMPT, asked.subject, occurrence=0))
     token = lookup(kl, fact_token)
-    prompts.append(Prompt(edit, kl.ids[: token + 1], token, (token,), (), 0.0))  # its distribution at that very token
+    fixed = asked.noise is not None and request.stream is None
+    for noise in asked.noise.draws(model, kl) if fixed else [None]:  # its distribution at that very token
+        prompts.append(Prompt(edit, kl.ids[: token + 1], token, (token,), (), 1.0 / request.draws, noise))
     return prompts
 
 
@@ -164,6 +192,9 @@ class _Batch:
         self,
         model: EditableModel,
         prompts: Sequence[Sequence[Prompt]],
+        requests: Sequence[TokenizedRequest],
+        updates: Sequence[int],
+        patient: bool,
         params: EditParams,
         sites: Sequence[str],
         layer: int,
@@ -175,13 +206,20 @@ class _Batch:
         self.nll_factor, self.rule = nll_factor, rule
         self.prompts = prompts
         self.count = len(prompts)
+        self.draws = [request.draws for request in requests]
+        self.streams = [request.stream for request in requests]
+        self.minimise = torch.tensor([request.request.minimise for request in requests])
+        self.updates = torch.tensor(updates)
+        self.impatient = ~self.minimise & (not patient)  # end with a small loss
 
     def optimise(self) -> Values:
         params, n = self.params, self.count
         planned = list(range(n))
         self._plan(planned)
-        # The values of the bare prompt, which is the first of an edit's prompts: [edits, sites, hidden].
-        initial = self.frozen.initial[self.bare].float()
+        stale = False
+        # The values of the bare prompts, which are the first of an edit's prompts: [edits, sites, hidden].
+        values, firsts = self.frozen.initial.to(compute_dtype(self.model.dtype)), self.bare.tolist()
+        initial = torch.stack([values[at : at + k].mean(0) for at, k in zip(firsts, self.draws, strict=True)])
         delta = torch.zeros_like(initial)
         moment, variance = torch.zeros_like(delta), torch.zeros_like(delta)
         losses, steps = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
@@ -189,17 +227,23 @@ class _Batch:
         weight = torch.full((n,), self.nll_factor)
         self.kl_initial: dict[int, torch.Tensor] = {}
         for step in range(params.v_num_grad_steps):
+            if stale or (step and self.redrawn):
+                self._plan(planned)
+                stale = False
             variable = delta[planned].requires_grad_()
             loss, seen = self._loss(variable, initial[planned], planned, weight[planned])
             going = alive[planned]
-            losses[planned] = torch.where(going, loss.detach().cpu(), losses[planned])
-            going = going & (loss.detach().cpu() >= STOP_LOSS)
+            losses[planned] = torch.where(going, loss.detach().cpu().float(), losses[planned])
+            small = (loss.detach().cpu() < STOP_LOSS) & self.impatient[planned]
+            going = going & ~small & ~self.vanished & (step < self.updates[planned])
             if seen is not None:
                 done, factor = self.rule(seen)
                 going, weight[planned] = going & ~done, self.nll_factor * factor
             alive[planned] = going
-            if step == params.v_num_grad_steps - 1 or not going.any():
-                break
+            if not going.any():
+                if not self.redrawn or step == params.v_num_grad_steps - 1:
+                    break
+                continue  # as released, the passes draw on
             gradient = self._gradient(loss, variable, planned, going)
             here = torch.tensor(planned)[going].to(delta.device)
             gradient = gradient[going.to(gradient.device)]
@@ -212,9 +256,8 @@ class _Batch:
             norm = moved.norm(dim=-1, keepdim=True)
             delta[here] = torch.where(norm > most, moved * (most / norm), moved)
             steps[here.cpu()] += 1
-            if going.sum() <= LEAVE * len(planned):  # planning anew costs about a step
-                planned = torch.tensor(planned)[going].tolist()
-                self._plan(planned)
+            if going.sum() <= LEAVE * len(planned) and not self.redrawn:  # planning anew costs about a step
+                planned, stale = torch.tensor(planned)[going].tolist(), True
         return Values((initial + delta)[:, 0], initial[:, 0], losses, steps)
 
     def _gradient(
@@ -235,7 +278,8 @@ class _Batch:
     def _plan(self, planned: Sequence[int]) -> None:
         """Freeze the prompts of the edits that are still optimised."""
         chosen = [prompt for edit in planned for prompt in self.prompts[edit]]
-        packed = PackedPrompts(self.model, clean_runs(self.model, [prompt.ids for prompt in chosen]))
+        noises = [noise for edit in planned for noise in self._noises(edit)]
+        packed = PackedPrompts(self.model, clean_runs(self.model, [prompt.ids for prompt in chosen], noises))
         tokens, readout = [p.token for p in chosen], [p.readout for p in chosen]
         self.frozen = FrozenPrompts(packed, self.sites, self.layer, tokens, readout, self.after)
         counts = [len(self.prompts[edit]) for edit in planned]
@@ -252,11 +296,20 @@ class _Batch:
         self.row_owner, self.row_target = torch.tensor(owners), torch.tensor(targets)
         self.row_weight, self.row_context = torch.tensor(weights), torch.tensor(contexts)
 
+    @property
+    def redrawn(self) -> bool:
+        """Is noise drawn anew for every pass?"""
+        return any(self.streams)
+
+    def _noises(self, edit: int) -> Sequence[EmbeddingNoise | None]:
+        stream, prompts = self.streams[edit], self.prompts[edit]
+        return [prompt.noise for prompt in prompts] if stream is None else stream.draw(len(prompts))
+
     def _loss(
         self, delta: torch.Tensor, initial: torch.Tensor, planned: Sequence[int], weight: torch.Tensor
     ) -> tuple[torch.Tensor, Seen | None]:
-        """[planned edits]: NLL of the target + KL to the first step's distribution + weight decay. delta, initial:
-        [planned, sites, hidden]; weight: of the NLL."""
+        """[planned edits]: NLL of the target (its probability, where that is to be small) + KL to the first step's
+        distribution + weight decay. delta, initial: [planned, sites, hidden]; weight: of the first."""
         params, device = self.params, delta.device
         states = self.frozen(delta[self.owner.to(device)])
         scored = self.row_target >= 0
@@ -264,15 +317,20 @@ class _Batch:
         logp = log_probabilities(self.model, read, self.row_target[scored]).to(device)
         owner = self.row_owner[scored].to(device)
         nll = torch.zeros_like(delta[:, 0, 0]).index_add(0, owner, -logp * self.row_weight[scored].to(device))
-        current = distribution(self.model, states[(~scored).to(states.device)]).to(device)  # [planned, vocab]
-        for place, edit in enumerate(planned):
-            self.kl_initial.setdefault(edit, current[place].detach())
-        first = torch.stack([self.kl_initial[edit] for edit in planned])
-        # kl_div(first, current, log_target=True): sum_w p_current (log p_current - log p_first)
-        kl = params.kl_factor * (current.exp() * (current - first)).sum(1)
+        current = distribution(self.model, states[(~scored).to(states.device)]).to(device)  # [KL prompts, vocab]
+        counts = [self.draws[edit] for edit in planned]
+        for edit, rows in zip(planned, current.detach().split(counts), strict=True):
+            self.kl_initial.setdefault(edit, rows)
+        before = torch.cat([self.kl_initial[edit] for edit in planned])
+        # kl_div(before, current, log_target=True): sum_w p_current (log p_current - log p_before)
+        kl = (current.exp() * (current - before)).sum(1) * self.row_weight[~scored].to(device)
+        kl = params.kl_factor * torch.zeros_like(nll).index_add(0, self.row_owner[~scored].to(device), kl)
         norm = torch.linalg.vector_norm(delta, dim=-1)  # its gradient at 0 is 0
         decay = (params.v_weight_decay * norm / initial.norm(dim=-1) ** 2).sum(1)
-        loss = weight.to(device) * nll + kl + decay
+        minimise = self.minimise[planned]
+        probability = (-nll).exp()  # a token's, the geometric mean
+        self.vanished = minimise & (probability.detach() == 0).cpu()  # there is nothing left to take away
+        loss = weight.to(device) * torch.where(minimise.to(device), probability, nll) + kl + decay
         return loss, None if self.rule is None else self._seen(planned, scored, read.detach(), logp, kl)
 
     @torch.no_grad()

@@ -1,8 +1,10 @@
 """The papers' metrics before and after edits (`evaluate`), and what they found (`Report`)."""
 
 from .evaluate import evaluate
+from .known import KnownFact, known_fact
 from .mean import Mean
 from .metrics.consistency import TfIdf
+from .problem_scores import problem_scores
 from .report import Report, side_by_side
 
-__all__ = ["Mean", "Report", "TfIdf", "evaluate", "side_by_side"]
+__all__ = ["KnownFact", "Mean", "Report", "TfIdf", "evaluate", "known_fact", "problem_scores", "side_by_side"]

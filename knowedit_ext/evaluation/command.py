@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..datasets import load_snippets, load_tfidf, wanted_snippets
+from ..datasets import DATASETS, load_snippets, load_tfidf, wanted_snippets
 from ..datasets.records import Records
 from ..editing.edit import Edit
 from ..editing.methods import METHODS, method_of
@@ -22,6 +22,7 @@ from ..runs.settings import check_same
 from ..world import load_world
 from .evaluate import evaluate, load, usable
 from .methods import Editing
+from .metrics import asking
 from .metrics.consistency import TfIdf
 from .texts import require_extras
 
@@ -55,7 +56,8 @@ def run(
     group = None
     if params is not None:
         num_edits = choices["num_edits"] or (len(records) if method.many else 1)
-        records = usable(model, records, kind, chosen["skip_bad"], compat=settings["compat"], together=num_edits > 1)
+        ask = asking(DATASETS[kind].ask)
+        records = usable(model, records, ask, chosen["skip_bad"], compat=settings["compat"], together=num_edits > 1)
         num_edits = min(num_edits, len(records))
         edit = Editing(model, choices["method"], params, moments, num_edits > 1, choices["seed"], settings["compat"])
         group = num_edits if num_edits > 1 else None

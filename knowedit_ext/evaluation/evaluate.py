@@ -7,7 +7,7 @@ on with, or spread over ranks, reports what one that was not reports.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from reprlib import repr as brief
@@ -15,8 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..checks import Compat, Count, as_type, typed
+from ..checks import Count, StudyCompat, as_type, typed
 from ..datasets import DATASETS
+from ..datasets.questions import Asked
 from ..datasets.records import BadRecord, Record, Records, describe_bad, read_records
 from ..editing.changes import digest
 from ..editing.edit import Edit
@@ -27,9 +28,11 @@ from ..runs.files import file_name
 from ..runs.lock import alone
 from ..runs.ranks import Ranks
 from ..runs.settings import Growth, marked, settle
+from ..tracing.subject_noise import SubjectNoise
 from .job import Job, Method, forget
 from .metrics import METRICS, asking
 from .nll import tokenize_question
+from .noised import NoiseOf, own_noise, under_noise
 from .report import Report
 from .texts import Texts
 
@@ -53,7 +56,8 @@ def evaluate(
     attributes: bool = False,
     max_length: Count | None = None,
     time: float | Sequence[float] | None = None,
-    compat: Compat = None,
+    compat: StudyCompat = None,
+    noise: SubjectNoise | float | str | None = None,
     skip_bad: bool = False,
     limit: Count | None = None,
     group: Count | None = None,
@@ -77,15 +81,24 @@ def evaluate(
         group that was not full are then computed again), and fewer are served from it (docs/folders.md).
     attributes: also ask the attribute prompts. time: seconds the edit took (one, or one an edit), kept in the cases.
     compat: "reference": zsRE's answers cut into texts token by token, essence over N instead of N - 1, as published.
+        "hase": that essence, and noise on the rows that google/belief-localization puts it on (docs/problems.md).
+    noise: prompts with a record's subject are asked with that subject noised (`SubjectNoise`, or its level); None: as
+        the edits' requests were, where they say so. Generated texts go on from the clean prompt.
     skip_bad: leave out records that cannot be evaluated, and count them in the report; else they are a ValueError.
     group: records computed together (part of the settings: rounding depends on it). max_rows: rows held at once.
     """
     if edit is not None and not isinstance(edit, (Edit, Method)):
         edit = as_type("edit", edit, Sequence[Edit])
-    loaded, kind = load(records, dataset, skip_bad, limit)
+    noise = SubjectNoise.of(noise)
+    loaded, kind = load(records, dataset, skip_bad, limit, equal_targets=True)  # the truth, erased or amplified
+    if noise is None and edit is not None and not callable(edit):
+        noise_of = own_noise(edit)
+    else:
+        noise_of = lambda record: noise  # noqa: E731
+    ask = under_noise(asking(DATASETS[kind].ask), noise_of)
     texts = Texts(model, snippets, tfidf, max_length, compat) if generation and DATASETS[kind].generates else None
     total, numbers = len(loaded) + len(loaded.bad), places(loaded)
-    loaded = usable(model, loaded, kind, skip_bad, texts=texts, attributes=attributes, compat=compat)
+    loaded = usable(model, loaded, ask, skip_bad, texts=texts, attributes=attributes, compat=compat)
     at = {number: n for n, number in enumerate(numbers)}
     kept = [at[number] for number in places(loaded)]
     edits = _by_record(edit, "edits", numbers, total, kept)
@@ -98,7 +111,7 @@ def evaluate(
     asked = {
         "run": "evaluate",
         "dataset": kind,
-        "records": _describe_records(loaded, texts, None if callable(edits) else edits),
+        "records": _describe_records(loaded, texts, None if callable(edits) else edits, noise_of),
         "model": describe(model) if out is None else identity(model),
         "edit": edit.describe() if callable(edit) else edit if edit is None else _describe_edit(edit),
         "generation": None if texts is None else texts.describe(),
@@ -116,7 +129,6 @@ def evaluate(
         if texts is not None:
             texts.batch = settings["generation_batch"]
         ids = [item["case_id"] for item in settings["records"]]
-        ask = asking(DATASETS[kind].ask)
         return Job(
             model, ask, loaded, ids, shared, edits, facts, baseline, attributes, compat, texts, time, max_rows, out
         )
@@ -179,7 +191,7 @@ def _check_ids(records: Sequence[Record]) -> None:
 
 
 def _describe_records(
-    records: Sequence[Record], texts: Texts | None, edits: Sequence[Edit] | None
+    records: Sequence[Record], texts: Texts | None, edits: Sequence[Edit] | None, noise_of: NoiseOf
 ) -> list[dict[str, Any]]:
     """What tells each from others: what it holds, what its texts are compared with, an edit of its own."""
     described = []
@@ -187,6 +199,8 @@ def _describe_records(
         parts = {key: marked(json.dumps(value, sort_keys=True)) for key, value in sorted(record.items())}
         parts |= {} if texts is None else texts.describe_record(record)
         parts |= {} if edits is None else {"edit": _describe_edit(edits[n])}
+        noise = noise_of(record)
+        parts |= {} if noise is None else {"noise": noise.to_dict()}
         described.append(parts | {"case_id": record["case_id"]})
     return described
 
@@ -197,8 +211,9 @@ def load(
     skip_bad: bool,
     limit: int | None,
     zsre_target: str = "answer",
+    equal_targets: bool = False,
 ) -> tuple[Records, str]:
-    """Checked records, and which data set they are of."""
+    """Checked records, and which data set they are of. equal_targets: CounterFact's new target may be the true one."""
     if dataset is not None and dataset not in DATASETS:
         raise ValueError(f"unknown dataset {brief(dataset)}: expected {' or '.join(map(repr, DATASETS))}")
     raw = read_records(records)
@@ -207,7 +222,7 @@ def load(
     if isinstance(records, Records):  # as a loader made them
         found = Records(raw[:limit], _bad_before(records, len(raw[:limit])))
     else:
-        options = {"target": zsre_target} if kind == "zsre" else {}
+        options = {"target": zsre_target} if kind == "zsre" else {"equal_targets": equal_targets}
         found = DATASETS[kind].load(raw, skip_bad=skip_bad, limit=limit, **options)
     if not found:
         raise ValueError(f"no records to evaluate ({len(found.bad)} were skipped)" if found.bad else "no records")
@@ -231,7 +246,7 @@ def places(records: Records) -> list[int]:
 def usable(
     model: EditableModel,
     records: Records,
-    kind: str,
+    ask: Callable[..., Asked],
     skip_bad: bool,
     *,
     texts: Texts | None = None,
@@ -245,7 +260,7 @@ def usable(
     for number, record in zip(places(records), records, strict=True):
         key = "prompts"
         try:
-            for question in asking(DATASETS[kind].ask)(model, record, 0, attributes, compat)[0]:
+            for question in ask(model, record, 0, attributes, compat)[0]:
                 tokenize_question(model, question)
             if texts is not None:
                 key = "generation_prompts"

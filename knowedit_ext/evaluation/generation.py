@@ -90,14 +90,29 @@ def generate(
     """
     last = _check(model, max_length, top_k, batch, edits, index, stop_at_eos)
     texts = _texts(model, prompts, seeds, max_length, index)
+    _write(_Writer(model, max_length, top_k, edits, last), texts, batch, progress)
+    return [_readable(model, text.ids) for text in texts]
+
+
+@at_rest
+def continuations(model: EditableModel, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+    """The `tokens` tokens behind each prompt of token ids, always the likeliest; fewer where the model has no more
+    positions."""
+    most = model.modules.max_positions
+    room = [tokens if most is None else max(0, min(tokens, most - len(ids))) for ids in prompts]
+    texts = [_Text(list(ids), np.zeros(n), -1, ended=not n) for ids, n in zip(prompts, room, strict=True)]
+    longest = max((len(ids) + n for ids, n in zip(prompts, room, strict=True)), default=0)
+    _write(_Writer(model, longest, 1, None, None), texts)
+    return [text.ids[len(ids) :] for text, ids in zip(texts, prompts, strict=True)]
+
+
+def _write(writer: _Writer, texts: Sequence[_Text], batch: int | None = None, progress: bool = False) -> None:
     waiting = sorted((text for text in texts if not text.ended), key=lambda text: -len(text.ids))
     if waiting:
-        size = batch or batch_size(model, len(waiting[0].ids), max_length)
-        writer = _Writer(model, max_length, top_k, edits, last)
+        size = batch or batch_size(writer.model, len(waiting[0].ids), writer.max_length)
         with tqdm(total=sum(len(t.uniforms) for t in waiting), unit="token", disable=not progress) as bar:
-            for first in range(0, len(waiting), size):
-                writer.write(waiting[first : first + size], bar)
-    return [_readable(model, text.ids) for text in texts]
+            for start in range(0, len(waiting), size):
+                writer.write(waiting[start : start + size], bar)
 
 
 def _texts(

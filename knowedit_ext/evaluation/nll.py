@@ -16,7 +16,7 @@ from ..model.head import final_states, read_targets
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..model.tokens import encode
-from ..sweep.capture import clean_runs
+from ..sweep.capture import EmbeddingNoise, clean_runs
 from ..sweep.engine import default_max_rows
 from ..sweep.packed import PackedPrompts, parts_of
 from .edited import Edited
@@ -85,12 +85,14 @@ class _Sheet:
     def __init__(self, model: EditableModel, questions: Sequence[TokenizedQuestion]) -> None:
         self.model, self.questions = model, questions
         texts: list[tuple[int, ...]] = []
+        noises: list[EmbeddingNoise | None] = []
         begins: list[tuple[int, int] | None] = []
         owners, self._places, self._targets = [], [], []
         places: list[tuple[int, int]] = []  # (text, token) of every scored row
         for number, question in enumerate(questions):
             root = len(texts)
             texts.append(question.ids)
+            noises.append(question.noise)
             begins.append(None)
             owners.append(number)
             for joint, shared in zip(question.joint, question.shared, strict=True):
@@ -98,10 +100,11 @@ class _Sheet:
                 if len(joint) - shared > 1:
                     places += [(len(texts), token) for token in range(shared, len(joint) - 1)]
                     texts.append(joint[:-1])
+                    noises.append(question.noise)
                     begins.append((root, shared))
                     owners.append(number)
                 self._targets += joint[shared:]
-        self.packed = PackedPrompts(model, clean_runs(model, texts), begins)
+        self.packed = PackedPrompts(model, clean_runs(model, texts, noises), begins)
         self._rows = torch.tensor([self.packed.row(*place) for place in places])
         self.question_of_row = torch.tensor(owners)[self.packed.prompt_of_row]
 

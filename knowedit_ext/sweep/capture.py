@@ -6,6 +6,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,23 @@ class CleanRun:
     arguments: list[dict[str, Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class EmbeddingNoise:
+    """noise [tokens, hidden] float64 is added to a prompt's embeddings from token `start` on; what would stand behind
+    its end is left out."""
+
+    start: int
+    noise: torch.Tensor
+
+    def add(self, embedded: torch.Tensor) -> torch.Tensor:
+        """embedded [tokens, hidden], a prompt's -> the same, noised."""
+        out = embedded.clone()
+        here = out[self.start : self.start + len(self.noise)]
+        # float64 sum, then the model's dtype, as the published `x += float64` does
+        here.copy_((here.double() + self.noise[: len(here)].to(here.device)).to(here.dtype))
+        return out
+
+
 @at_rest
 def clean_run(model: EditableModel, ids: Sequence[int]) -> CleanRun:
     """Run a prompt through the model as it is, keeping what enters its layers."""
@@ -76,10 +94,15 @@ def layer_zero_input(
 
 
 @at_rest
-def clean_runs(model: EditableModel, prompts: Sequence[Sequence[int]]) -> list[CleanRun]:
+def clean_runs(
+    model: EditableModel,
+    prompts: Sequence[Sequence[int]],
+    noises: Sequence[EmbeddingNoise | None] | None = None,
+) -> list[CleanRun]:
     """What enters the layers for many prompts, without computing the layers but once for each length a model meets.
 
-    The runs have no logits (an empty tensor): they are the start of a sweep.
+    noises: of each prompt what is added to its embeddings, or None. The runs have no logits (an empty tensor): they are
+    the start of a sweep.
     """
     by_length: dict[int, list[int]] = defaultdict(list)
     for number, ids in enumerate(prompts):
@@ -87,10 +110,17 @@ def clean_runs(model: EditableModel, prompts: Sequence[Sequence[int]]) -> list[C
     runs: list[CleanRun | None] = [None] * len(prompts)
     for numbers in by_length.values():
         arguments = _arguments(model, prompts[numbers[0]])
-        hidden = _embedded(model, [list(prompts[n]) for n in numbers])
+        added = [None if noises is None else noises[n] for n in numbers]
+        corrupt = partial(_add_each, added) if any(added) else None
+        hidden = _embedded(model, [list(prompts[n]) for n in numbers], corrupt)
         for row, n in enumerate(numbers):
             runs[n] = CleanRun(tuple(prompts[n]), hidden[row : row + 1], hidden.new_empty(0), arguments)
     return runs
+
+
+def _add_each(noises: Sequence[EmbeddingNoise | None], embedded: torch.Tensor) -> torch.Tensor:
+    """[prompts, tokens, hidden], each with its own noise."""
+    return torch.stack([x if noise is None else noise.add(x) for x, noise in zip(embedded, noises, strict=True)])
 
 
 def _arguments(model: EditableModel, ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ from .dataset import trace_dataset
 from .effects import Effects
 from .kinds import KINDS, KNOCKOUT, Kind
 from .knockout import KnockoutTrace, knockout_effects, plot_knockouts
+from .localization import fraction_restored
+from .subject_noise import SubjectNoise
 from .trace import Trace
 
 __all__ = [
@@ -14,7 +16,9 @@ __all__ = [
     "Effects",
     "Kind",
     "KnockoutTrace",
+    "SubjectNoise",
     "Trace",
+    "fraction_restored",
     "knockout_effects",
     "noise_level",
     "plot_knockouts",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -66,6 +67,29 @@ def hooked(module: nn.Module, act: Callable[[tuple, torch.Tensor], torch.Tensor 
         handle.remove()
 
 
+def plain_noise(model: ke.EditableModel, request: EditRequest, subject: range) -> list[torch.Tensor | None]:
+    """Of each draw [subject tokens, hidden]; a request without noise has one draw of none."""
+    if request.noise is None:
+        return [None]
+    size = (request.noise.samples, len(subject), model.hidden_size)
+    return list(request.noise.level * torch.from_numpy(np.random.RandomState(request.noise.seed).randn(*size)))
+
+
+@contextmanager
+def noised(model: ke.EditableModel, noises: Sequence[tuple[range, torch.Tensor | None]]):
+    """Row by row what is added to the embeddings of which tokens."""
+
+    def add(args: tuple, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        for row, (tokens, noise) in enumerate(noises):
+            if noise is not None:
+                output[row, list(tokens)] = (output[row, list(tokens)].double() + noise).to(output.dtype)
+        return output
+
+    with hooked(model.hf.get_input_embeddings(), add):
+        yield
+
+
 @dataclass
 class PlainValue:
     value: torch.Tensor  # [hidden]
@@ -88,17 +112,24 @@ def plain_value(
 
     beside: a site with a delta of its own (PMET's compute_zs.py). rule: (log-probabilities of all words [prompts,
     targets, vocab], the KL term) -> whether that is all, and what the target's loss weighs from then on.
+
+    A request's noise: every prompt, the KL prompt too, under every draw; losses and the initial value are means.
     """
     hf, target = model.hf, model.tokenizer(request.target_new).input_ids
-    rows, places, scored = [], [], []
+    rows, places, scored, noises = [], [], [], []
     for context in contexts:
         ids, subject = spell(model, request, context)
-        rows.append(ids + target[:-1])
-        places.append(place(ids, subject, params.fact_token))
-        scored.append([len(ids) - 1 + n for n in range(len(target))])
+        for noise in plain_noise(model, request, subject):
+            rows.append(ids + target[:-1])
+            places.append(place(ids, subject, params.fact_token))
+            scored.append([len(ids) - 1 + n for n in range(len(target))])
+            noises.append((subject, noise))
     kl_ids, subject = spell(model, EditRequest("{} is a", request.subject, request.target_new))
-    rows.append(kl_ids)
-    places.append(place(kl_ids, subject, params.fact_token))
+    draws = plain_noise(model, request, subject)
+    for noise in draws:
+        rows.append(kl_ids)
+        places.append(place(kl_ids, subject, params.fact_token))
+        noises.append((subject, noise))
     longest = max(map(len, rows))
     inputs = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     sites = [site] if beside is None else [site, beside]
@@ -107,7 +138,7 @@ def plain_value(
     every, initial, seen = range(len(rows)), {}, {}
 
     def add(args: tuple, output: torch.Tensor, where: str) -> torch.Tensor:
-        initial.setdefault(where, output[0, places[0]].detach().clone())
+        initial.setdefault(where, output[: len(draws), places[0]].detach().mean(0))
         output = output.clone()
         output[every, places] = output[every, places] + deltas[where]
         return output
@@ -128,22 +159,24 @@ def plain_value(
             for where in sites:
                 stack.enter_context(hooked(plain.module(where, layer), partial(add, where=where)))
             stack.enter_context(hooked(top, read))
+            stack.enter_context(noised(model, noises))
             logits = hf(inputs, use_cache=False).logits
         if early:
             logits = hf.get_output_embeddings()(model.modules.final_norm(seen["read"]))
         logp = logits.log_softmax(-1)
         nll = -torch.stack([logp[n, at, target].mean() for n, at in enumerate(scored)]).mean()
-        kl_now = logp[-1, places[-1]]
+        kl_now = logp[-len(draws) :, places[-1]]
         first = kl_now.detach().clone() if first is None else first
-        kl = torch.nn.functional.kl_div(first, kl_now, log_target=True, reduction="sum")
+        kl = torch.nn.functional.kl_div(first, kl_now, log_target=True, reduction="batchmean")
         decay = params.v_weight_decay * sum(deltas[w].norm() / initial[w].norm() ** 2 for w in sites)
-        loss = factor * nll + params.kl_factor * kl + decay
+        wanted = torch.exp(-nll) if request.minimise else nll
+        loss = factor * wanted + params.kl_factor * kl + decay
         losses.append(float(loss.detach()))
         norms.append(float(delta.detach().norm()))
         done = False
         if rule is not None:
             done, factor = rule(torch.stack([logp[n, at] for n, at in enumerate(scored)]), params.kl_factor * kl)
-        if done or loss < 5e-2 or step == params.v_num_grad_steps - 1:
+        if done or (loss < 5e-2 and not request.minimise) or step == params.v_num_grad_steps - 1:
             break
         loss.backward()
         optimiser.step()

@@ -302,7 +302,7 @@ def test_what_it_was_made_from_is_kept(tmp_path) -> None:
         (dict(requests=[]), "no edit requests"),
         (dict(requests=[REQUESTS[1], replace(REQUESTS[1], target_new="w50")]), "contradictory requests"),
         (dict(requests=EditRequest("w5 {}", "w3 " * 70 + "w4", "w20")), "more than the model's 64 positions"),
-        (dict(compat="ft"), "unknown compat 'ft': expected None or 'reference'"),
+        (dict(compat="ft"), "unknown compat 'ft': expected one of None, 'reference', 'hase'"),
         (dict(layers=(0, 7)), r"layer 7 is out of range: the model has layers 0..3"),
         (dict(layers=(-1,)), r"layers\[0\] is -1: expected at least 0"),
         (dict(kl_factor=0.1), "kl_factor is 0.1: fine-tuning has no such term"),

@@ -202,7 +202,7 @@ def bad_moments(**changes: float) -> Moments:
 BOTH = [
     (dict(request=[]), "no edit requests"),
     (dict(request=EditRequest("w5 {}", "w3 " * 70 + "w4", "w20")), "more than the model's 64 positions"),
-    (dict(compat="rome"), "unknown compat 'rome': expected None or 'reference'"),
+    (dict(compat="rome"), "unknown compat 'rome': expected one of None, 'reference', 'hase'"),
     (dict(layers=(0, 7)), r"layer 7 is out of range: the model has layers 0..3"),
     (dict(layers=(-1, 0)), r"layers\[0\] is -1: expected at least 0"),
     (dict(layers=(3,)), r"no moments of layer 3: there are those of 0, 1"),

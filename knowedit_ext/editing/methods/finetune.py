@@ -18,17 +18,15 @@ from torch import nn
 from torch.func import functional_call
 from tqdm import tqdm
 
-from ...checks import Compat, Count, NotNegative, Positive, typed
+from ...checks import Count, NotNegative, Positive, StudyCompat, typed
 from ...model.facts import tokenize_fact
 from ...model.gradients import check_gradients
 from ...model.head import final_states, log_probabilities
 from ...model.hooks import at_rest, learning
 from ...model.load import EditableModel
-from ...model.tokens import encode_part
 from ...model.weights import is_plain, parameters, real_name
-from ...sweep.capture import CleanRun, clean_runs
-from ...sweep.packed import PackedPrompts
 from ..edit import Edit
+from ..examples import Batch, examples_of, published_examples
 from ..method import Method
 from ..params import LayerParams
 from ..request import EditRequest, check_requests, warn_of_known
@@ -97,40 +95,48 @@ def finetune(
     model: EditableModel,
     requests: Iterable[EditRequest | Mapping[str, Any]],
     params: FTParams,
+    compat: StudyCompat = None,
     *,
-    compat: Compat = None,
     progress: bool = False,
 ) -> Edit:
     """Train the weights of `params.layers` on the requests, in batches in their order; a dense change of each weight.
 
-    A batch with a loss below 0.01 is not learnt from; an epoch with a mean loss below 0.01 is the last.
+    A batch with a loss below 0.01 is not learnt from; an epoch with a mean loss below 0.01 is the last. The loss of a
+    target that is to become less likely is its probability.
 
     compat: None: the loss is the mean negative log-probability of the target's tokens, each behind those before it
         (objective "target_new"). "reference": as published, every token of the target is scored at the prompt's last
         token ("prompt_last"); biases are trained too, modules are found by substring of their names, and
-        `wd_power_law` is ignored.
+        `wd_power_law` is ignored. "hase": so are weights chosen there, but the loss is the sum over tokens, draws of
+        noise and requests; noise is drawn anew in every epoch, of which the fifth in a row with a small loss is the
+        last, and none where a target is minimised.
 
     The model is left as it was. Raises ValueError for bad requests, layers or weights before anything is computed
     (quantised and offloaded weights cannot be trained), FloatingPointError when the loss is no finite number.
     """
-    requests = check_requests(requests)
+    requests = check_requests(requests, problems=True)
     weights = trained_weights(model, params, compat)
     if compat is None and params.kl_factor:
         raise ValueError(f"kl_factor is {params.kl_factor}: fine-tuning has no such term; set it to 0")
     size = params.batch_size
     batches = [requests[at : at + size] for at in range(0, len(requests), size)]
-    objective = params.objective_optimization or ("target_new" if compat is None else "prompt_last")
-    score = {"target_new": _examples, "prompt_last": _published_examples}[objective]
-    examples = [score(model, batch) for batch in batches]
+    objective = params.objective_optimization or ("prompt_last" if compat == "reference" else "target_new")
+    score = {"target_new": examples_of, "prompt_last": published_examples}[objective]
+    examples = [score(model, batch, compat) for batch in batches]
     if compat is None:
-        warn_of_known(model, [tokenize_fact(model, request.fact()) for request in requests])
+        warn_of_known(model, requests, [tokenize_fact(model, request.fact()) for request in requests])
     first = min(_layer_of(model)[id(weight)] for weight in weights.values())
-    runs = iter(clean_runs(model, [example.ids for batch in examples for example in batch]))
-    packed = [_Batch(model, batch, [next(runs) for _ in batch], first) for batch in examples]
+    packed = [Batch(model, batch, first) for batch in examples]
     check_gradients(model, first, model.num_layers)
     with learning(model):
         trained = _train(
-            _Loss(model, first), packed, weights, params, _weight_decay(params, len(requests), compat), progress
+            _Loss(model, first),
+            packed,
+            weights,
+            params,
+            _weight_decay(params, len(requests), compat),
+            _patience(requests, compat),
+            progress,
         )
     changes = {name: (new - weights[name].detach().to(new.dtype)).cpu() for name, new in trained.items()}
     described = [request.to_dict() for request in requests]
@@ -169,7 +175,7 @@ def trained_weights(model: EditableModel, params: FTParams, compat: str | None =
 
 
 def _belongs(name: str, module: str, bias: bool, compat: str | None) -> bool:
-    if compat == "reference":
+    if compat is not None:
         return module in name
     return f"{name}.".startswith(f"{module}.") and (bias or not name.endswith("bias"))
 
@@ -193,68 +199,20 @@ def _layer_of(model: EditableModel) -> dict[int, int]:
 
 def _weight_decay(params: FTParams, edits: int, compat: str | None) -> float:
     """memit's ft_main.py:82-91, which looks for a tuple and so never takes the list of its files."""
-    if params.wd_power_law is None or compat == "reference":
+    if params.wd_power_law is None or compat is not None:
         return params.weight_decay
     a, b = params.wd_power_law
     return edits**a * math.exp(b)
 
 
-# -- what is scored ----------------------------------------------------------------------------------------------------
+def _patience(requests: Sequence[EditRequest], compat: str | None) -> int | None:
+    """Epochs in a row with a small loss, the last of which ends the training; None: nothing ends it."""
+    if compat != "hase":
+        return 1
+    return None if any(request.minimise for request in requests) else 5
 
 
-@dataclass(frozen=True)
-class _Example:
-    """Token ids that are run, and which tokens are scored at which of their positions."""
-
-    ids: tuple[int, ...]
-    scored: tuple[tuple[int, tuple[int, ...]], ...]  # (position, targets there)
-
-
-def _examples(model: EditableModel, batch: Sequence[EditRequest]) -> list[_Example]:
-    examples = []
-    for request in batch:
-        fact = tokenize_fact(model, request.fact())
-        scored = [(len(fact.ids) - 1 + n, (target,)) for n, target in enumerate(fact.target_ids)]
-        examples.append(_Example(fact.ids + fact.target_ids[:-1], tuple(scored)))
-    return examples
-
-
-def _published_examples(model: EditableModel, batch: Sequence[EditRequest]) -> list[_Example]:
-    """Targets are tokenised alone and padded to the batch's longest; what counts is not padding but what is known."""
-    tokenizer, examples = model.tokenizer, []
-    unknown = tokenizer.unk_token_id
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    targets = [encode_part(model, request.target_new) for request in batch]
-    longest = max(map(len, targets))
-    for request, target in zip(batch, targets, strict=True):
-        if padding is not None and unknown is not None:
-            target = target + [padding] * (longest - len(target))
-        known = tuple(token for token in target if token != unknown)
-        if not known:
-            raise ValueError(f"target '{request.target_new}' of '{request.subject}' has no known token")
-        ids = tokenize_fact(model, request.fact(target=False)).ids
-        examples.append(_Example(ids, ((len(ids) - 1, known),)))
-    return examples
-
-
-class _Batch:
-    """Examples as packed rows that enter layer `first`; weights of the log-probabilities of the targets [rows, k]."""
-
-    def __init__(
-        self, model: EditableModel, examples: Sequence[_Example], runs: Sequence[CleanRun], first: int
-    ) -> None:
-        self.size = len(examples)
-        self.packed = PackedPrompts(model, runs)
-        self.hidden = self.packed.run(self.packed.start, 0, first)
-        scored = [(number, *at) for number, example in enumerate(examples) for at in example.scored]
-        self.rows = torch.tensor([self.packed.row(number, position) for number, position, _ in scored])
-        self.targets = torch.zeros(len(scored), max(len(targets) for *_, targets in scored), dtype=torch.int64)
-        self.weights = torch.zeros(self.targets.shape, dtype=torch.float64)
-        for row, (number, _, targets) in enumerate(scored):
-            # A mean over an example's tokens, then over the batch.
-            share = 1.0 / (sum(len(targets) for _, targets in examples[number].scored) * self.size)
-            self.targets[row, : len(targets)] = torch.tensor(targets)
-            self.weights[row, : len(targets)] = share
+# -- training ----------------------------------------------------------------------------------------------------------
 
 
 class _Loss(nn.Module):
@@ -265,32 +223,35 @@ class _Loss(nn.Module):
         self.hf, self.model, self.first = model.hf, model, first
         self.paths = {each.name: f"hf.{each.path}" for each in parameters(model.hf)}
 
-    def forward(self, batch: _Batch) -> torch.Tensor:
+    def forward(self, batch: Batch) -> torch.Tensor:
         hidden = batch.packed.run(batch.hidden, self.first, self.model.num_layers)
         states = final_states(self.model, hidden[batch.rows.to(hidden.device)])
         logp = log_probabilities(self.model, states, batch.targets)  # [rows, k]
-        return -(logp * batch.weights.to(logp)).sum()
-
-
-# -- training ----------------------------------------------------------------------------------------------------------
+        rows = -(logp * batch.weights.to(logp)).sum(1)
+        nll = rows.new_zeros(len(batch.shares)).index_add(0, batch.run_of_row.to(rows.device), rows)  # [runs]
+        losses = torch.where(batch.minimise.to(nll.device), (-nll).exp(), nll)
+        return (losses * batch.shares.to(losses)).sum()
 
 
 def _train(
     loss_of: _Loss,
-    batches: Sequence[_Batch],
+    batches: Sequence[Batch],
     weights: dict[str, nn.Parameter],
     params: FTParams,
     weight_decay: float,
+    patience: int | None,
     progress: bool,
 ) -> dict[str, torch.Tensor]:
     """The trained weights, in float32 at least."""
     trained = {name: weight.detach().to(_precise(weight.dtype), copy=True) for name, weight in weights.items()}
     variables = [tensor.requires_grad_() for tensor in trained.values()]
     optimiser = torch.optim.Adam(variables, lr=params.lr, weight_decay=weight_decay)
-    requests = sum(batch.size for batch in batches)
+    requests, small = sum(batch.size for batch in batches), 0
     for epoch in tqdm(range(params.num_steps), desc="fine-tuning", unit="epoch", disable=not progress):
         total = 0.0
         for batch in batches:
+            if epoch and batch.redrawn:
+                batch.refresh()
             used = {loss_of.paths[name]: tensor.to(weights[name].dtype) for name, tensor in trained.items()}
             loss = functional_call(loss_of, used, (batch,))
             value = loss.item()
@@ -305,7 +266,8 @@ def _train(
                 _clamp(trained, weights, params.norm_constraint)
         mean = total / requests
         logger.debug("epoch %d: mean loss %.4f", epoch, mean)
-        if mean < STOP_LOSS:
+        small = small + 1 if mean < STOP_LOSS else 0
+        if patience is not None and small >= patience:
             break
     for name, tensor in trained.items():  # the last step is followed by no loss
         if not torch.isfinite(tensor).all():

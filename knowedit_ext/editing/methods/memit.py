@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from ...checks import Compat, Count, Positive, Seed, typed
+from ...checks import Count, Positive, Seed, StudyCompat, typed
 from ...model.hooks import at_rest
 from ...model.load import EditableModel
 from ...moments import Moments
@@ -58,10 +58,10 @@ def memit(
     requests: Requests,
     params: MEMITParams,
     moments: Moments | None = None,
-    *,
     contexts: Contexts = None,
     values: GivenValues = None,
-    compat: Compat = None,
+    compat: StudyCompat = None,
+    *,
     earlier: Iterable[Edit] = (),
     ridge: float | str | None = None,
     seed: Seed = 0,
@@ -75,6 +75,7 @@ def memit(
         None: generated from the model with `seed`.
     ridge: added to the moments' diagonal where they are not positive definite, see `Moments.solve`.
     earlier: edits that are in the model already, whose keys are to keep their values; see `history`.
+    compat: "hase": values never stop early, and noise is drawn as in google/belief-localization (see docs/problems.md).
     values: [n, hidden] what the last edited layer is to put out (z), see `memit_values`; or published files of them,
         see `import_values`; None: optimised here, `batch` edits at once.
 
@@ -96,6 +97,7 @@ def memit(
         seed=seed,
         batch=batch,
         progress=progress,
+        problems=True,
     )
 
 

@@ -56,7 +56,7 @@ def r_rome(
 ) -> Edit:
     """One fact, one rank-one change. Arguments and errors are those of `rome`; the released code has no quirk that
     compat="reference" would repeat."""
-    requests = check_requests(request)
+    requests = check_requests(request, problems=True)
     if len(requests) > 1:
         raise ValueError(f"R-ROME edits one fact at a time, not {len(requests)}: use MEMIT")
     options = dict(contexts=contexts, earlier=earlier, ridge=ridge, seed=seed)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...checks import Compat, Count, Seed, typed
+from ...checks import Count, Seed, StudyCompat, typed
 from ...model.hooks import at_rest
 from ...model.load import EditableModel
 from ...moments import Moments
@@ -17,14 +17,14 @@ from ..anchor import anchored
 from ..contexts import rome_contexts
 from ..edit import Edit
 from ..history import earlier_keys
-from ..keys import KeyRows
+from ..keys import KeyRows, bare_pass
 from ..method import Method
 from ..metric import Plain, Preserving, prepare, solve_in_keys
 from ..params import EditParams
 from ..ready import check_ready
 from ..request import EditRequest, check_requests, warn_of_known
 from ..stacked import stacked
-from ..tokenized import TokenizedRequest, context_weights, tokenize_requests
+from ..tokenized import TokenizedRequest, tokenize_requests
 from ..values import optimise_values
 
 # Starting points for newer families, not published by the method's authors: EasyEdit, hparams/.
@@ -67,9 +67,9 @@ def rome(
     request: EditRequest | Mapping[str, Any] | Iterable[EditRequest | Mapping[str, Any]],
     params: ROMEParams,
     moments: Moments | None = None,
-    *,
     contexts: Sequence[str] | None = None,
-    compat: Compat = None,
+    compat: StudyCompat = None,
+    *,
     earlier: Iterable[Edit] = (),
     ridge: float | str | None = None,
     seed: Seed = 0,
@@ -79,14 +79,15 @@ def rome(
     moments: second moments of the keys at those layers; may be None when `params.mom2_adjustment` is off.
     contexts: templates with one `{}`, the bare "{}" first; None: generated from the model with `seed`.
     compat: "reference": the key is averaged over contexts but the value is solved for the bare prompt's key, as
-        published; None: one key for both (R-ROME).
+        published; "hase": that too, and its values never stop early, one that is to be minimised gets one update more,
+        and noise is drawn as in google/belief-localization (see docs/problems.md); None: one key for both (R-ROME).
     earlier: edits that are in the model already: for their keys (`Edit.keys`) the change is exactly nothing.
     ridge: added to the moments' diagonal where they are not positive definite, see `Moments.solve`.
 
     The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed, and
     for a key that an earlier edit has too: it cannot both stay and change.
     """
-    requests = check_requests(request)
+    requests = check_requests(request, problems=True)
     if len(requests) > 1:
         raise ValueError(
             f"ROME edits one fact at a time, not {len(requests)}: rome_each makes an edit of each, or use MEMIT"
@@ -104,7 +105,7 @@ def rome_each(
     moments: Moments | None = None,
     *,
     contexts: Sequence[str] | None = None,
-    compat: Compat = None,
+    compat: StudyCompat = None,
     earlier: Iterable[Edit] = (),
     ridge: float | str | None = None,
     seed: Seed = 0,
@@ -118,7 +119,7 @@ def rome_each(
     are several, the upper ones depend on the edit below and the edits are made one after the other. prompt_keys: the
     bare prompt's key is the one on both sides (see `r_rome`).
     """
-    requests = [one for request in requests for one in check_requests(request)]
+    requests = [one for request in requests for one in check_requests(request, problems=True)]
     if not requests:
         raise ValueError("no edit requests")
     check_ready(model, params, moments, needed=params.mom2_adjustment)
@@ -127,8 +128,8 @@ def rome_each(
     contexts = rome_contexts(model, params.context_template_length_params, seed) if contexts is None else list(contexts)
     if not contexts or contexts[0] != "{}":
         raise ValueError("contexts must begin with the bare prompt, '{}'")
-    tokenized = tokenize_requests(model, requests, contexts, params.fact_token)
-    warn_of_known(model, [request.facts[0] for request in tokenized])
+    tokenized = tokenize_requests(model, requests, contexts, params.fact_token, compat)
+    warn_of_known(model, requests, [request.facts[0] for request in tokenized])
 
     adjusted = params.mom2_adjustment
     metric = Preserving(moments, 1.0, params.update_norm_lambda, ridge) if adjusted else Plain()
@@ -151,7 +152,9 @@ def rome_each(
         with ExitStack() as stack:
             puts = [stack.enter_context(stacked(model, edit, params.layers)) for edit in made]
             for layer in params.layers:
-                keys, factors = _one_layer(model, group, params, direction, layer, compat, batch, progress, prompt_keys)
+                keys, factors = _one_layer(
+                    model, group, len(contexts), params, direction, layer, compat, batch, progress, prompt_keys
+                )
                 for edit, put, key, (u, v) in zip(made, puts, keys, factors, strict=True):
                     edit.keys[layer] = key[:, None].float().cpu()
                     put(layer, u, v)
@@ -162,6 +165,7 @@ def rome_each(
 def _one_layer(
     model: EditableModel,
     requests: Sequence[TokenizedRequest],
+    contexts: int,
     params: ROMEParams,
     direction: Callable[[int, torch.Tensor], torch.Tensor],
     layer: int,
@@ -171,14 +175,19 @@ def _one_layer(
     prompt_keys: bool,
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     """Keys [requests, d_in]; u [d_in, 1] and v [d_out, 1] of each request."""
-    rows = KeyRows(model, requests, context_weights([requests[0].facts]))
+    rows = KeyRows(model, requests, [1.0 / contexts] * contexts)
     inputs, outputs = rows.pass_through(rows.start, 0, layer, layer, "mlp")
-    bare = [x[:: rows.per_request].double() for x in (inputs, outputs)]
+    bare = [rows.bare(x) for x in (inputs, outputs)]
     mean = [rows.mean(x) for x in (inputs, outputs)]
     keys = (bare if prompt_keys else mean)[0]  # k*, [requests, d_in]
-    optimised = optimise_values(model, requests, params, "mlp", layer, batch, progress)
+    more = 1 if compat == "hase" else 0
+    optimised = optimise_values(
+        model, requests, params, "mlp", layer, batch, progress, compat=compat, more_to_minimise=more
+    )
     targets = anchored(model, requests, params, optimised, "mlp", layer, compat)
-    keys_now, values_now = bare if prompt_keys or compat == "reference" else mean
+    if any(request.stream for request in requests):  # the bare prompt is noised anew
+        bare = bare_pass(model, requests, layer, "mlp")
+    keys_now, values_now = bare if prompt_keys or compat is not None else mean
     factors = []
     for n, key in enumerate(keys):
         u = direction(layer, key)

@@ -116,7 +116,7 @@ def ultraedit(
     modules = _edited(model, params)
     before = _statistics(model, earlier, modules)
     facts = [tokenize_fact(model, request.fact()) for request in requests]
-    warn_of_known(model, facts)
+    warn_of_known(model, requests, facts)
     batches = list(_observed(model, facts, modules, params, compat))
     kept = {name: Running.join(_part(rows[name], compat) for rows in batches) for name in modules}
     edit = Edit({}, METHOD.name, [r.to_dict() for r in requests], params.to_dict(), [], compat)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...checks import StudyCompat, as_type
 from ...model.head import final_states, log_probabilities
 from ...model.hooks import at_rest
 from ...model.load import EditableModel
@@ -52,8 +53,7 @@ def perplexity(
 
     Raises ValueError for a text of one token, in which nothing is predicted.
     """
-    if compat not in (None, "reference"):
-        raise ValueError(f"unknown compat {compat!r}: expected None or 'reference'")
+    as_type("compat", compat, StudyCompat)
     if (edits is None) != (index is None):
         raise ValueError("edits and index belong together: the edits, and the number of one for each text")
     if index is not None and len(index) != len(texts):
