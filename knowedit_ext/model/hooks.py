@@ -66,10 +66,11 @@ def resting(model: EditableModel) -> Iterator[None]:
     """Without dropout, gradient checkpointing, autocast, recorded gradients, inference mode or compiled code.
 
     Afterwards all is as before. Every module is in eval mode and no parameter asks for a gradient. Within another
-    `resting` it does nothing.
+    `resting` no module is looked at again: they are many.
     """
     as_type("the model", model, EditableModel)
-    modules = list(model.hf.modules())
+    shared = model.shared
+    modules = [] if shared.resting else list(model.hf.modules())
     named = [(module, name, p) for module in modules for name, p in module._parameters.items() if p is not None]
     training = [module for module in modules if module.training]
     checkpointing = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
@@ -82,11 +83,14 @@ def resting(model: EditableModel) -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(eager())
+        before = shared.resting
         try:
             _flag(training, checkpointing, asking, False)
+            shared.resting = True
             yield
         finally:
             with uninterrupted():
+                shared.resting = before
                 _flag(training, checkpointing, asking, True)
 
 

@@ -24,11 +24,12 @@ class Shared:
     """What all `EditableModel`s of one Hugging Face model have in common.
 
     applied_edits: those whose changes are in the weights, oldest first. layer_arguments: what the model passes to its
-    layers beside the hidden state, for prompts of one length.
+    layers beside the hidden state, for prompts of one length. resting: whether it is within `hooks.resting`.
     """
 
     applied_edits: list[Any] = field(default_factory=list)
     layer_arguments: dict[Any, Any] = field(default_factory=dict)
+    resting: bool = False
 
 
 _SHARED: WeakKeyDictionary[nn.Module, Shared] = WeakKeyDictionary()
@@ -77,8 +78,8 @@ class EditableModel:
         if precision == "tf32":
             TF32Within([*self.modules.layers, self.modules.head])
         self.name = public_name(name or getattr(hf.config, "_name_or_path", "")) or type(hf).__name__
-        shared = _SHARED.setdefault(hf, Shared())
-        self.applied_edits, self.layer_arguments = shared.applied_edits, shared.layer_arguments
+        self.shared = _SHARED.setdefault(hf, Shared())
+        self.applied_edits, self.layer_arguments = self.shared.applied_edits, self.shared.layer_arguments
 
     @property
     def num_layers(self) -> int:
