@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import typed
-from ..runs.files import atomic_write, load_json, write_json
+from ..runs.files import atomic_write, json_bytes, load_json, write_json
 from .cases import WHEN, read_cases
 from .mean import Mean
 from .metrics import METRICS
@@ -139,6 +139,10 @@ class Report:
         settings, skipped = kept.get("settings", {}), kept.get("skipped", [])
         if not isinstance(settings, dict) or not isinstance(skipped, list):
             raise ValueError(f"'{path}' is no report: settings and skipped are not an object and a list")
+        try:
+            json_bytes([settings, skipped])
+        except ValueError as error:
+            raise ValueError(f"'{path}' is no report: it holds NaN or infinite numbers") from error
         return cls(cases, settings, skipped)
 
 

@@ -160,6 +160,30 @@ def test_tfidf_files_that_do_not_hold(tmp_path, idf, vocabulary, reason):
         load_tfidf(*write_tfidf(tmp_path, idf, vocabulary))
 
 
+def test_an_idf_file_with_any_byte_changed_or_lost(tmp_path):
+    idf, vocabulary = write_tfidf(tmp_path, [1.0, 2.0], {"a": 0, "b": 1})
+    whole = idf.read_bytes()
+    header = len(whole) - 16
+    for at in range(header):
+        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :]):
+            idf.write_bytes(damaged)
+            try:
+                assert load_tfidf(idf, vocabulary).idf.tolist() == [1.0, 2.0]
+            except ValueError as error:
+                assert "idf.npy" in str(error), at  # noqa: PT017
+
+
+@pytest.mark.parametrize("wrong", [None, 3, [], {}, ["P19"], True])
+@pytest.mark.parametrize("key", ["relation_id", "target_id"])
+def test_entries_whose_ids_are_no_text(tmp_path, key, wrong):
+    (tmp_path / "snippets.json").write_text(
+        json.dumps([entry("P19", "Q1", "a"), entry("P19", "Q1", "b") | {key: wrong}])
+    )
+    for only in (None, {("P19", "Q1")}):
+        with pytest.raises(ValueError, match=key):
+            load_snippets(tmp_path / "snippets.json", only=only)
+
+
 def test_files_that_are_no_tfidf_files(tmp_path):
     idf, vocabulary = write_tfidf(tmp_path, [1.0], {"a": 0})
     for content in (b"", b"not an array"):

@@ -172,6 +172,12 @@ def test_what_is_refused() -> None:
     assert ke.ultraedit(model, one * 1, PARAMS, earlier=[ke.ultraedit(model, REQUESTS, PARAMS)]).changes
 
 
+@pytest.mark.parametrize("names", [True, 7, float("nan"), "a.1.b", ["a.1.b", 3], {"a.1.b": 1}, [None]])
+def test_names_of_another_type(names: object) -> None:
+    with pytest.raises(ValueError, match="inner_params"):
+        ke.UltraEditParams(inner_params=names)
+
+
 @pytest.mark.parametrize("parts", [[1, 1, 3], [4, 1], [2, 2, 2, 2]])
 def test_running(parts: list[int]) -> None:
     rows = torch.randn(sum(parts), 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 100

@@ -121,7 +121,9 @@ def test_two_runs_in_one_folder_are_not_averaged(tmp_path: Path) -> None:
         Report.load(tmp_path)
 
 
-@pytest.mark.parametrize("content", ['{"settings": []}', '{"skipped": {}}', "[]", "{"])
+@pytest.mark.parametrize(
+    "content", ['{"settings": []}', '{"skipped": {}}', '{"settings": {"a": NaN}}', '{"skipped": [Infinity]}', "[]", "{"]
+)
 def test_a_foreign_report(tmp_path: Path, content: str) -> None:
     write(tmp_path, good())
     (tmp_path / "report.json").write_text(content)

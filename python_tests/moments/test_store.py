@@ -55,6 +55,12 @@ def test_from_arrays_refuses(matrix, count, message):
         ke.Moments.from_arrays({1: (matrix, count)})
 
 
+@pytest.mark.parametrize("matrix", [None, "x", {}, object(), [[1.0], [1.0, 2.0]], np.array(["a"]), [[10**400]]])
+def test_what_is_no_matrix(matrix):
+    with pytest.raises((TypeError, ValueError), match="moments of layer 1 "):
+        ke.Moments.from_arrays({1: (matrix, 5)})
+
+
 def test_triangles():
     matrix = random_moment(37)
     assert torch.equal(unpack(pack(matrix), 37), symmetric(matrix))

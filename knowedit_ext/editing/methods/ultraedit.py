@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from ...checks import Compat, Count, Positive, typed
+from ...checks import Compat, Count, Positive, as_type, quoted, typed
 from ...model.facts import TokenizedFact, tokenize_fact
 from ...model.gradients import check_gradients
 from ...model.head import final_states, log_probabilities
@@ -84,10 +84,11 @@ class UltraEditParams(LayerParams):
 
     def __post_init__(self) -> None:
         if self.inner_params:
-            numbers = [re.findall(r"\.(\d+)\.", str(name)) for name in self.inner_params]
-            for name, digits in zip(self.inner_params, numbers, strict=True):
+            names = as_type("inner_params", self.inner_params, tuple[str, ...])
+            numbers = [re.findall(r"\.(\d+)\.", name) for name in names]
+            for name, digits in zip(names, numbers, strict=True):
                 if len(digits) != 1:
-                    raise ValueError(f"inner_params name '{name}': expected a module of one layer")
+                    raise ValueError(f"inner_params name {quoted(name)}: expected a module of one layer")
             layers = tuple(sorted({int(digits[0]) for digits in numbers}))
             if self.layers and tuple(self.layers) != layers:
                 raise ValueError(f"layers are {list(self.layers)}, but inner_params are of layers {list(layers)}")
@@ -149,7 +150,7 @@ def _edited(model: EditableModel, params: UltraEditParams) -> dict[str, nn.Modul
             try:
                 modules[name] = model.hf.get_submodule(name)
             except AttributeError as error:
-                raise ValueError(f"the model has no module '{name}': inner_params are another model's") from error
+                raise ValueError(f"the model has no module {quoted(name)}: inner_params are another model's") from error
     for name in modules:
         parameter = find_weight(model.hf, f"{name}.weight").parameter  # None: quantised
         if parameter is not None and (parameter.dim() != 2 or not torch.isfinite(parameter).all()):
