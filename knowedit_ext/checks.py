@@ -140,9 +140,9 @@ def text(name: str, value: Any) -> str:
     return value
 
 
-def quoted(text: str) -> str:
+def quoted(text: object) -> str:
     """A text as errors show it: in quotes, on one line, the middle of a long one left out."""
-    shown = " ".join(text.splitlines()) if "\n" in text or "\r" in text else text
+    shown = " ".join(str(text).splitlines())
     return f"'{shown}'" if len(shown) <= 240 else f"'{shown[:160]} ... {shown[-60:]}'"
 
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import torch
 
+from ..checks import quoted
 from ..model.identity import checksum
 from ..model.weights import WRITABLE
 
@@ -69,7 +70,7 @@ def check_changes(changes: Mapping[str, Change]) -> None:
     for name, change in changes.items():
         if not isinstance(name, str):
             raise TypeError(f"changes go by the names of weights, got {name!r}")
-        what = f"the change of '{name}'"
+        what = f"the change of {quoted(name)}"
         if isinstance(change, LowRank):
             check_tensor(change.inputs, f"{what} (inputs)")
             check_tensor(change.outputs, f"{what} (outputs)")
@@ -107,7 +108,7 @@ def in_float32(name: str, change: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
     """(inputs, outputs) in float32. ValueError for numbers beyond it."""
     inputs, outputs = (x.float() for x in _tensors(change))
     if not bool(inputs.isfinite().all() and outputs.isfinite().all()):
-        raise ValueError(f"the change of '{name}' has numbers beyond float32")
+        raise ValueError(f"the change of {quoted(name)} has numbers beyond float32")
     return inputs, outputs
 
 

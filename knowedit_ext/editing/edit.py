@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..checks import typed
+from ..checks import quoted, typed
 from ..model.identity import Checksums, differing_weights, fingerprint
 from ..model.load import EditableModel
 from ..model.weights import Weight
@@ -77,16 +77,16 @@ class Edit:
                 raise TypeError(f"its {key} is {brief(getattr(self, key))}")
         for name, row in self.base.items():
             if not isinstance(row, list) or len(row) < 3 or not all(isinstance(part, str) for part in row):
-                raise TypeError(f"the checksums of '{name}' are {brief(row)}")
+                raise TypeError(f"the checksums of {quoted(name)} are {brief(row)}")
         for layer, keys in self.keys.items():
             check_tensor(keys, f"the keys of layer {layer}")
         for name, seen in self.statistics.items():
-            check_tensor(seen, f"the statistics of '{name}'")
+            check_tensor(seen, f"the statistics of {quoted(name)}")
 
     def delta(self, name: str) -> torch.Tensor:
         """The dense change of a parameter, in its own shape."""
         if name not in self.changes:
-            raise KeyError(f"the edit does not change '{name}': it changes {', '.join(self.changes)}")
+            raise KeyError(f"the edit does not change {quoted(name)}: it changes {', '.join(self.changes)}")
         return dense(self.changes[name])
 
     def summary(self) -> str:
@@ -271,10 +271,10 @@ class Edit:
         for name in names:
             terms = [edit.changes[name] for edit in edits if name in edit.changes]
             if len({shape_of(term) for term in terms}) > 1:
-                raise ValueError(f"the edits change '{name}' in different shapes: they belong to different models")
+                raise ValueError(f"the edits change {quoted(name)} in different shapes: they are of different models")
             if all(isinstance(term, LowRank) for term in terms):
                 if len({term.input_first for term in terms}) > 1:
-                    raise ValueError(f"the edits take '{name}' in different orders: one of them the wrong way round")
+                    raise ValueError(f"the edits take {quoted(name)} in different orders: one the wrong way round")
                 inputs, outputs = (torch.cat([getattr(t, k).double() for t in terms], 1) for k in ("inputs", "outputs"))
                 changes[name] = LowRank(inputs, outputs, terms[0].input_first)
             else:

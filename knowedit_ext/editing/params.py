@@ -8,7 +8,7 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
-from ..checks import Count, Natural, NotNegative, Positive, as_type, one_of, read_fields
+from ..checks import Count, Natural, NotNegative, Positive, as_type, one_of, quoted, read_fields
 from ..documents import read_json, read_yaml
 
 Params = TypeVar("Params", bound="LayerParams")
@@ -94,7 +94,7 @@ class LayerParams:
         """The settings for a model, by a name in `presets`: published ones, starting points for newer families (see
         docs/editing.md), and "world" for the built-in world."""
         if name not in cls.presets:
-            raise ValueError(f"no {cls.__name__} preset '{name}': there are {', '.join(cls.presets)}")
+            raise ValueError(f"no {cls.__name__} preset {quoted(name)}: there are {', '.join(cls.presets)}")
         return cls(**cls.presets[name])
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ..checks import quoted
 from ..model.load import public_name
 from ..runs.files import write_json, write_tensors
 from .changes import Change, LowRank, check_changes, in_float32
@@ -26,7 +27,7 @@ def to_peft(changes: Mapping[str, Change], folder: str | Path, base_model: str |
     kinds = set()
     for name, change in changes.items():
         if not isinstance(change, LowRank) or not name.endswith(".weight"):
-            raise ValueError(f"the change of '{name}' is not low-rank: LoRA cannot hold it")
+            raise ValueError(f"the change of {quoted(name)} is not low-rank: LoRA cannot hold it")
         module = name.removesuffix(".weight")
         ranks[module] = change.rank
         inputs, outputs = in_float32(name, change)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..checks import quoted
 from ..model.load import EditableModel
 from ..runs.files import atomic_write, file_name, load_npz, model_file_name, save_npz
 from .request import EditRequest, check_requests
@@ -89,7 +90,7 @@ def _cases(requests: Sequence[EditRequest]) -> list[str]:
     for request in requests:
         if request.case_id is None:
             text = request.prompt.replace("{}", request.subject)
-            raise ValueError(f"the request '{text}' has no case_id: files of values go by it")
+            raise ValueError(f"the request {quoted(text)} has no case_id: files of values go by it")
     return [str(request.case_id) for request in requests]
 
 

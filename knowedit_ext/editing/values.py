@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from ..checks import quoted
 from ..model.facts import Fact, tokenize_fact
 from ..model.gradients import check_gradients
 from ..model.head import distribution, likeliest, log_probabilities
@@ -155,7 +156,7 @@ def optimise_values(
     for request, loss in zip(requests, optimised.loss.tolist(), strict=True):
         if not math.isfinite(loss):
             text = request.facts[0].fact.text
-            raise ValueError(f"the loss of '{text}' became {loss}: NaN or infinity in weights or activations")
+            raise ValueError(f"the loss of {quoted(text)} became {loss}: NaN or infinity in weights or activations")
     return optimised
 
 
@@ -270,8 +271,8 @@ class _Batch:
         if len(still):
             text = self.model.tokenizer.decode(self.prompts[planned[int(still[0])]][0].ids)
             raise ValueError(
-                f"no gradient reaches the value of '{text}' in layer {self.layer}: a part of the model behind it does "
-                "not pass one on"
+                f"no gradient reaches the value of {quoted(text)} in layer {self.layer}: a part of the model behind it "
+                "does not pass one on"
             )
         return gradient
 

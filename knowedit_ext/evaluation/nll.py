@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from ..checks import quoted
 from ..datasets.questions import Question, Score, TokenizedQuestion
 from ..model.head import final_states, read_targets
 from ..model.hooks import at_rest
@@ -35,7 +36,7 @@ def tokenize_question(model: EditableModel, question: Question | TokenizedQuesti
         joint, _ = encode(model, question.prompt + target)
         same = next((n for n, (a, b) in enumerate(zip(ids, joint)) if a != b), min(len(ids), len(joint)))  # noqa: B905
         if same == 0 or same == len(joint):
-            raise ValueError(f"target '{target}' behind prompt '{question.prompt}' gives no token of its own")
+            raise ValueError(f"target {quoted(target)} behind {quoted(question.prompt)} gives no token of its own")
         most = model.modules.max_positions
         if most is not None and len(joint) - 1 > most:
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import __version__ as version
 
+from ..checks import quoted
 from .families import refuse_unsupported
 
 
@@ -57,15 +59,14 @@ def _check_weights(name: str, loading_info: Mapping[str, Any]) -> None:
 
 
 def _check_folder(name: str) -> None:
-    path = Path(name)
     if not name.strip():
         raise ValueError("the model's name is empty: expected a folder or a name on the Hugging Face hub")
-    if path.is_dir():
-        _check_config(path / "config.json")
-    elif path.exists():
-        raise ValueError(f"'{name}' is a file: expected the folder of a Hugging Face model, or a name on its hub")
+    if os.path.isdir(name):  # False for what no path can be, where `Path` raises
+        _check_config(Path(name) / "config.json")
+    elif os.path.exists(name):
+        raise ValueError(f"{quoted(name)} is a file: expected the folder of a Hugging Face model, or a name on its hub")
     elif name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name:
-        raise ValueError(f"there is no folder '{name}'")
+        raise ValueError(f"there is no folder {quoted(name)}")
 
 
 def _check_config(path: Path) -> None:
@@ -96,7 +97,7 @@ def _named(name: str, part: str) -> Iterator[None]:
             error = error.__context__  # older transformers ask for protobuf whatever is wrong with a tokenizer
         reason = shorten(str(error) or type(error).__name__, 240, placeholder=" ...")
         if Path(name).is_dir():
-            raise ValueError(f"cannot load the {part} of the model in '{name}': {reason}") from error
+            raise ValueError(f"cannot load the {part} of the model in {quoted(name)}: {reason}") from error
         raise ValueError(
-            f"cannot load the {part} of '{name}', which is no folder here, from the Hugging Face hub: {reason}"
+            f"cannot load the {part} of {quoted(name)}, which is no folder here, from the Hugging Face hub: {reason}"
         ) from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..checks import quoted
 from .families import device_of
 from .hooks import resting
 from .load import EditableModel
@@ -60,7 +61,7 @@ def find_weight(hf: nn.Module, name: str) -> Weight:
     path, _, leaf = name.rpartition(".")
     module = _module(hf, path)
     if module is None:
-        raise NoSuchWeightError(f"the model has no parameter '{name}'")
+        raise NoSuchWeightError(f"the model has no parameter {quoted(name)}")
     holder = inside(module, (*TRANSPARENT, ADAPTED))
     try:
         input_first = weight_is_input_first(holder) if leaf == "weight" else None
@@ -68,12 +69,12 @@ def find_weight(hf: nn.Module, name: str) -> Weight:
         input_first = None
     stored = getattr(holder, leaf, None)
     if isinstance(stored, torch.Tensor) and stored.is_meta:
-        raise ValueError(f"'{name}' is offloaded: load the model with its edited layers in memory")
+        raise ValueError(f"{quoted(name)} is offloaded: load the model with its edited layers in memory")
     parameter = holder._parameters.get(leaf)
     if is_plain(parameter):
         return Weight(name, parameter, module, holder, tuple(parameter.shape), input_first)
     if input_first is not False or stored is None:
-        raise NoSuchWeightError(f"the model has no parameter '{name}'")
+        raise NoSuchWeightError(f"the model has no parameter {quoted(name)}")
     return Weight(name, None, module, holder, (int(holder.out_features), int(holder.in_features)), False)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..checks import quoted
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -62,7 +64,7 @@ def kind_of_saved(text: str) -> Kind:
     """The kind that a file says; the published code writes its None for states out as text, too."""
     kind = next((kind for kind in KINDS.values() if text in (kind.saved, kind.name)), None)
     if kind is None and text != "None":
-        raise ValueError(f"unknown kind '{text}'")
+        raise ValueError(f"unknown kind {quoted(text)}")
     return kind or KINDS["state"]
 
 

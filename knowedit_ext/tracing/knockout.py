@@ -126,9 +126,9 @@ class _Plan:
         length, text = len(self.tokenized.ids), self.tokenized.fact.text
         unseen = tuple(sorted({*positions}))
         if not unseen or unseen[0] < 0 or unseen[-1] >= length:
-            raise ValueError(f"group '{name}' is {list(positions)}: {quoted(text)} has positions 0..{length - 1}")
+            raise ValueError(f"group {quoted(name)} is {list(positions)}: {quoted(text)} has positions 0..{length - 1}")
         if len(unseen) == length:
-            raise ValueError(f"group '{name}' is all of {quoted(text)}: its last token would see nothing")
+            raise ValueError(f"group {quoted(name)} is all of {quoted(text)}: its last token would see nothing")
         return unseen
 
     def add_runs(self, interventions: Interventions, prompt: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from ...checks import typed
+from ...checks import quoted, typed
 from ...model.load import EditableModel
 from ..edit import Edit
 from ..method import Method
@@ -23,7 +23,7 @@ METHODS: dict[str, Method] = {
 
 def method_of(name: str) -> Method:
     if name not in METHODS:
-        raise ValueError(f"unknown method '{name}': expected one of {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {quoted(name)}: expected one of {', '.join(METHODS)}")
     return METHODS[name]
 
 
