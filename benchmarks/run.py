@@ -14,6 +14,7 @@ alphaedit  AlphaEdit's update (d = 3072, 100 requests, 1,000 earlier ones) again
 history what 2,000 earlier edits add to a batch of 100 by MEMIT and AlphaEdit
 solve   d = 3072, 100 keys, the factor kept, against LU in float64
 evaluate       50 CounterFact records (the world's where the real ones are absent), no generation
+neurons        knowledge neurons of one fact of that model, 20 points, against the published loop
 single_edits   the same under an edit of their own each, in one batch
 """
 
@@ -32,6 +33,7 @@ import closed_form
 import editing
 import evaluation
 import moments
+import neurons
 import torch
 from shared import matmul_gflops, small_gpt2
 from tracing import trace_case
@@ -53,6 +55,7 @@ CASES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "alphaedit": small_gpt2_case(closed_form.alphaedit_case),
     "history": small_gpt2_case(closed_form.history_case),
     "solve": small_gpt2_case(moments.solve_case),
+    "neurons": small_gpt2_case(neurons.neurons_case),
     "evaluate": small_gpt2_case(evaluation.evaluate_case),
     "single_edits": small_gpt2_case(evaluation.single_edits_case),
 }

@@ -8,11 +8,13 @@ from .methods.alphaedit import AlphaEditParams, alphaedit
 from .methods.emmet import EMMETParams, emmet
 from .methods.encore import ENCOREParams, encore
 from .methods.finetune import FTParams, finetune
+from .methods.kn import kn
 from .methods.memit import MEMITParams, memit
 from .methods.pmet import PMETParams, pmet
 from .methods.r_rome import RROMEParams, r_rome
 from .methods.rome import ROMEParams, rome, rome_each
 from .methods.ultraedit import UltraEditParams, ultraedit
+from .neurons import KnowledgeNeurons, KNParams, knowledge_neurons
 from .problems import PROBLEMS, as_problem
 from .request import EditRequest
 from .transforms import prune, rect
@@ -26,6 +28,8 @@ __all__ = [
     "Edit",
     "EditRequest",
     "FTParams",
+    "KNParams",
+    "KnowledgeNeurons",
     "MEMITParams",
     "Method",
     "PMETParams",
@@ -38,6 +42,8 @@ __all__ = [
     "emmet",
     "encore",
     "finetune",
+    "kn",
+    "knowledge_neurons",
     "memit",
     "method_of",
     "pmet",

@@ -36,11 +36,12 @@ class LayerParams:
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     algorithms: ClassVar[tuple[str, ...]] = ()  # what `alg_name` may be in a published file of these parameters
     other: ClassVar[frozenset[str]] = frozenset()  # keys of its published files that it has no use for
+    all_layers: ClassVar[bool] = False  # whether no layers means all of them
     fixed: ClassVar[dict[str, Any]] = {}  # keys of its published files that must have this value
 
     def __post_init__(self) -> None:
         read_fields(self, spelled=True)
-        if not self.layers:
+        if not self.layers and not self.all_layers:
             raise ValueError("layers is empty: say which layers to edit")
         if list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers {list(self.layers)}: expected different layers in ascending order")

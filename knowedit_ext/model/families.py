@@ -1,4 +1,4 @@
-"""Where each architecture keeps its embedding, decoder layers, attention, MLP, down projection, final norm and head.
+"""Where each architecture keeps its embedding, decoder layers, attention, MLP and its projections, norm and head.
 
 Supporting another Hugging Face decoder is one more line in `FAMILIES` (and a tiny random config in the tests).
 """
@@ -16,7 +16,10 @@ from .wrappers import inside
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths of one architecture: `base` from the model, the last three from a layer."""
+    """Module paths of one architecture: `base` from the model, those from `attn` on from a layer.
+
+    gate_projection: whose output (its first columns, as many as there are neurons) the activation function reads.
+    """
 
     base: str  # module that owns embedding, layers and final norm
     layers: str
@@ -25,21 +28,30 @@ class Family:
     attn: str
     mlp: str
     down_projection: str
+    up_projection: str
+    gate_projection: str
 
 
-def _llama_like(base: str = "model", down_projection: str = "mlp.down_proj") -> Family:
-    return Family(base, "layers", "embed_tokens", "norm", "self_attn", "mlp", down_projection)
+def _gpt(base: str, layers: str, embedding: str, norm: str, attn: str, down: str, up: str) -> Family:
+    return Family(base, layers, embedding, norm, attn, "mlp", f"mlp.{down}", f"mlp.{up}", f"mlp.{up}")
+
+
+def _llama_like(base: str = "model", up: str = "up_proj", gate: str = "gate_proj") -> Family:
+    projections = ("mlp.down_proj", f"mlp.{up}", f"mlp.{gate}")
+    return Family(base, "layers", "embed_tokens", "norm", "self_attn", "mlp", *projections)
 
 
 FAMILIES: dict[str, Family] = {
-    "gpt2": Family("transformer", "h", "wte", "ln_f", "attn", "mlp", "mlp.c_proj"),
-    "gptj": Family("transformer", "h", "wte", "ln_f", "attn", "mlp", "mlp.fc_out"),
-    "gpt_neox": Family("gpt_neox", "layers", "embed_in", "final_layer_norm", "attention", "mlp", "mlp.dense_4h_to_h"),
+    "gpt2": _gpt("transformer", "h", "wte", "ln_f", "attn", "c_proj", "c_fc"),
+    "gptj": _gpt("transformer", "h", "wte", "ln_f", "attn", "fc_out", "fc_in"),
+    "gpt_neox": _gpt(
+        "gpt_neox", "layers", "embed_in", "final_layer_norm", "attention", "dense_4h_to_h", "dense_h_to_4h"
+    ),
     "llama": _llama_like(),
     "mistral": _llama_like(),
     "qwen2": _llama_like(),
     "qwen3": _llama_like(),
-    "phi3": _llama_like(),
+    "phi3": _llama_like(up="gate_up_proj", gate="gate_up_proj"),
     "gemma2": _llama_like(),
     "gemma3_text": _llama_like(),
     "gemma3": _llama_like("model.language_model"),
@@ -72,8 +84,8 @@ class ModuleMap:
                 f"{type(hf).__name__} has no language-model head: load the model with AutoModelForCausalLM"
             )
         for layer in self.layers:
-            for part in (self.family.attn, self.family.mlp, self.family.down_projection):
-                self._find(layer, part, f"{self.family.base}.{self.family.layers}.*")
+            for part in ("attn", "mlp", "down_projection", "up_projection", "gate_projection"):
+                self._find(layer, getattr(self.family, part), f"{self.family.base}.{self.family.layers}.*")
 
     def _find(self, module: nn.Module, path: str, where: str = "") -> nn.Module:
         try:
@@ -93,6 +105,12 @@ class ModuleMap:
 
     def down_projection(self, layer: int) -> nn.Module:
         return inside(self.layers[layer].get_submodule(self.family.down_projection))
+
+    def up_projection(self, layer: int) -> nn.Module:
+        return inside(self.layers[layer].get_submodule(self.family.up_projection))
+
+    def gate_projection(self, layer: int) -> nn.Module:
+        return inside(self.layers[layer].get_submodule(self.family.gate_projection))
 
     def site(self, site: str, layer: int) -> nn.Module:
         """The module whose output is the site: "layer" (the residual stream after it), "attn" or "mlp"."""
