@@ -17,7 +17,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -27,11 +26,12 @@ from ...checks import Compat, Count, Positive, as_type, quoted, typed
 from ...model.facts import TokenizedFact, tokenize_fact
 from ...model.gradients import check_gradients
 from ...model.head import final_states, log_probabilities
-from ...model.hooks import Hooks, at_rest, learning
+from ...model.hooks import at_rest, learning
 from ...model.load import EditableModel
 from ...model.weights import find_weight
 from ...sweep.capture import clean_runs
 from ...sweep.engine import default_max_rows
+from ...sweep.module_rows import Rows, module_rows
 from ...sweep.packed import PackedPrompts, parts_of
 from ..changes import LowRank
 from ..edit import Edit, weight_is_input_first
@@ -200,7 +200,7 @@ def _observed(
     modules: Mapping[str, nn.Module],
     params: UltraEditParams,
     compat: str | None,
-) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+) -> Iterator[Rows]:
     """By module, of some requests each time: (what it reads [tokens, d_in], the loss's gradient [tokens, d_out])."""
     ids = [fact.ids + fact.target_ids[:-1] for fact in facts]
     order = list(range(len(facts)))
@@ -234,30 +234,14 @@ def _pass(
     targets: torch.Tensor,
     kept: torch.Tensor,
     mean: bool,
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    read: dict[str, torch.Tensor] = {}
-    given: dict[str, torch.Tensor] = {}
-
-    def keep_input(name: str, args: tuple, _kwargs: dict) -> None:
-        read[name] = args[0].detach().reshape(-1, args[0].shape[-1])[kept.to(args[0].device)]
-
-    def keep_output(name: str, out: torch.Tensor) -> None:
-        given[name] = out
+) -> Rows:
+    def loss(hidden: torch.Tensor) -> torch.Tensor:
+        logp = log_probabilities(model, final_states(model, hidden[rows.to(hidden.device)]), targets)
+        return -(logp.mean() if mean else logp.sum())
 
     with torch.no_grad():
         hidden = packed.run(packed.start, 0, first)
-    with torch.enable_grad(), Hooks() as hooks:
-        for name, module in modules.items():
-            hooks.before(module, partial(keep_input, name))
-            hooks.behind(module, partial(keep_output, name))
-        hidden = packed.run(hidden.detach().requires_grad_(), first, model.num_layers)
-        logp = log_probabilities(model, final_states(model, hidden[rows.to(hidden.device)]), targets)
-        loss = -(logp.mean() if mean else logp.sum())
-        if not torch.isfinite(loss):
-            raise ValueError(f"the loss is {float(loss)}: NaN or infinity in weights or activations")
-        output_gradients = torch.autograd.grad(loss, [given[name] for name in modules])
-    gradients = (g.reshape(-1, g.shape[-1])[kept.to(g.device)] for g in output_gradients)
-    return {name: (read[name], gradient) for name, gradient in zip(modules, gradients, strict=True)}
+    return module_rows(packed, hidden, first, modules, loss, kept)[1]
 
 
 METHOD = Method(
