@@ -18,13 +18,13 @@ def _is_command() -> bool:
 
 def started() -> None:
     """From here on an interrupt is the command's own matter."""
-    if signal.getsignal(signal.SIGINT) is _end:
+    if signal.getsignal(signal.SIGINT) is end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _end(number: int, frame: object) -> None:
+def end(number: int, frame: object) -> None:
     os._exit(INTERRUPTED)  # nothing has been begun, and what is half imported could only complain
 
 
 if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGINT, end)

@@ -18,6 +18,7 @@ from tempfile import mkdtemp
 from support.processes import hashes
 
 import knowedit_ext as ke
+from knowedit_ext.starting import started
 from knowedit_ext.world import load_world
 
 from .outcome import Finding
@@ -43,9 +44,10 @@ def make_inputs(folder: Path) -> None:
 
 def _checkpointed() -> int:
     """`collect_moments` with a checkpoint as often as it may: the command's are minutes apart."""
-    model = ke.load_model(load_world().folder, dtype="float32")
     options = dict(out="out", batch_tokens=512, checkpoint_seconds=0.0, progress=False)
     try:
+        started()
+        model = ke.load_model(load_world().folder, dtype="float32")
         ke.collect_moments(model, Path("texts.txt").read_text().splitlines(), [1, 2], **options)
     except KeyboardInterrupt:
         return 130

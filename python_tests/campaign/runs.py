@@ -14,6 +14,8 @@ from pathlib import Path
 from select import select
 from typing import Any
 
+from knowedit_ext import starting
+
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
 
@@ -89,7 +91,7 @@ def _child(job: Callable[[], int], folder: Path, blow: Blow, end: int, counted: 
         os.close(end)
         sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         os.chdir(folder)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, starting.end)  # as while `knowedit` is imported: until the job says `started`
         _stop_the_clock()
         _watch_changes(folder, blow, counted)
         if blow.file_size is not None:
