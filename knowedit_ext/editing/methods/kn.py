@@ -46,7 +46,7 @@ def kn(
         raise ValueError(f"kn edits one fact at a time, got {len(found)} requests")
     fact = tokenize_fact(model, found[0].fact())
     if compat is None:
-        warn_of_known(model, [fact])
+        warn_of_known(model, found, [fact])
     target = list(fact.target_ids) if compat is None else encode_part(model, found[0].target_new.lstrip())
     owed = knowledge_neurons(model, found[0], params, prompts, compat)
     if not owed.neurons:
