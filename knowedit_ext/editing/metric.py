@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -152,7 +153,9 @@ class Plain:
 def prepare(model: EditableModel, metric: Metric, layers: Sequence[int]) -> None:
     """See `Metric.prepare`: before values are optimised, which takes long."""
     for layer in layers:
-        metric.prepare(layer, model.modules.down_projection(layer).weight.device)
+        module = model.modules.down_projection(layer)
+        stored = next(chain(module.parameters(), module.buffers()), None)  # quantised ones may have no `weight`
+        metric.prepare(layer, model.device if stored is None else stored.device)
 
 
 def solve_in_keys(

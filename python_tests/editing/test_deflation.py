@@ -69,14 +69,18 @@ def test_any_history_behind_any_other(name: str, asked: list[list[int]]) -> None
         assert agrees(metric.solve(LAYER, keys, earlier), expected(n, keys, earlier))
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sequence_of_batches(name: str) -> None:
-    """Each batch's keys are the next one's history."""
+def test_a_sequence_of_batches(name: str, device: str) -> None:
+    """Each batch's keys are the next one's history; all is computed where the keys are, which edits keep on the CPU."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
     metric, n = metric_of(name, moments())
     earlier: list[torch.Tensor] = []
     for number in range(12):
         keys = draw(200 + number, WIDTH, 2).float()
-        assert agrees(metric.solve(LAYER, keys.double(), earlier), expected(n, keys, earlier))
+        got = metric.solve(LAYER, keys.double().to(device), earlier)
+        assert got.device.type == device and agrees(got.cpu(), expected(n, keys, earlier))
         earlier.append(keys)
 
 
