@@ -7,6 +7,9 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import transformers
 import typer
@@ -26,12 +29,24 @@ from .starting import INTERRUPTED, started
 MISTAKEN = 2
 LONGEST = 2000  # characters of what is said of a mistake
 
+
+def _begun(command: Callable[..., None]) -> Callable[..., None]:
+    """Until a command begins, its options read, an interrupt ends the process: typer imports more to read them."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        started()
+        command(*args, **options)
+
+    return run
+
+
 app = typer.Typer(help="Locate and edit facts in language models.", no_args_is_help=True, add_completion=False)
 world = typer.Typer(help="The built-in world of invented people.", no_args_is_help=True)
 app.add_typer(world, name="world")
 for command in (trace, edit, moments, evaluate, report, download, demo, doctor):
-    app.command()(command)
-world.command()(train)
+    app.command()(_begun(command))
+world.command()(_begun(train))
 
 
 def main() -> None:
@@ -40,11 +55,12 @@ def main() -> None:
     With KNOWEDIT_DEBUG=1 in the environment the traceback comes too.
     """
     try:
-        started()
         status = _run()
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except Exception as error:
+        if _interrupted(error):
+            sys.exit(INTERRUPTED)
         text = _usage(error) or explain(error)
         if text is None:
             raise
@@ -65,6 +81,13 @@ def _run() -> int | None:
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
     return app(standalone_mode=False)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Is an interrupt behind it? Modules in C++ that are being imported make an ImportError of one."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _usage(error: Exception) -> str | None:

@@ -349,19 +349,45 @@ def as_on_a_terminal() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.parametrize("late", ["torch", "pydantic"])
 @pytest.mark.parametrize("start", ["module", "script"])
-def test_ctrl_c_while_it_is_imported(tmp_path: Path, start: str) -> None:
-    """As torch, which takes seconds, is imported; a program of the user's that imports us ends as Python ends."""
-    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+def test_ctrl_c_while_it_is_imported(tmp_path: Path, start: str, late: str) -> None:
+    """As torch is imported, which takes seconds, or what typer reads options by."""
+    (tmp_path / f"{late}.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    )
     script = tmp_path / "knowedit"
     script.write_text("from knowedit_ext.cli import main\nmain()\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(ke.__file__).parents[1])])}
     arguments = {"module": ["-m", "knowedit_ext"], "script": [str(script)]}[start]
     options = dict(capture_output=True, text=True, env=environment, preexec_fn=as_on_a_terminal)
-    done = subprocess.run([sys.executable, *arguments, "doctor"], **options)
+    done = subprocess.run([sys.executable, *arguments, "trace", "world", "--samples", "2"], **options)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_ctrl_c_while_a_program_imports_us(tmp_path: Path) -> None:
+    """It ends as Python ends: nothing of the command's is done to it."""
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(ke.__file__).parents[1])])}
+    options = dict(capture_output=True, text=True, env=environment, preexec_fn=as_on_a_terminal)
     done = subprocess.run([sys.executable, "-c", "import knowedit_ext"], **options)
     assert done.returncode == -signal.SIGINT and "KeyboardInterrupt" in done.stderr
+
+
+@pytest.mark.parametrize("chained", ["cause", "context"])
+def test_an_interrupt_that_was_made_another_error_of(run, monkeypatch, chained: str) -> None:
+    """As modules in C++ do where one comes while they are being imported."""
+
+    def load(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            if chained == "context":
+                raise ImportError("initialization failed")  # noqa: B904
+            raise ImportError("initialization failed") from interrupt
+
+    monkeypatch.setattr("knowedit_ext.commands.trace.load", load)
+    assert run(*TRACE) == (130, "")
 
 
 def test_ctrl_c_stops_a_shell(tmp_path: Path) -> None:
