@@ -41,7 +41,7 @@ def test_no_races(watched, suite):
 
 
 @pytest.mark.parametrize(
-    "case, found",
+    "case, message",
     [
         ("broken_missing_barrier", "FAILED broken_missing_barrier, seed"),
         ("broken_missing_barrier_before_atomics", "FAILED broken_missing_barrier_before_atomics, seed"),

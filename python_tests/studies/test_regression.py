@@ -58,7 +58,7 @@ def test_nothing_left_to_test() -> None:
 
 
 @pytest.mark.parametrize(
-    "rows, said",
+    "rows, message",
     [
         (([1.0, 2.0], [0], [0.1, 0.2]), "2 scores, 1 layers, 2 effects"),
         (([], [], []), "expected a row of three"),
@@ -66,6 +66,6 @@ def test_nothing_left_to_test() -> None:
         (([1.0, 1.0], [0, 1], [0.1, 0.2]), "all scores are the same"),
     ],
 )
-def test_what_cannot_be_explained(rows, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_explained(rows, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ke.regress(*rows)
