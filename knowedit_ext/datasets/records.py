@@ -99,7 +99,7 @@ def collect_records(
 
 
 def settle(records: Records, name: str, skip_bad: bool) -> Records:
-    """`found`, or a ValueError where it has bad records that may not be skipped, or no good ones."""
+    """`records`, or a ValueError where it has bad records that may not be skipped, or no good ones."""
     if records.bad and not (skip_bad and records):
         raise ValueError(describe_bad(records.bad, name))
     if not records:

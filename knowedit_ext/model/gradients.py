@@ -12,7 +12,7 @@ from .weights import is_plain
 
 
 def check_gradients(model: EditableModel, first: int, after: int) -> None:
-    """ValueError, by name, for a quantised linear map of layers first..after - 1 or the head that passes none on.
+    """ValueError, by name, for a quantised linear map of layers [first, after) or the head that passes no gradient on.
 
     Plain weights do. Each of the others is asked with one row, after a row without gradients: at that one bitsandbytes
     packs its weights for a CPU, and from then on gives none.

@@ -47,7 +47,7 @@ def load_pretrained(name: str, dtype: torch.dtype | None, **kwargs: Any) -> tupl
 
 
 def _check_weights(name: str, loading_info: Mapping[str, Any]) -> None:
-    """told: `output_loading_info`. Weights that were not read are random numbers, which transformers only warns of."""
+    """Weights that were not read are random numbers, which transformers only warns of."""
     wrong = [f"lacks {key}" for key in sorted(loading_info["missing_keys"])]
     wrong += [
         f"has {key} as {list(there)}, not {list(wanted)} as its config.json says"

@@ -115,7 +115,7 @@ def _agreed(
     growth: Growth | None,
     hints: Mapping[str, Callable[[Any], str]],
 ) -> dict[str, Any]:
-    """The settings found, grown by what is asked; ValueError where they differ."""
+    """The stored settings, grown by what is asked; ValueError where they differ."""
     there, here, settings = dict(stored), dict(asked), dict(stored)
     if growth is not None and isinstance(stored.get(growth.series), list):
         both = sorted((stored[growth.series], asked[growth.series]), key=len)
@@ -142,8 +142,8 @@ def check_same(
     differences = differing(there, json.loads(json.dumps(asked)))
     if differences:
         differ = [name for name in hints or () if _at(there, name) != _at(asked, name)]
-        differences = spell(differences + [hints[name](_at(there, name)) for name in differ])
-        raise ValueError(f"'{path}' holds results made with other settings ({differences}): choose another folder")
+        description = spell(differences + [hints[name](_at(there, name)) for name in differ])
+        raise ValueError(f"'{path}' holds results made with other settings ({description}): choose another folder")
 
 
 def differing(there: Any, asked: Any, name: str = "") -> list[str]:

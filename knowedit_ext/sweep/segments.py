@@ -325,7 +325,7 @@ class Planner:
     # -- rows and attention ----------------------------------------------------------------------------------------
 
     def _root_pieces(self, root: int, first: int, after: int) -> list[Piece]:
-        """Where the rows first..after - 1 of a root lie: left of its start they are its parent's."""
+        """Where the rows [first, after) of a root lie: left of its start they are its parent's."""
         stretch, parent = self.roots[root], self.specs[root].parent
         if parent is None or first >= stretch.start:
             return [Piece(stretch, first, after)]
