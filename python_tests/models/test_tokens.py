@@ -12,7 +12,7 @@ from torch import nn
 import knowedit_ext as ke
 from knowedit_ext.datasets.zsre import _by_texts
 from knowedit_ext.editing.contexts import memit_contexts, rome_contexts
-from knowedit_ext.editing.methods.finetune import _published_examples
+from knowedit_ext.editing.examples import published_examples
 from knowedit_ext.editing.tokenized import tokenize_requests
 from knowedit_ext.evaluation.generation import generate
 from knowedit_ext.evaluation.metrics.essence import perplexity
@@ -136,7 +136,7 @@ def test_published_targets_have_no_bos(name: str) -> None:
     model = model_of(name)
     request = ke.EditRequest("{} plays the", "Miles Davis", " violin")
     own = encode_part(model, " violin")
-    [example] = _published_examples(model, [request])
+    [example] = published_examples(model, [request], "reference")
     assert example.scored == ((len(example.ids) - 1, tuple(own)),) and BOS not in own
     assert example.ids.count(BOS) == (name in ADDS)
     questions = _by_texts(model, "Miles Davis plays the", " violin", 0)
