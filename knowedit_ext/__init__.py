@@ -38,7 +38,7 @@ from .editing import (
 from .evaluation import Report, evaluate, known_fact, problem_scores
 from .model import EditableModel, Fact, UnsupportedModelError, load_model
 from .moments import Moments, collect_moments
-from .studies import regress
+from .studies import localization_study, regress
 from .tracing import (
     Effects,
     KnockoutTrace,
@@ -92,6 +92,7 @@ __all__ = [
     "knowledge_neurons",
     "known_fact",
     "load_model",
+    "localization_study",
     "memit",
     "noise_level",
     "plot_knockouts",

@@ -22,6 +22,7 @@ from .commands.evaluate import evaluate
 from .commands.mistakes import explain
 from .commands.moments import moments
 from .commands.report import report
+from .commands.study_localization import localization
 from .commands.trace import trace
 from .commands.world import train
 from .starting import INTERRUPTED, started
@@ -43,10 +44,13 @@ def _begun(command: Callable[..., None]) -> Callable[..., None]:
 
 app = typer.Typer(help="Locate and edit facts in language models.", no_args_is_help=True, add_completion=False)
 world = typer.Typer(help="The built-in world of invented people.", no_args_is_help=True)
+study = typer.Typer(help="The papers' studies.", no_args_is_help=True)
 app.add_typer(world, name="world")
+app.add_typer(study, name="study")
 for command in (trace, edit, moments, evaluate, report, download, demo, doctor):
     app.command()(_begun(command))
 world.command()(_begun(train))
+study.command()(_begun(localization))
 
 
 def main() -> None:

@@ -73,3 +73,11 @@ def tokenize_requests(
 def context_weights(groups: Sequence[Sequence[str]]) -> list[float]:
     """A key is the mean of the means of its groups of contexts (compute_ks.py:39-50)."""
     return [1.0 / (len(groups) * len(group)) for group in groups for _ in group]
+
+
+def reaches_end(model: EditableModel, request: EditRequest, layer: int, fact_token: str) -> bool:
+    """Can a value that is put out by this layer change what is said behind the prompt? The last layer's can only where
+    the key's token is the prompt's last."""
+    if layer < model.num_layers - 1:
+        return True
+    return tokenize_requests(model, [replace(request, noise=None)], ["{}"], fact_token)[0].ends_prompt

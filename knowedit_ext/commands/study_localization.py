@@ -1,0 +1,77 @@
+"""`knowedit study localization`: does localization inform editing?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import knowedit_ext as ke
+
+from ..editing.problems import PROBLEMS
+from ..studies.localization import METHODS
+from ..world import load_world
+from .moments import layers_of
+from .options import Device, Dtype, ModelName, MomentsFolder, file_to_read, folder_to_fill, load
+
+
+def localization(
+    model: ModelName,
+    out: Annotated[Path, folder_to_fill("Folder; a study that was killed, or is enlarged, goes on there.")],
+    data: Annotated[Path | None, file_to_read("JSON of CounterFact; default: the world's facts.")] = None,
+    moments: MomentsFolder = None,
+    problem: Annotated[list[str] | None, typer.Option(help=f"{', '.join(PROBLEMS)}; may be repeated.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="rome, memit, ft-N (a window of N layers); may be repeated.")
+    ] = None,
+    layers: Annotated[str, typer.Option(help='Edited layers, e.g. "0,4,8-11"; default: all.')] = "",
+    facts: Annotated[int | None, typer.Option(min=1, help="Only the first N facts that the model knows.")] = None,
+    params: Annotated[str, typer.Option(help="A preset of all methods; default: as published for GPT-J.")] = "",
+    window: Annotated[int, typer.Option(min=1, help="Layers that MEMIT edits.")] = 5,
+    noise: Annotated[str, typer.Option(help='Of traces and problems: "s3", or a number.')] = "s3",
+    trace_window: Annotated[int, typer.Option(min=1, help="MLP layers restored together.")] = 5,
+    samples: Annotated[int, typer.Option(min=1, help="Noise draws of a trace.")] = 10,
+    essence: Annotated[bool, typer.Option(help="Also the perplexity of texts about the subject.")] = False,
+    group: Annotated[int, typer.Option(min=1, help="Facts computed together.")] = 8,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Trace every known fact, edit it at every layer by every method for every problem, score, regress.
+
+    Runs under torchrun too. Writes one tidy table, the regressions, figures and a page.
+    """
+    of_world = model == "world"
+    if data is None and not of_world:
+        raise ValueError("--data FILE is missing (only the built-in world has facts of its own)")
+    held = None if moments is None else ke.Moments.load(moments)
+    loaded = load(model, device, dtype)
+    if held is None and of_world:
+        held = ke.collect_moments(loaded, load_world().statements(), list(range(loaded.num_layers)))
+    results = ke.localization_study(
+        loaded,
+        load_world().records() if data is None else data,
+        out,
+        held,
+        problems=problem or list(PROBLEMS),
+        methods=method or list(METHODS),
+        layers=layers_of(layers) if layers else None,
+        facts=facts,
+        params=params or ("world" if of_world else None),
+        window=window,
+        noise=_number(noise),
+        trace_window=trace_window,
+        samples=samples,
+        essence=essence,
+        group=group,
+        progress=True,
+    )
+    typer.echo(results.table())
+    typer.echo(str(out / "study.html"))
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
