@@ -14,6 +14,8 @@ alphaedit  AlphaEdit's update (d = 3072, 100 requests, 1,000 earlier ones) again
 history what 2,000 earlier edits add to a batch of 100 by MEMIT and AlphaEdit
 solve   d = 3072, 100 keys, the factor kept, against LU in float64
 evaluate       50 CounterFact records (the world's where the real ones are absent), no generation
+mend           MEND's edits of 32 records, rank 1920, in one pass, against one by one as published
+train_editor   iterations of MEND's training with two texts of 100 tokens each, against the published step
 neurons        knowledge neurons of one fact of that model, 20 points, against the published loop
 single_edits   the same under an edit of their own each, in one batch
 """
@@ -31,6 +33,7 @@ from typing import Any
 
 import closed_form
 import editing
+import editors
 import evaluation
 import moments
 import neurons
@@ -55,6 +58,8 @@ CASES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "alphaedit": small_gpt2_case(closed_form.alphaedit_case),
     "history": small_gpt2_case(closed_form.history_case),
     "solve": small_gpt2_case(moments.solve_case),
+    "mend": small_gpt2_case(editors.mend_case),
+    "train_editor": small_gpt2_case(editors.train_editor_case),
     "neurons": small_gpt2_case(neurons.neurons_case),
     "evaluate": small_gpt2_case(evaluation.evaluate_case),
     "single_edits": small_gpt2_case(evaluation.single_edits_case),

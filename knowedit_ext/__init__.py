@@ -35,6 +35,17 @@ from .editing import (
     ultraedit,
     value_norm,
 )
+from .editors import (
+    EFK,
+    MEND,
+    EditorTraining,
+    EditorTrainingParams,
+    convert_editor,
+    efk,
+    mend,
+    mend_each,
+    train_editor,
+)
 from .evaluation import Report, evaluate, known_fact, problem_scores
 from .model import EditableModel, Fact, UnsupportedModelError, load_model
 from .moments import Moments, collect_moments
@@ -55,13 +66,17 @@ from .tracing import (
 __all__ = [
     "AlphaEditParams",
     "EMMETParams",
+    "MEND",
     "ENCOREParams",
     "METHODS",
     "PROBLEMS",
     "Edit",
+    "EFK",
     "EditRequest",
     "EditableModel",
     "Effects",
+    "EditorTraining",
+    "EditorTrainingParams",
     "FTParams",
     "Fact",
     "KNParams",
@@ -81,7 +96,9 @@ __all__ = [
     "alphaedit",
     "as_problem",
     "collect_moments",
+    "convert_editor",
     "edit",
+    "efk",
     "emmet",
     "encore",
     "evaluate",
@@ -94,6 +111,8 @@ __all__ = [
     "load_model",
     "localization_study",
     "memit",
+    "mend",
+    "mend_each",
     "noise_level",
     "plot_knockouts",
     "pmet",
@@ -106,6 +125,7 @@ __all__ = [
     "rome_each",
     "trace",
     "trace_dataset",
+    "train_editor",
     "ultraedit",
     "value_norm",
 ]

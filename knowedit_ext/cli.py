@@ -18,6 +18,7 @@ from .commands.demo import demo
 from .commands.doctor import doctor
 from .commands.download import download
 from .commands.edit import edit
+from .commands.editors import convert_editor, train_editor
 from .commands.evaluate import evaluate
 from .commands.mistakes import explain
 from .commands.moments import moments
@@ -47,7 +48,7 @@ world = typer.Typer(help="The built-in world of invented people.", no_args_is_he
 study = typer.Typer(help="The papers' studies.", no_args_is_help=True)
 app.add_typer(world, name="world")
 app.add_typer(study, name="study")
-for command in (trace, edit, moments, evaluate, report, download, demo, doctor):
+for command in (trace, edit, moments, train_editor, convert_editor, evaluate, report, download, demo, doctor):
     app.command()(_begun(command))
 world.command()(_begun(train))
 study.command()(_begun(localization))

@@ -27,6 +27,7 @@ from knowedit_ext.world import load_world
 FACT = load_world().facts()[0]
 PROMPT = ["--prompt", FACT["prompt"].replace(FACT["subject"], "{}"), "--subject", FACT["subject"]]
 TRACE = ["trace", "world", *PROMPT]
+TRAIN = ["train-editor", "world", "--data", "requests.json", "--texts", "text.txt", "--out", "o"]
 
 
 @pytest.fixture
@@ -117,6 +118,13 @@ MISTAKES = [
     ),
     (["moments", "world", "latin.txt", "--layers", "0", "--out", "o"], "'latin.txt'"),
     (["moments", "world", "folder", "--layers", "0", "--out", "o"], "folder 'folder' has no .txt"),
+    ([*TRAIN, "--method", "x"], "unknown method 'x': expected mend or efk"),
+    ([*TRAIN, "--compat", "x"], "unknown compat 'x'"),
+    ([*TRAIN, "--layers", "6"], "layer 6 is out of range: the model has layers 0..5"),
+    ([*TRAIN, "--params", "other.json"], "EditorTrainingParams: unknown keys a"),
+    (TRAIN, "2 records with 100 of them left out"),
+    (["convert-editor", "absent.pt", "e.safetensors"], "there is no file 'absent.pt'"),
+    (["convert-editor", "half.json", "e.safetensors"], "'half.json' is no archive"),
     (["evaluate", "world", "--out", "o", "--compat", "x"], "unknown compat 'x'"),
     (["evaluate", "world", "--out", "o", "--num-edits", "0"], "--num-edits is 0"),
     (["evaluate", "world", "--out", "o", "--moments", "text.txt"], "'text.txt'"),
@@ -157,7 +165,7 @@ def test_mistakes(run, tmp_path: Path, monkeypatch, arguments: list[str], messag
 
 
 def test_every_command_is_among_them() -> None:
-    names = {command.callback.__name__ for command in app.registered_commands}
+    names = {command.callback.__name__.replace("_", "-") for command in app.registered_commands}
     assert names - {"doctor"} <= {arguments[0] for arguments, _ in MISTAKES if arguments}
 
 

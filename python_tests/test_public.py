@@ -11,7 +11,7 @@ import pytest
 
 import knowedit_ext as ke
 
-PACKAGES = ("model", "tracing", "evaluation", "editing", "moments", "datasets", "studies")
+PACKAGES = ("model", "tracing", "evaluation", "editing", "editors", "moments", "datasets", "studies")
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -1,0 +1,138 @@
+"""KE as the ROME table has it: "EFK" (De Cao et al. 2021 as re-implemented in mend, algs/efk.py).
+
+A condition read from the text by an LSTM says, for each weight [r, c], how its gradient G is masked and what is added:
+sigmoid(norm) (G * (softmax(rowa) x cola) + softmax(rowb) x colb), which is of rank tokens + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..model.load import EditableModel
+from ..sweep.module_rows import Rows
+from .editor import Factors, LearnedEditor
+from .weights import EditedWeight, edited_weights, named_weights
+
+HIDDEN, CONDITION = 512, 768
+SPARE_ROWS = 1  # released editors were made with a padding token more than the model has
+
+
+class _NormedLinear(nn.Module):
+    """g v / |v|, row by row."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        plain = nn.Linear(width, out)
+        self.bias = plain.bias
+        self.weight_g = nn.Parameter(plain.weight.detach().norm(dim=1, keepdim=True))
+        self.weight_v = plain.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ (self.weight_g * self.weight_v / self.weight_v.norm(dim=1, keepdim=True)).T + self.bias
+
+
+class _Condition(nn.Module):
+    """Token ids [1, tokens] -> [1, condition]: a bidirectional LSTM's last states, a linear map, tanh."""
+
+    def __init__(self, embedding: torch.Tensor, hidden: int, condition: int) -> None:
+        super().__init__()
+        # padding_idx: token 0 learns nothing
+        self.embedding = nn.Embedding.from_pretrained(embedding.clone(), freeze=False, padding_idx=0)
+        lstm = nn.LSTM(embedding.shape[1], hidden, bidirectional=True, batch_first=True)
+        self.lstm = nn.ModuleDict({"_module": lstm})
+        self.linear = nn.ModuleDict({"_linear_layers": nn.ModuleList([nn.Linear(2 * hidden, condition)])})
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        _, (last, _) = self.lstm["_module"](self.embedding(ids))  # [2, 1, hidden]
+        return self.linear["_linear_layers"][0](torch.cat([last[0], last[1]], 1)).tanh()
+
+
+class _Conditioner(nn.Module):
+    def __init__(self, shape: tuple[int, int], condition: int, hidden: int) -> None:
+        super().__init__()
+        self.shape = shape
+        width = 2 * sum(shape) + 1
+        self.conditioners = nn.ModuleDict({"0": _NormedLinear(condition, hidden), "2": _NormedLinear(hidden, width)})
+
+    def forward(self, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """cola [c], softmax(rowa) [r], colb [c], softmax(rowb) [r], sigmoid(norm)."""
+        rows, columns = self.shape
+        said = self.conditioners["2"](self.conditioners["0"](condition).tanh())[0]
+        cola, rowa, colb, rowb, norm = said.split([columns, rows, columns, rows, 1])
+        return cola, rowa.softmax(0), colb, rowb.softmax(0), norm.sigmoid()
+
+
+class _Network(nn.Module):
+    def __init__(self, weights: Sequence[EditedWeight], embedding: torch.Tensor, hidden: int, condition: int) -> None:
+        super().__init__()
+        parts = {_part(weight): _Conditioner(weight.shape, condition, hidden) for weight in weights}
+        self.editor = nn.ModuleDict(
+            {"condition": _Condition(embedding, hidden, condition), "conditioners": nn.ModuleDict(parts)}
+        )
+
+
+def _part(weight: EditedWeight) -> str:
+    return f"{weight.name.replace('.', '_')}_conditioner"
+
+
+class EFK(LearnedEditor):
+    """An editor by KE (EFK). `new`: before training; `load`: trained; see `efk` and `train_editor`."""
+
+    name = "efk"
+
+    @classmethod
+    def new(
+        cls,
+        model: EditableModel,
+        layers: Sequence[int] | None = None,
+        seed: int = 0,
+        hidden: int = HIDDEN,
+        condition: int = CONDITION,
+    ) -> EFK:
+        """The published start. layers: whose MLPs are edited; None: the last three."""
+        weights = edited_weights(model, layers)
+        embedding = model.modules.embedding.weight.detach().float().cpu()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(model, weights, _Network(weights, embedding, hidden, condition))
+
+    @classmethod
+    def _weights_in(cls, tensors: Mapping[str, torch.Tensor], model: EditableModel) -> list[EditedWeight]:
+        named = {f"editor.conditioners.{_part(w)}.": w.name for w in edited_weights(model, range(model.num_layers))}
+        found = [name for part, name in named.items() if any(key.startswith(part) for key in tensors)]
+        if not found:
+            raise ValueError("it has no tensors for a weight of the model")
+        return named_weights(model, found)
+
+    @classmethod
+    def _network_for(
+        cls, tensors: Mapping[str, Any], weights: Sequence[EditedWeight], model: EditableModel
+    ) -> nn.Module:
+        embedding = tensors["editor.condition.embedding.weight"]
+        rows, width = model.modules.embedding.weight.shape
+        if embedding.shape[1] != width or not 0 <= embedding.shape[0] - rows <= SPARE_ROWS:
+            raise ValueError(
+                f"its embedding is {list(embedding.shape)}, the model's {[rows, width]}: one row more is allowed"
+            )
+        condition = tensors["editor.condition.linear._linear_layers.0.bias"].shape[0]
+        hidden = tensors["editor.condition.lstm._module.weight_hh_l0"].shape[1]
+        return _Network(weights, embedding, hidden, condition)
+
+    def factors(self, rows: Rows, ids: Sequence[int]) -> Factors:
+        editor = self.network.editor
+        device = next(self.network.parameters()).device
+        condition = editor["condition"](torch.tensor([list(ids)], device=device))
+        found = {}
+        for weight in self.weights:
+            cola, rowa, colb, rowb, norm = editor["conditioners"][_part(weight)](condition)
+            x, delta = rows[weight.name]
+            kept = (x != 0).any(1) & (delta != 0).any(1)  # the others add nothing to G
+            x, delta = x[kept], delta[kept]
+            down, across = (x, delta) if weight.input_first else (delta, x)
+            down, across = torch.cat([down * rowa, rowb[None]]), torch.cat([across * cola, colb[None]]) * norm
+            found[weight.name] = (down, across) if weight.input_first else (across, down)
+        return found
