@@ -48,13 +48,15 @@ def edit(
     if missing:
         raise ValueError(f"{', '.join(missing)} missing (or give --show FILE)")
     chosen = method_of(method)
-    found = [ke.EditRequest.of(record) for record in read_records(requests)[:limit]]
-    if chosen.single and len(found) != 1:
-        raise ValueError(f"{method} edits one fact at a time, '{requests}' has {len(found)}: use --limit 1 or memit")
+    edit_requests = [ke.EditRequest.of(record) for record in read_records(requests)[:limit]]
+    if chosen.single and len(edit_requests) != 1:
+        raise ValueError(
+            f"{method} edits one fact at a time, '{requests}' has {len(edit_requests)}: use --limit 1 or memit"
+        )
     settings = chosen.params_of(params)
     options = dict(seed=seed, progress=True, moments=None if moments is None else ke.Moments.load(moments))
     taken = {option: value for option, value in options.items() if chosen.takes(option)}
-    made = ke.edit(load(model, device, dtype), found, method, params=settings, **taken)
+    made = ke.edit(load(model, device, dtype), edit_requests, method, params=settings, **taken)
     made.save(out)
     typer.echo(made.summary())
     typer.echo(str(out))

@@ -37,25 +37,27 @@ def moments(
     check_name(text)
     loaded = load(model, device, dtype)
     common = dict(max_tokens=max_tokens, max_texts=max_texts, shuffle=shuffle, batch_tokens=batch_tokens)
-    found = ke.collect_moments(loaded, text, wanted, out=out, stop=stop, tolerance=tolerance, **common)
+    moments = ke.collect_moments(loaded, text, wanted, out=out, stop=stop, tolerance=tolerance, **common)
     if int(os.environ.get("RANK", 0)):
         return
-    for layer in found.layers:
-        left = "" if found[layer].missing is None else f", estimated error of solutions {found[layer].missing:.2g}"
-        typer.echo(f"layer {layer}: {found[layer].width} x {found[layer].width} over {found[layer].count} keys{left}")
+    for layer in moments.layers:
+        left = "" if moments[layer].missing is None else f", estimated error of solutions {moments[layer].missing:.2g}"
+        typer.echo(
+            f"layer {layer}: {moments[layer].width} x {moments[layer].width} over {moments[layer].count} keys{left}"
+        )
     typer.echo(str(out))
     if npz is not None:
         dataset = Path(text).stem.partition(":")[0]
-        for path in export_npz(found, npz, loaded, dataset=dataset, sample_size=max_texts):
+        for path in export_npz(moments, npz, loaded, dataset=dataset, sample_size=max_texts):
             typer.echo(str(path))
 
 
 def layers_of(ranges: str) -> list[int]:
     """Layers of "3,5,8-10": [3, 5, 8, 9, 10]."""
-    found: list[int] = []
+    layers: list[int] = []
     for part in ranges.split(","):
         first, _, last = part.strip().partition("-")
         if not first.isdigit() or (last and not last.isdigit()) or int(last or first) < int(first):
             raise ValueError(f"'{ranges}' is no list of layers: expected e.g. 13-17, or 3,5,8-10")
-        found += range(int(first), int(last or first) + 1)
-    return found
+        layers += range(int(first), int(last or first) + 1)
+    return layers

@@ -93,13 +93,13 @@ def _trace_one(
     common: dict[str, Any],
 ) -> None:
     for kind in kinds:
-        found = ke.trace(model, fact, kind=kind, **common)
-        token, layer = divmod(int(found.scores.argmax()), found.scores.shape[1])
+        trace = ke.trace(model, fact, kind=kind, **common)
+        token, layer = divmod(int(trace.scores.argmax()), trace.scores.shape[1])
         typer.echo(
-            f"{kind}: '{fact.text}' ->{found.answer!r}  clean {found.high_score:.4f}  corrupted {found.low_score:.4f}  "
-            f"best restored {found.scores.max():.4f} at token {token} {found.tokens[token]!r}, layer {layer}"
+            f"{kind}: '{fact.text}' ->{trace.answer!r}  clean {trace.high_score:.4f}  corrupted {trace.low_score:.4f}  "
+            f"best restored {trace.scores.max():.4f} at token {token} {trace.tokens[token]!r}, layer {layer}"
         )
-        for path, write in ((plot, found.plot), (save, found.save)):
+        for path, write in ((plot, trace.plot), (save, trace.save)):
             if path is not None:
                 path = path if len(kinds) == 1 else path.with_stem(f"{path.stem}_{kind}")
                 write(path)

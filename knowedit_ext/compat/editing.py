@@ -199,8 +199,8 @@ class Editors:
             moments = self._moments(editable, hparams, layers, upstream)
 
             def optimised(some: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-                found = [request_of(self.library, raw, "MEMIT") for raw in some]
-                return memit_values(editable, found, params, contexts=contexts)
+                some_requests = [request_of(self.library, raw, "MEMIT") for raw in some]
+                return memit_values(editable, some_requests, params, contexts=contexts)
 
             if cache_template is not None:
                 values = _cached_values(raws, optimised, cache_template, layers[-1], hparams.clamp_norm_factor)
@@ -258,8 +258,8 @@ class Editors:
         swapped = upstream is not None
         folder = self.library.model_folder(getattr(editable.hf.config, "_name_or_path", ""))
         place, url = self.library.stats_dir(hparams, swapped), self.library.stats_url() if swapped else None
-        found = statistics(place, folder, hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, url)
-        return moments_of(found, editable, layers, inverted)
+        stats = statistics(place, folder, hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, url)
+        return moments_of(stats, editable, layers, inverted)
 
 
 def _rome_settings(hparams: Any, algorithm: str, layers: list[int]) -> tuple[Callable[..., Sequence[ke.Edit]], Any]:
@@ -283,11 +283,11 @@ def _names(model: ke.EditableModel, layers: Sequence[int]) -> list[str]:
 
 
 def _vectors(model: nn.Module, edit: ke.Edit) -> Factors:
-    found = {}
+    vectors = {}
     for name, change in edit.changes.items():
         device = translate.weight_of(model, name).device
-        found[name] = tuple(x[:, 0].to(device, torch.float32) for x in (change.inputs, change.outputs))
-    return found
+        vectors[name] = tuple(x[:, 0].to(device, torch.float32) for x in (change.inputs, change.outputs))
+    return vectors
 
 
 def _check_agreement(requests: Sequence[ke.EditRequest]) -> None:

@@ -120,11 +120,11 @@ class Sheet:
 
     def answer(self, likeliest: list[list[int]], first: int) -> list[Any]:
         """likeliest: of the tokens from `first` on, for each text."""
-        said = [row[start - 1 - first : -1] for row, start in zip(likeliest, self.starts, strict=True)]
+        answers = [row[start - 1 - first : -1] for row, start in zip(likeliest, self.starts, strict=True)]
         if self.question.locality:
-            return said
+            return answers
         wanted = [row[start:] for row, start in zip(self.ids.tolist(), self.starts, strict=True)]
-        right = [np.mean(np.equal(*pair)) for pair in zip(said, wanted, strict=True)]
+        right = [np.mean(np.equal(*pair)) for pair in zip(answers, wanted, strict=True)]
         return right if len(right) == 1 else [share for share in right if not np.isnan(share)]
 
 

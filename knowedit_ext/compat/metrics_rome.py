@@ -31,10 +31,10 @@ def test_batch_prediction(
     targets = (f" {given['target_new']}", f" {given['target_true']}")
     with opened(model, tok) as editable:
         scores, _ = score(editable, [Question(prefix, targets) for prefix in prefixes])
-    found = [{"target_new": _float32(new.nll), "target_true": _float32(true.nll)} for new, true in scores]
+    nlls = [{"target_new": _float32(new.nll), "target_true": _float32(true.nll)} for new, true in scores]
     if "which_correct" not in given:
-        return found
-    return found, [pair[which].correct for pair, which in zip(scores, given["which_correct"], strict=True)]
+        return nlls
+    return nlls, [pair[which].correct for pair, which in zip(scores, given["which_correct"], strict=True)]
 
 
 def _float32(value: float) -> float:

@@ -104,8 +104,8 @@ class Inverted(ke.Moments):
     def solve(self, layer: int, keys: torch.Tensor, *args: Any, **options: Any) -> Solution:
         if layer not in self._inverses:
             self._inverses[layer] = torch.inverse(self[layer].mean.to(self._dtype)).float()
-        found = self._inverses[layer].to(keys.device) @ keys.float()
-        return Solution(found.double(), float("nan"), 0, "inverse", 0.0)
+        product = self._inverses[layer].to(keys.device) @ keys.float()
+        return Solution(product.double(), float("nan"), 0, "inverse", 0.0)
 
 
 class _Kept:
@@ -126,9 +126,9 @@ class _Kept:
 _KEPT = _Kept()
 
 
-def moments_of(found: Statistics, model: ke.EditableModel, layers: Sequence[int], inverted: bool = False) -> ke.Moments:
+def moments_of(stats: Statistics, model: ke.EditableModel, layers: Sequence[int], inverted: bool = False) -> ke.Moments:
     """inverted: solve as the published ROME."""
-    return _KEPT.read(found.ensure(model, layers), found.precision if inverted else None)
+    return _KEPT.read(stats.ensure(model, layers), stats.precision if inverted else None)
 
 
 def longest(config: Any) -> int | None:

@@ -57,11 +57,11 @@ class Swap:
 
     def missing(self, module: ModuleType | None) -> str | None:
         """What is not as expected, in words."""
-        found = None if module is None else getattr(self.holder(module), self.attribute, None)
+        function = None if module is None else getattr(self.holder(module), self.attribute, None)
         where = f"{self.module}.{self.name}({', '.join(self.takes)})"
-        if not callable(found):
+        if not callable(function):
             return where
-        taken = inspect.signature(found).parameters
+        taken = inspect.signature(function).parameters
         anything = any(p.kind is p.VAR_POSITIONAL for p in taken.values())
         if lacking := [name for name in self.takes if name not in taken and not anything]:
             return f"{where} (it takes no {', '.join(lacking)})"
@@ -92,7 +92,7 @@ class Backend:
         self.modules = frozenset(swap.module for swap in table)
         self._lock = threading.RLock()
         self._calls: Counter[str] = Counter()
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._active = self._asked = False
         self._blocks = 0
         self._finder = Finder(self.modules, self._imported)
@@ -172,8 +172,8 @@ class Backend:
         return expected
 
     def _check(self, swaps: Sequence[Swap]) -> None:
-        found = [(swap, swap.missing(sys.modules.get(swap.module))) for swap in swaps]
-        if moved := [said for swap, said in found if said and not swap.optional]:
+        findings = [(swap, swap.missing(sys.modules.get(swap.module))) for swap in swaps]
+        if moved := [description for swap, description in findings if description and not swap.optional]:
             raise MovedError(
                 f"{self.library} has moved what we swap, so nothing is swapped. Not found: {'; '.join(moved)}. Use the "
                 "version that docs/dropin.md names"
@@ -223,8 +223,8 @@ class Backend:
                     setattr(module, name, ours)
 
     def _modules(self) -> list[ModuleType]:
-        found = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
-        return [module for name, module in found if name.split(".")[0] in self.packages]
+        modules = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
+        return [module for name, module in modules if name.split(".")[0] in self.packages]
 
     def _is_ours(self, value: Any) -> bool:
         return getattr(value, "__dict__", {}).get("_knowedit_backend") is self
@@ -249,7 +249,7 @@ class Backend:
     def _say(self, line: str) -> None:
         """Each reason once."""
         with self._lock:
-            if line in self._said:
+            if line in self._logged:
                 return
-            self._said.add(line)
+            self._logged.add(line)
         logger.warning("%s", line)

@@ -59,5 +59,5 @@ def calculate_hidden_flow(
 
 
 def _answer(model: ke.EditableModel, prompt: str) -> str:
-    said, _ = model_answer(model, tuple(encode(model, prompt)[0]), 1)
-    return model.tokenizer.decode(list(said))
+    tokens, _ = model_answer(model, tuple(encode(model, prompt)[0]), 1)
+    return model.tokenizer.decode(list(tokens))

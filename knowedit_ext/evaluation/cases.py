@@ -62,10 +62,10 @@ def _check(case: Mapping[str, Any]) -> None:
     for when in sides:
         measured = _take(case, when, dict)
         try:
-            found = values_of(measured)
+            scores = values_of(measured)
         except ValueError as error:
             raise ValueError(f"{when}.{error}") from error
-        if not found:
+        if not scores:
             raise ValueError(f"{when} holds nothing that was measured ({', '.join(measured) or 'nothing at all'})")
 
 

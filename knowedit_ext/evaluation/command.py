@@ -94,27 +94,27 @@ def _texts(data: Path | None, texts: dict[str, Any], records: Records) -> dict[s
         return {"generation": True}
     # Weights of words are fitted on all snippets where they are not given.
     only = None if texts["tfidf"] is None else wanted_snippets(records)
-    found = {"generation": True, "snippets": load_snippets(source, only=only)}
+    arguments = {"generation": True, "snippets": load_snippets(source, only=only)}
     if texts["tfidf"] is not None:
         read = load_tfidf(*texts["tfidf"])
-        found["tfidf"] = TfIdf.from_arrays(read.idf, read.vocabulary)
-    return found
+        arguments["tfidf"] = TfIdf.from_arrays(read.idf, read.vocabulary)
+    return arguments
 
 
 def _whole(editing: Editing, records: Records, out: Path) -> tuple[Edit, float]:
     """One edit of all records, kept in the folder: a run that goes on goes on with the same one. And its seconds."""
-    path, told = out / "edit.safetensors", out / "edit.json"
+    path, sidecar = out / "edit.safetensors", out / "edit.json"
     rewrites = [{key: record[key] for key in ("case_id", "requested_rewrite")} for record in records]
     asked = {**editing.describe(), "model": identity(editing.model), "records": rewrites}
     ranks = Ranks()
     with alone(out, ranks):
-        if ranks.first and not (path.exists() and told.exists()):
+        if ranks.first and not (path.exists() and sidecar.exists()):
             began = perf_counter()
             edit = editing(records)
             edit.save(path)
-            write_json(told, {"asked": asked, "seconds": perf_counter() - began})
+            write_json(sidecar, {"asked": asked, "seconds": perf_counter() - began})
         ranks.wait()
-        found = load_json(told)
-        check_same(path, found.get("asked", {}), asked, adopted=("model.name",))
+        description = load_json(sidecar)
+        check_same(path, description.get("asked", {}), asked, adopted=("model.name",))
         ranks.wait()
-    return Edit.load(path), float(found["seconds"])
+    return Edit.load(path), float(description["seconds"])

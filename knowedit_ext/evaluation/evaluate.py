@@ -137,13 +137,18 @@ def evaluate(
     if out is None:
         job = job_of(asked)
         _compute(job, asked, ranks, progress, together)
-        return Report(job.cases, _told(asked), left_out)
+        return Report(job.cases, _report_settings(asked), left_out)
     with alone(out, ranks):
         # Chosen by the machine and the memory that was free then; rounding depends on them.
         adopted = ("generation_batch", "model.name") if group else ("generation_batch", "model.name", "group")
         growth = Growth("records", "case_id")
         settings = settle(
-            out, asked, ranks, adopted=adopted, growth=growth, enlarge=lambda found: forget(out, growth.unfilled(found))
+            out,
+            asked,
+            ranks,
+            adopted=adopted,
+            growth=growth,
+            enlarge=lambda earlier: forget(out, growth.unfilled(earlier)),
         )
         job = job_of(settings)
         _compute(job, settings, ranks, progress, together)
@@ -153,7 +158,7 @@ def evaluate(
             job.name_all()
         ranks.wait()
         by_id = {case["case_id"]: case for case in Report.load(out).cases}
-        report = Report([by_id[record["case_id"]] for record in loaded], _told(settings), left_out)
+        report = Report([by_id[record["case_id"]] for record in loaded], _report_settings(settings), left_out)
         if whole and ranks.first:
             report.save(out)
         ranks.wait()
@@ -174,7 +179,7 @@ def _compute(job: Job, settings: Mapping[str, Any], ranks: Ranks, progress: bool
             bar.update(len(numbers))
 
 
-def _told(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _report_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """As a report tells them: the records in short."""
     ids = [item["case_id"] for item in settings["records"]]
     return {**settings, "case_ids": ids, "records": marked(json.dumps(settings["records"], sort_keys=True))}
@@ -220,13 +225,13 @@ def load(
     first = raw[0] if raw and isinstance(raw[0], Mapping) else {}
     kind = dataset or next((name for name, known in DATASETS.items() if known.detect(first)), "counterfact")
     if isinstance(records, Records):  # as a loader made them
-        found = Records(raw[:limit], _bad_before(records, len(raw[:limit])))
+        records = Records(raw[:limit], _bad_before(records, len(raw[:limit])))
     else:
         options = {"target": zsre_target} if kind == "zsre" else {"equal_targets": equal_targets}
-        found = DATASETS[kind].load(raw, skip_bad=skip_bad, limit=limit, **options)
-    if not found:
-        raise ValueError(f"no records to evaluate ({len(found.bad)} were skipped)" if found.bad else "no records")
-    return found, kind
+        records = DATASETS[kind].load(raw, skip_bad=skip_bad, limit=limit, **options)
+    if not records:
+        raise ValueError(f"no records to evaluate ({len(records.bad)} were skipped)" if records.bad else "no records")
+    return records, kind
 
 
 def _bad_before(records: Any, count: int) -> list[BadRecord]:
@@ -256,7 +261,7 @@ def usable(
 ) -> Records:
     """The records that this model, and these snippets, can be asked about; and, where all are edited `together`, that
     do not contradict an earlier one. Others are left out with `skip_bad`, else a ValueError names them."""
-    found, targets = Records(bad=records.bad), {}
+    usable_records, targets = Records(bad=records.bad), {}
     for number, record in zip(places(records), records, strict=True):
         key = "prompts"
         try:
@@ -269,21 +274,21 @@ def usable(
                 key = "requested_rewrite"
                 _check_agreement(record, targets)
         except ValueError as error:
-            found.bad.append(BadRecord(number, record["case_id"], key, str(error)))
+            usable_records.bad.append(BadRecord(number, record["case_id"], key, str(error)))
         else:
-            found.append(record)
-    if len(found) < len(records) and not (skip_bad and found):
-        raise ValueError(describe_bad(found.bad[len(records.bad) :], "the records"))
-    found.bad.sort(key=lambda bad: bad.index)
-    return found
+            usable_records.append(record)
+    if len(usable_records) < len(records) and not (skip_bad and usable_records):
+        raise ValueError(describe_bad(usable_records.bad[len(records.bad) :], "the records"))
+    usable_records.bad.sort(key=lambda bad: bad.index)
+    return usable_records
 
 
 def _check_agreement(record: Record, targets: dict[tuple[str, str], tuple[str, int]]) -> None:
     rewrite = record["requested_rewrite"]
     new = rewrite["target_new"]["str"].strip()
-    said, case_id = targets.setdefault((rewrite["prompt"], rewrite["subject"]), (new, record["case_id"]))
-    if said != new:
-        raise ValueError(f"contradicts case_id {case_id}: the same prompt is to become '{said}' there, '{new}' here")
+    target, case_id = targets.setdefault((rewrite["prompt"], rewrite["subject"]), (new, record["case_id"]))
+    if target != new:
+        raise ValueError(f"contradicts case_id {case_id}: the same prompt is to become '{target}' there, '{new}' here")
 
 
 def _by_record(given: Any, what: str, numbers: Sequence[int], total: int, kept: Sequence[int]) -> Any:
@@ -295,15 +300,15 @@ def _by_record(given: Any, what: str, numbers: Sequence[int], total: int, kept: 
         return None if isinstance(given, Edit) else given
     if callable(given):
         return given
-    found = list(given)
-    if len(found) == total:
-        found = [found[n] for n in numbers]
-    if len(found) == len(numbers):
-        return [found[n] for n in kept]
-    if len(found) == len(kept):
-        return found
+    entries = list(given)
+    if len(entries) == total:
+        entries = [entries[n] for n in numbers]
+    if len(entries) == len(numbers):
+        return [entries[n] for n in kept]
+    if len(entries) == len(kept):
+        return entries
     one = what.removesuffix("s")
-    raise ValueError(f"{len(found)} {what} for {len(numbers)} records: expected one {one} for all, or one a record")
+    raise ValueError(f"{len(entries)} {what} for {len(numbers)} records: expected one {one} for all, or one a record")
 
 
 def _describe_edit(edit: Edit | Sequence[Edit]) -> str:

@@ -76,12 +76,12 @@ class Job:
         """Measure the records `numbers`, a group; nothing is done where all their files are there."""
         if self.done(numbers):
             return
-        found = {n: self._case(n, numbers) for n in numbers}
+        cases = {n: self._case(n, numbers) for n in numbers}
         for part, edited, taken in self._units(numbers):
             before = self.baseline or edited is None
             for n, measured in zip(part, self._measure(part, edited, before), strict=True):
-                found[n] |= measured if taken is None else {"time": taken} | measured
-        for n, case in found.items():
+                cases[n] |= measured if taken is None else {"time": taken} | measured
+        for n, case in cases.items():
             if self.out is None:
                 self.cases.append(case)
             elif not self._path(n).exists():
@@ -119,18 +119,18 @@ class Job:
         asked = [self.ask(self.model, r, k, self.attributes, self.compat) for k, r in enumerate(records)]
         questions = [question for each, _ in asked for question in each]
         sides = dict(zip(("pre", "post"), score(self.model, questions, edited, before, self.max_rows), strict=True))
-        found: list[dict[str, Any]] = [{} for _ in records]
+        cases: list[dict[str, Any]] = [{} for _ in records]
         for when, scores in sides.items():
             if scores is None:
                 continue
             left = iter(scores)
-            for case, (each, read) in zip(found, asked, strict=True):
+            for case, (each, read) in zip(cases, asked, strict=True):
                 case[when] = read([next(left) for _ in each])
             if self.texts is not None:
                 written = self.texts.measure(records, edited if when == "post" else None)
-                for case, measured in zip(found, written, strict=True):
+                for case, measured in zip(cases, written, strict=True):
                     case[when] |= measured
-        return found
+        return cases
 
     def _case(self, n: int, group: Sequence[int]) -> dict[str, Any]:
         if self.edit is not None:
@@ -161,5 +161,5 @@ def forget(out: str | Path, case_ids: Iterable[int]) -> None:
     """Remove the cases of a group that was not full: rounding, and what is edited together, depend on the group."""
     for case_id in case_ids:
         path = _path(out, "*", case_id)
-        for found in path.parent.glob(path.name):
-            found.unlink()
+        for file in path.parent.glob(path.name):
+            file.unlink()

@@ -22,12 +22,12 @@ def plot_relations(rows: Mapping[str, Mapping[str, Mean]], path: str | Path | No
     figure = figure_of(5.2, max(1.6, 0.24 * len(shown) + 1.0))
     axes = figure.add_subplot()
     for number, success in enumerate(SUCCESSES):
-        found = [(y, row[success]) for y, row in enumerate(shown.values()) if success in row]
-        if found:
+        points = [(y, row[success]) for y, row in enumerate(shown.values()) if success in row]
+        if points:
             axes.errorbar(
-                [mean.mean for _, mean in found],
-                [y + 0.18 * (number - 1) for y, _ in found],
-                xerr=[mean.stderr or 0.0 for _, mean in found],
+                [mean.mean for _, mean in points],
+                [y + 0.18 * (number - 1) for y, _ in points],
+                xerr=[mean.stderr or 0.0 for _, mean in points],
                 fmt=MARKERS[number], markersize=4, linewidth=1, color=OKABE_ITO[number], label=LABELS[success],
             )  # fmt: skip
     axes.set_yticks(range(len(shown)), [f"{name} ({_count(row)})" for name, row in shown.items()], fontsize=7)

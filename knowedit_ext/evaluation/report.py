@@ -36,8 +36,8 @@ class Report:
 
     def rows(self) -> dict[str, dict[str, Mean]]:
         """The summaries there are: before the edit, after it."""
-        found = {name: self.summary(when) for when, name in WHEN.items()}
-        return {name: row for name, row in found.items() if row}
+        summaries = {name: self.summary(when) for when, name in WHEN.items()}
+        return {name: row for name, row in summaries.items() if row}
 
     def table(self) -> str:
         """Markdown, the papers' column order, standard errors in brackets."""
@@ -57,7 +57,7 @@ class Report:
 
     def worst(self, count: int = 10, when: str = "post") -> list[dict[str, Any]]:
         """The cases with the lowest mean of the columns that S is made of, with what was asked."""
-        found = []
+        rows = []
         for case in self.cases:
             if when not in case:
                 continue
@@ -67,7 +67,7 @@ class Report:
             if not parts:  # only generated text was measured
                 continue
             rewrite = case["requested_rewrite"]
-            found.append(
+            rows.append(
                 {
                     "case_id": case["case_id"],
                     "mean": sum(parts) / len(parts),
@@ -77,7 +77,7 @@ class Report:
                     **row,
                 }
             )
-        return sorted(found, key=lambda x: (x["mean"], isinstance(x["case_id"], str), x["case_id"]))[:count]
+        return sorted(rows, key=lambda x: (x["mean"], isinstance(x["case_id"], str), x["case_id"]))[:count]
 
     def to_dict(self) -> dict[str, Any]:
         rows = {

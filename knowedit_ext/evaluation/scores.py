@@ -33,10 +33,10 @@ def summarise(cases: Iterable[Mapping[str, Any]], when: str) -> dict[str, Mean]:
     for row in rows:
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
-    found = {name: Mean.of(values) for name, values in columns.items()}
-    parts = SUCCESSES if any(name in found for name in SUCCESSES) else ACCURACIES
+    means = {name: Mean.of(values) for name, values in columns.items()}
+    parts = SUCCESSES if any(name in means for name in SUCCESSES) else ACCURACIES
     complete = [[row[name] for name in parts] for row in rows if all(name in row for name in parts)]
-    return ({"S": harmonic(np.array(complete))} if complete else {}) | found
+    return ({"S": harmonic(np.array(complete))} if complete else {}) | means
 
 
 def harmonic(values: np.ndarray) -> Mean:

@@ -55,7 +55,9 @@ class Texts:
     def tfidf(self) -> TfIdf:
         if self._given is not None:
             return self._given
-        return TfIdf.fit(s["text"] for targets in self.snippets.values() for found in targets.values() for s in found)
+        return TfIdf.fit(
+            s["text"] for targets in self.snippets.values() for snippets in targets.values() for s in snippets
+        )
 
     def describe(self) -> dict[str, Any]:
         """What tells these measurements from others; what a record's depend on besides: `describe_record`."""
@@ -100,9 +102,9 @@ class Texts:
         references = None if self.snippets is None else [snippets_for(self.snippets, record) for record in records]
         tfidf = None if self.snippets is None else self.tfidf
         given = Written(self.model, records, texts, references, tfidf, edited, self.max_length, self.compat)
-        found: list[dict[str, Any]] = [{} for _ in records]
+        cases: list[dict[str, Any]] = [{} for _ in records]
         for metric in METRICS:
             if metric.measure is not None:
-                for case, measured in zip(found, metric.measure(given), strict=True):
+                for case, measured in zip(cases, metric.measure(given), strict=True):
                     case |= measured
-        return found
+        return cases

@@ -26,10 +26,10 @@ def asking(ask: Callable[..., Asked]) -> Callable[..., Asked]:
         parts = [ask(model, record, edit, attributes, compat), *own]
 
         def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
-            left, found = iter(scores), {}
+            left, measured = iter(scores), {}
             for questions, read_part in parts:
-                found |= read_part([next(left) for _ in questions])
-            return found
+                measured |= read_part([next(left) for _ in questions])
+            return measured
 
         return [question for questions, _ in parts for question in questions], read
 

@@ -61,13 +61,13 @@ def perplexity(
     ids = _token_ids(model, texts, max_length)
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))  # few lengths at once
     together = max(1, (max_rows or default_max_rows(model)) // max_length)
-    found = [math.nan] * len(ids)
+    perplexities = [math.nan] * len(ids)
     for first in range(0, len(order), together):
         part = order[first : first + together]
         numbers = None if index is None else torch.tensor([int(index[n]) for n in part])
         for n, total in zip(part, _log_likelihood(model, [ids[n] for n in part], edits, numbers), strict=True):
-            found[n] = math.exp(-total / (len(ids[n]) if compat else len(ids[n]) - 1))
-    return found
+            perplexities[n] = math.exp(-total / (len(ids[n]) if compat else len(ids[n]) - 1))
+    return perplexities
 
 
 def _token_ids(model: EditableModel, texts: Sequence[str], max_length: int) -> list[list[int]]:
@@ -100,7 +100,7 @@ def _log_likelihood(
 
 def _measure(written: Written) -> list[dict[str, Any]]:
     """Of the records whose references have something about the subject."""
-    found: list[dict[str, Any]] = [{} for _ in written.texts]
+    measured: list[dict[str, Any]] = [{} for _ in written.texts]
     about: dict[int, list[str]] = {}
     for n, (references, record) in enumerate(zip(written.references or (), written.records, strict=False)):
         of_subject = essence_texts(references, record["requested_rewrite"]["subject"])
@@ -112,8 +112,8 @@ def _measure(written: Written) -> list[dict[str, Any]]:
         limits = {"max_length": written.max_length, "compat": written.compat}
         scores = perplexity(written.model, joined, **limits, **under)
         for (n, of_subject), value in zip(about.items(), scores, strict=True):
-            found[n] = {"essence_score": value, "essence_text": of_subject}
-    return found
+            measured[n] = {"essence_score": value, "essence_text": of_subject}
+    return measured
 
 
 METRIC = Metric(("ess.",), 110, scaled("essence_score", "ess.", 1.0), measure=_measure)

@@ -30,15 +30,15 @@ def _pair(value: Any, key: str) -> tuple[float, ...]:
 
 
 def _read(measured: Mapping[str, Any]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for sort, (success, magnitude) in COLUMNS.items():
         if not (nll := items(measured, f"{sort}_probs", _pair)):
             continue
         new, true = np.array(nll).T
         wanted, other = (true, new) if sort == "neighborhood_prompts" else (new, true)
-        found[success] = 100.0 * float((wanted < other).mean())  # strictly likelier
-        found[magnitude] = 100.0 * float((np.exp(-wanted) - np.exp(-other)).mean())
-    return found
+        scores[success] = 100.0 * float((wanted < other).mean())  # strictly likelier
+        scores[magnitude] = 100.0 * float((np.exp(-wanted) - np.exp(-other)).mean())
+    return scores
 
 
 METRIC = Metric(tuple(column for pair in COLUMNS.values() for column in pair), 10, _read)
