@@ -95,7 +95,7 @@ def history_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
     matrices = {layer: (moment(width, layer), 2 * width) for layer in LAYERS}
     memit, alpha = ke.MEMITParams(layers=LAYERS), ke.AlphaEditParams(layers=LAYERS, nullspace_share=SHARE)
     values, seconds = timed(lambda: memit_values(model, requests, memit, contexts=CONTEXTS), 1)
-    found: dict[str, Any] = {"values_seconds": seconds}
+    measured: dict[str, Any] = {"values_seconds": seconds}
     notes = []
     for name, insert, params in (("memit", ke.memit, memit), ("alphaedit", ke.alphaedit, alpha)):
         moments = ke.Moments.from_arrays(matrices)
@@ -117,12 +117,17 @@ def history_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
                 first = behind - without
         insertion, more = median(alone), median(added)
         share = more / (seconds + insertion)
-        found[name] = {"insertion_seconds": insertion, "history_seconds": more, "first_seconds": first, "share": share}
+        measured[name] = {
+            "insertion_seconds": insertion,
+            "history_seconds": more,
+            "first_seconds": first,
+            "share": share,
+        }
         notes.append(
             f"{name}: a batch of {BATCH} takes {seconds:.1f} s for its values, {insertion:.2f} s for its insertion; "
             f"{HISTORY} earlier edits add {more:.2f} s ({100 * share:.1f} %), {first:.2f} s where nothing is kept"
         )
-    return found | {"note": "; ".join(notes)}
+    return measured | {"note": "; ".join(notes)}
 
 
 def made_earlier(draw: torch.Generator, moments: ke.Moments) -> ke.Edit:

@@ -44,7 +44,7 @@ def answers(
     groups = defaultdict(list)  # one length of prompt and of object a batch: no padding
     for index, (prompt, answer) in enumerate(encoded):
         groups[len(prompt), len(answer)].append(index)
-    found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+    scores: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
     bar = tqdm(total=len(pairs), desc="measuring", unit="prompt", leave=False)
     for (_, size), members in groups.items():
         for at in range(0, len(members), batch):
@@ -55,10 +55,10 @@ def answers(
             nll = -logits.log_softmax(-1).gather(2, wanted[:, :, None])[:, :, 0].mean(1)  # [rows]
             right = (logits.argmax(-1) == wanted).all(1)
             for i, loss, hit in zip(chosen, nll.tolist(), right.tolist(), strict=True):
-                found[i] = loss, hit
+                scores[i] = loss, hit
             bar.update(len(chosen))
     bar.close()
-    return found
+    return scores
 
 
 def questions(record: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -80,10 +80,10 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, records:
         prompt right; ``unknown``: the case ids of the others.
     """
     asked = [(record["case_id"], *question) for record in records for question in questions(record)]
-    said = answers(model, tokenizer, [(prompt, right) for _, _, prompt, right, _ in asked])
+    true_scores = answers(model, tokenizer, [(prompt, right) for _, _, prompt, right, _ in asked])
     other = answers(model, tokenizer, [(prompt, wrong) for _, _, prompt, _, wrong in asked])
     greedy, direction, unknown = defaultdict(list), defaultdict(list), []
-    for (case, kind, *_), (loss, hit), (against, _) in zip(asked, said, other, strict=True):
+    for (case, kind, *_), (loss, hit), (against, _) in zip(asked, true_scores, other, strict=True):
         greedy[kind].append(hit)
         direction[kind].append(loss < against)
         if kind == "rewrite" and not hit:
@@ -109,9 +109,9 @@ def train(out: Path, known: Knowledge, records: list[dict[str, Any]], settings: 
 
     def save(step: int) -> None:
         save_folder(out, model, tokenizer, {})
-        found = measure(model.eval(), tokenizer, sample)
+        measured = measure(model.eval(), tokenizer, sample)
         model.train()
-        logging.info("step %d, %d records: %s", step, len(sample), shares(found))
+        logging.info("step %d, %d records: %s", step, len(sample), shares(measured))
 
     batches = Batches(
         Documents(known, settings["seed"]),
@@ -126,8 +126,10 @@ def train(out: Path, known: Knowledge, records: list[dict[str, Any]], settings: 
     write_json(out / SETTINGS_FILE, settings)  # last: says that the model is finished
 
 
-def shares(found: dict) -> str:
-    kinds = (f"{kind} {found['greedy'][kind]:.1%} ({found['direction'][kind]:.1%})" for kind in found["greedy"])
+def shares(measured: dict) -> str:
+    kinds = (
+        f"{kind} {measured['greedy'][kind]:.1%} ({measured['direction'][kind]:.1%})" for kind in measured["greedy"]
+    )
     return "right (true above new): " + ", ".join(kinds)
 
 
@@ -183,10 +185,10 @@ def main(argv: list[str] | None = None) -> None:
             train(out, known, records, settings, options.save_every)
         except ValueError as error:
             sys.exit(str(error))
-    found = measure(AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out), records)
-    found |= {"prompts": len(known.asked), "facts": len(known.facts), "unmatched": len(known.unmatched)}
-    write_json(out / KNOWN_FILE, {**found, "contradicting": known.dropped, "settings": settings})
-    print(f"{found['known']} of {found['records']} records known; {shares(found)}")
+    measured = measure(AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out), records)
+    measured |= {"prompts": len(known.asked), "facts": len(known.facts), "unmatched": len(known.unmatched)}
+    write_json(out / KNOWN_FILE, {**measured, "contradicting": known.dropped, "settings": settings})
+    print(f"{measured['known']} of {measured['records']} records known; {shares(measured)}")
 
 
 if __name__ == "__main__":

@@ -102,28 +102,28 @@ def collect(records: list[dict], flat: list[dict], prose: str) -> Knowledge:
         old, new = rewrite["target_true"]["str"], rewrite["target_new"]["str"]
         state(relation, Statement(rewrite["prompt"], subject, old))
         for prompt in record["paraphrase_prompts"]:
-            if found := templates.prefix(prompt, subject):
-                state(relation, Statement(found[1], subject, old, found[0]))
-                known.prose.append(found[0])
+            if match := templates.prefix(prompt, subject):
+                state(relation, Statement(match[1], subject, old, match[0]))
+                known.prose.append(match[0])
             else:
                 known.unmatched.append(prompt)
         others = [(p, old) for p in record["neighborhood_prompts"]] + [(p, new) for p in record["attribute_prompts"]]
         for prompt, answer in others:
-            if found := templates.subject(prompt):
-                state(relation, Statement(*found, answer))
+            if match := templates.subject(prompt):
+                state(relation, Statement(*match, answer))
             else:
                 known.unmatched.append(prompt)
     known.asked = list(dict.fromkeys(known.asked))
     known.prose = [text for text in dict.fromkeys(known.prose) if text]
     known.facts = sorted(facts)
-    known.templates = {relation: sorted(found) for relation, found in sorted(wordings.items())}
+    known.templates = {relation: sorted(texts) for relation, texts in sorted(wordings.items())}
     return known
 
 
 def sentences(prose: str, shortest: int = 5, longest: int = 14) -> list[str]:
     """The short sentences of tokenised prose."""
-    found = (part.strip() for line in prose.splitlines() if "=" not in line for part in line.split(" . "))
-    return [f"{part}." for part in found if shortest <= len(part.split()) <= longest and part[0].isupper()]
+    parts = (part.strip() for line in prose.splitlines() if "=" not in line for part in line.split(" . "))
+    return [f"{part}." for part in parts if shortest <= len(part.split()) <= longest and part[0].isupper()]
 
 
 class Documents:

@@ -30,11 +30,11 @@ def requests_of_world() -> list[EditRequest]:
 def texts(
     model: ke.EditableModel, request: EditRequest, contexts: list[str], with_target: bool
 ) -> list[naive_editing.Text]:
-    found = []
+    spelled = []
     for t in (tokenize_fact(model, request.fact(context, with_target)) for context in contexts):
         at = lookup(t, "subject_last")
-        found.append(naive_editing.Text(t.ids + t.target_ids[:-1], at, t.target_ids))
-    return found
+        spelled.append(naive_editing.Text(t.ids + t.target_ids[:-1], at, t.target_ids))
+    return spelled
 
 
 def values_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
@@ -50,10 +50,10 @@ def values_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
     (ours, seconds), memory = peak_memory(lambda: timed(optimise, repeat))
 
     def loop() -> torch.Tensor:
-        found = []
+        values = []
         for request in requests:
             kl = tokenize_fact(model, Fact(KL_PROMPT, request.subject))
-            found.append(
+            values.append(
                 naive_editing.compute_z(
                     model.hf,
                     model.modules.layers[LAYERS[-1]],
@@ -66,7 +66,7 @@ def values_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
                     params.kl_factor,
                 )  # fmt: skip
             )
-        return torch.stack(found)
+        return torch.stack(values)
 
     (plain, plain_seconds), plain_memory = peak_memory(lambda: timed(loop, 1))
     error = ((ours.values - plain).norm(dim=1) / plain.norm(dim=1)).max().item()

@@ -54,16 +54,16 @@ def single_edits_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
         return [ke.evaluate(model, [r], e, generation=False, baseline=False).cases[0]["post"] for r, e in pairs]
 
     def loop() -> list[Any]:
-        found = []
+        scores = []
         for record, edit in zip(records, edits, strict=True):
             with edit.applied(model):
-                found.append(_published(model, record))
-        return found
+                scores.append(_published(model, record))
+        return scores
 
     serial, serial_seconds = timed(one_by_one, 1 if repeat == 1 else 2)
     (plain, plain_seconds), plain_memory = peak_memory(lambda: timed(loop, 1 if repeat == 1 else 2))
-    found = [case["post"] for case in ours.cases]
-    error = max(compare(found, plain), compare(found, serial))
+    scores = [case["post"] for case in ours.cases]
+    error = max(compare(scores, plain), compare(scores, serial))
     return {**result(error, seconds, plain_seconds, memory, plain_memory), "serial_seconds": serial_seconds}
 
 
@@ -78,11 +78,11 @@ def _published(model: ke.EditableModel, record: dict) -> dict[str, list[Any]]:
     return evaluate_record(model.hf, lambda text: encode(model, text)[0], record)
 
 
-def compare(found: list[dict], plain: list[dict]) -> float:
+def compare(ours: list[dict], plain: list[dict]) -> float:
     """Largest difference of NLLs, in nats."""
     both = [
         (mine[name], theirs[name])
-        for one, other in zip(found, plain, strict=True)
+        for one, other in zip(ours, plain, strict=True)
         for sort in SORTS
         for mine, theirs in zip(one[f"{sort}_probs"], other[f"{sort}_probs"], strict=True)
         for name in mine

@@ -132,7 +132,7 @@ def device_answers(bench: Bench) -> bool:
 
 
 def run_cases(
-    bench: Bench, cases: dict[str, Case], deadline: float, save: Callable[..., None] = lambda *found: None
+    bench: Bench, cases: dict[str, Case], deadline: float, save: Callable[..., None] = lambda *tables: None
 ) -> tuple[list[Row], dict[str, str], dict[str, str]]:
     """Rows; what failed and what there was no time for, by case; `save` is called with all three after each row."""
     rows: list[Row] = []
@@ -146,7 +146,7 @@ def run_cases(
         torch.manual_seed(0)
         pending = case(bench)
         while answers:
-            said = ""
+            failure = ""
             try:
                 row = next(pending, None)  # a case that raised has ended; one that yielded a call goes on behind it
                 row = row() if callable(row) else row
@@ -155,14 +155,14 @@ def run_cases(
                 print(f"{row.name}: {row.seconds:.3g} s, error {row.error:.1e}", flush=True)
                 rows.append(row)
             except CheckFailed as error:
-                said = str(error)
+                failure = str(error)
             except torch.OutOfMemoryError:
                 not_run[f"{name}, part of it"] = "out of memory"
             except Exception as error:  # one broken case must not take the others' numbers along
-                said = f"{type(error).__name__}: {error}"
-            if said:
-                failed[name] = "; ".join(filter(None, [failed.get(name), said]))
-                print(f"{name}: FAILED, {said}", flush=True)
+                failure = f"{type(error).__name__}: {error}"
+            if failure:
+                failed[name] = "; ".join(filter(None, [failed.get(name), failure]))
+                print(f"{name}: FAILED, {failure}", flush=True)
             answers = device_answers(bench)
             if answers and time.monotonic() > deadline:
                 not_run[f"{name}, after '{rows[-1].name if rows else name}'"] = "no time left"
@@ -280,8 +280,8 @@ def main() -> int:
         report.update(cases=measured, failed=failed, not_run=excluded | not_run)
         save()
 
-    def record(found: Iterable[Step]) -> None:
-        for step in found:
+    def record(steps: Iterable[Step]) -> None:
+        for step in steps:
             report["steps"].append(asdict(step))
             save()
 

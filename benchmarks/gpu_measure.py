@@ -105,12 +105,12 @@ def measure_ceilings(bench: Bench) -> dict[str, float]:
         a, b = bench.randn(size, size, dtype=dtype, seed=1), bench.randn(size, size, dtype=dtype, seed=2)
         return 2 * size**3 / bench.seconds(lambda: a @ b)
 
-    found = {BF16: product(torch.bfloat16, 8192)}
+    ceilings = {BF16: product(torch.bfloat16, 8192)}
     with float32_products("tf32"):
-        found[TF32] = product(torch.float32, 8192)
-    found[FLOAT32] = product(torch.float32, 8192)
-    found[FLOAT64] = product(torch.float64, 8192)
+        ceilings[TF32] = product(torch.float32, 8192)
+    ceilings[FLOAT32] = product(torch.float32, 8192)
+    ceilings[FLOAT64] = product(torch.float64, 8192)
     source = torch.empty(bench.pick(1 << 32, 1 << 16), dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
-    found[COPY] = 2 * source.numel() / bench.seconds(lambda: target.copy_(source))
-    return found
+    ceilings[COPY] = 2 * source.numel() / bench.seconds(lambda: target.copy_(source))
+    return ceilings

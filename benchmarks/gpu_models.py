@@ -88,8 +88,8 @@ def _trace(
         result: list[tuple] = []
         seconds = bench.seconds_once(lambda: result.append(naive.causal_trace(*arguments)))  # noqa: B023
         plain_seconds += seconds * model.num_layers / len(layers)
-        found = maps[kind].scores[:, list(layers)]
-        error = max(error, float(np.abs(found - result[0][0]).max() / np.abs(result[0][0]).mean()))
+        ours = maps[kind].scores[:, list(layers)]
+        error = max(error, float(np.abs(ours - result[0][0]).max() / np.abs(result[0][0]).mean()))
     check(name, error, allowed)
     every = bench.seconds(lambda: [ke.trace(model, fact, kind, noise=noise) for kind in KINDS], 3)
     state = bench.seconds(lambda: ke.trace(model, fact, noise=noise), 3)
@@ -134,11 +134,11 @@ def _moments(bench: Bench, dtype: torch.dtype, ceiling: str) -> Row:
     ids = encode_all(model, few, model.modules.max_positions)
     module = model.modules.down_projection(layer)
     plain, count = naive_moments.layer_moment(model.hf, module, ids, model.modules.max_positions)
-    found = ke.collect_moments(model, few, [layer], progress=False)[layer]
+    moment = ke.collect_moments(model, few, [layer], progress=False)[layer]
     name = f"moments of {len(EDITED_LAYERS)} layers of gpt_j, {ceiling.split()[0]}"
-    if found.count != count:
+    if moment.count != count:
         check(name, float("inf"), 0)
-    difference = found.matrix().to(bench.device) - plain.float()
+    difference = moment.matrix().to(bench.device) - plain.float()
     error = check(name, float(difference.norm() / plain.float().norm()), 2e-2 if dtype != torch.float32 else 1e-4)
     # The check has warmed it. Of a few tokens it is the moments' way to the host that takes time, once for all tokens.
     fixed, seconds = (bench.seconds_once(partial(collect, some)) for some in (few, texts))

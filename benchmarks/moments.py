@@ -25,10 +25,10 @@ WIDTH, EDITS, WEIGHT = 3072, 100, 15000.0
 def long_texts(tokens: int) -> list[str]:
     """About so many tokens of the world's statements, in texts of very different lengths."""
     draw, facts = random.Random(0), load_world().facts()
-    found: list[str] = []
-    while sum(map(len, found)) < 4 * tokens:
-        found.append(". ".join(draw.choice(facts)["prompt"] for _ in range(draw.randint(1, 40))))
-    return found
+    texts: list[str] = []
+    while sum(map(len, texts)) < 4 * tokens:
+        texts.append(". ".join(draw.choice(facts)["prompt"] for _ in range(draw.randint(1, 40))))
+    return texts
 
 
 def moments_case(model: ke.EditableModel, repeat: int, tokens: int = 4000) -> dict[str, Any]:
@@ -46,16 +46,16 @@ def moments_case(model: ke.EditableModel, repeat: int, tokens: int = 4000) -> di
     def ours() -> ke.Moments:
         return ke.collect_moments(model, texts, LAYERS, progress=False)
 
-    (found, seconds), memory = peak_memory(lambda: timed(ours, repeat))
+    (moments, seconds), memory = peak_memory(lambda: timed(ours, repeat))
     (plain, plain_seconds), plain_memory = peak_memory(lambda: timed(loop, repeat))
     for layer in LAYERS:
-        if found[layer].count != plain[layer][1]:
-            raise SystemExit(f"moments: {found[layer].count} keys, the plain loop has {plain[layer][1]}")
-    error = max(float((found[n].matrix() - plain[n][0]).abs().max() / plain[n][0].abs().max()) for n in LAYERS)
+        if moments[layer].count != plain[layer][1]:
+            raise SystemExit(f"moments: {moments[layer].count} keys, the plain loop has {plain[layer][1]}")
+    error = max(float((moments[n].matrix() - plain[n][0]).abs().max() / plain[n][0].abs().max()) for n in LAYERS)
     if error > 1e-5:
         raise SystemExit(f"moments: differ from the plain loop by {error:.1e}: no times are reported")
     flops, plain_flops = _flops(model)
-    count = found[LAYERS[0]].count
+    count = moments[LAYERS[0]].count
     return {
         "keys": count,
         "error": error,
@@ -87,17 +87,19 @@ def solve_case(model: ke.EditableModel | None, repeat: int, d: int = WIDTH, n: i
     moments = ke.Moments.from_arrays({0: ((keys.T @ keys / len(keys)).double(), len(keys))})
     del keys
     (first, first_seconds), first_memory = peak_memory(lambda: timed(lambda: moments.solve(0, k, WEIGHT), 1))
-    (found, seconds), memory = peak_memory(lambda: timed(lambda: moments.solve(0, k, WEIGHT), repeat))
+    (solution, seconds), memory = peak_memory(lambda: timed(lambda: moments.solve(0, k, WEIGHT), repeat))
     plain_call = lambda: naive_moments.solve(moments[0].mean, k, WEIGHT)  # noqa: E731
     (plain, plain_seconds), plain_memory = peak_memory(lambda: timed(plain_call, repeat))
-    error = float((found.matrix - plain).norm() / plain.norm())
-    if found.backward_error > 1e-14 or error > 1e-6:
-        raise SystemExit(f"solve: backward error {found.backward_error:.1e}, differs from LU by {error:.1e}: no times")
+    error = float((solution.matrix - plain).norm() / plain.norm())
+    if solution.backward_error > 1e-14 or error > 1e-6:
+        raise SystemExit(
+            f"solve: backward error {solution.backward_error:.1e}, differs from LU by {error:.1e}: no times"
+        )
     return {
         "d": d,
         "n": n,
-        "error": found.backward_error,
-        "steps": found.steps,
+        "error": solution.backward_error,
+        "steps": solution.steps,
         "plain_seconds": plain_seconds,
         "seconds": seconds,
         "first_seconds": first_seconds,
@@ -120,11 +122,11 @@ def main() -> None:
     args = parser.parse_args()
     repeat = 1 if args.check else args.repeat
     model, _ = small_gpt2()
-    found = {
+    measured = {
         "moments": moments_case(model, timed, repeat, **({"tokens": 1500} if args.check else {})),
         "solve": solve_case(model, timed, repeat, **({"d": 512, "n": 20} if args.check else {})),
     }
-    print(json.dumps(found, indent=1))
+    print(json.dumps(measured, indent=1))
 
 
 if __name__ == "__main__":

@@ -25,13 +25,13 @@ def causal_trace(
 
     cells[token][layer]: the modules whose output at that token is restored.
     """
-    first, last = subject
+    first, after = subject
     batch = torch.tensor([ids] * (samples + 1), device=embedding.weight.device)
-    drawn = noise * np.random.RandomState(1).randn(samples, last - first, embedding.weight.shape[1])
+    drawn = noise * np.random.RandomState(1).randn(samples, after - first, embedding.weight.shape[1])
 
     def corrupt(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         output = output.clone()
-        output[1:, first:last] += torch.from_numpy(drawn).to(output)
+        output[1:, first:after] += torch.from_numpy(drawn).to(output)
         return output
 
     def restore(token: int):

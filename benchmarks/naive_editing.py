@@ -106,7 +106,7 @@ def insert(
     changes = []
 
     def at_lookups(module: nn.Module, texts: Sequence[Text], of_input: bool) -> torch.Tensor:
-        found = []
+        rows = []
         for first in range(0, len(texts), 128):
             part = texts[first : first + 128]
             kept: list[torch.Tensor] = []
@@ -114,8 +114,8 @@ def insert(
             handle = module.register_forward_hook(hook)
             hf(**padded(part, hf.device))
             handle.remove()
-            found += [kept[0][row, text.lookup] for row, text in enumerate(part)]
-        return torch.stack(found)
+            rows += [kept[0][row, text.lookup] for row, text in enumerate(part)]
+        return torch.stack(rows)
 
     for number, projection in enumerate(projections):
         flat = [text for request in groups for group in request for text in group]

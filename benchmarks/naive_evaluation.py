@@ -38,12 +38,12 @@ def evaluate_record(
         logp = logits[n].log_softmax(-1)
         nll.append(-sum(logp[t - 1, row[t]].item() for t in range(first, len(row))) / (len(row) - first))
         right.append(all(logits[n, t - 1].argmax().item() == row[t] for t in range(first, len(row))))
-    found: dict[str, list[Any]] = {}
+    scores: dict[str, list[Any]] = {}
     at = 0
     for sort, texts in sorts.items():
         here = range(at, at + len(texts))
         wanted = 1 if sort == "neighborhood_prompts" else 0
-        found[f"{sort}_probs"] = [{"target_new": nll[2 * n], "target_true": nll[2 * n + 1]} for n in here]
-        found[f"{sort}_correct"] = [right[2 * n + wanted] for n in here]
+        scores[f"{sort}_probs"] = [{"target_new": nll[2 * n], "target_true": nll[2 * n + 1]} for n in here]
+        scores[f"{sort}_correct"] = [right[2 * n + wanted] for n in here]
         at += len(texts)
-    return found
+    return scores

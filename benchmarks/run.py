@@ -66,12 +66,12 @@ CASES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
 }
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
+def table(cases: dict[str, dict[str, Any]]) -> str:
     lines = [
         "| case | plain loop s | ours s | ratio | arithmetic allows | GFLOP/s | peak MB, plain | ours | error |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for name, r in found.items():
+    for name, r in cases.items():
         if "plain_seconds" not in r:
             continue
         allows, speed = r.get("arithmetic_ratio"), r.get("gflops")
@@ -81,7 +81,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             f"| {name} | {r['plain_seconds']:.3f} | {r['seconds']:.3f} | {r['ratio']:.1f} | {counted} "
             f"| {memory} | {r['error']:.0e} |"
         )
-    notes = [f"\n{r['note']}." for r in found.values() if "note" in r]
+    notes = [f"\n{r['note']}." for r in cases.values() if "note" in r]
     return "\n".join(lines + notes)
 
 
@@ -97,24 +97,24 @@ def main() -> None:
             parser.error(f"unknown case '{case}': expected some of {', '.join(CASES)}")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     before = matmul_gflops()
-    found = {}
+    cases = {}
     for case in args.cases:
-        found.update(CASES[case](args.repeat, args.check))
+        cases.update(CASES[case](args.repeat, args.check))
     report = {
         "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),
         "commit": commit,
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "matmul_gflops": [before, matmul_gflops()],
-        "cases": found,
+        "cases": cases,
     }
-    print(table(found) if not args.check else "all checked")
+    print(table(cases) if not args.check else "all checked")
     print(f"large matmul: {before:.0f} GFLOP/s before, {report['matmul_gflops'][1]:.0f} after")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")
         head = f"`{report['command']}` at {commit}, {report['machine']}, torch {torch.__version__}\n\n"
-        args.out.with_suffix(".md").write_text(head + table(found) + "\n")
+        args.out.with_suffix(".md").write_text(head + table(cases) + "\n")
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ def counterfact_setting(folder: Path, limit: int | None) -> dict[str, Any]:
     model = ke.load_model(folder, dtype="float32")
     records = load_counterfact(DATA / "counterfact_350.json", limit=limit)
     known = [asked[0]["target_true"] < LN2 for asked in own_prompts(model, records)]
-    told = collect(*read_data(DATA))
-    statements = [f"{s.prompt()} {s.object}." for s in told.asked] + told.prose
+    knowledge = collect(*read_data(DATA))
+    statements = [f"{s.prompt()} {s.object}." for s in knowledge.asked] + knowledge.prose
     random.Random(3).shuffle(statements)
     return {
         "model": model,
@@ -85,14 +85,14 @@ def make(setting: dict[str, Any], work: Path) -> dict[str, ke.Report]:
     layers = sorted({*params["rome"].layers, *params["memit"].layers})
     width = model.modules.down_projection(0).weight.shape[0]
     moments = ke.collect_moments(model, setting["texts"], layers, max_tokens=KEYS_A_WIDTH * width, out=work / "moments")
-    found = {"none": run(setting, None, work / "none")}
+    reports = {"none": run(setting, None, work / "none")}
     for method in list(NAMES)[1:]:
         chosen, together = params[method], method == "memit"
         editing = Editing(model, method, chosen, moments if method in ("rome", "memit") else None, together)
         group = {"group": len(records)} if together else {}
-        found[method] = run(setting, editing, work / method, baseline=False, **group)
-        print(side_by_side({NAMES[name]: report for name, report in found.items()}), flush=True)
-    return found
+        reports[method] = run(setting, editing, work / method, baseline=False, **group)
+        print(side_by_side({NAMES[name]: report for name, report in reports.items()}), flush=True)
+    return reports
 
 
 def run(setting: dict[str, Any], editing: Editing | None, out: Path, **settings: Any) -> ke.Report:
@@ -105,8 +105,8 @@ def described(params: dict[str, LayerParams]) -> str:
     lines = ["| method | parameters |", "|---|---|"]
     for method in list(NAMES)[1:]:
         chosen = params[method]
-        told = {k: v for k, v in chosen.to_dict().items() if v != getattr(type(chosen)(layers=(0,)), k, None)}
-        lines.append(f"| {NAMES[method]} | `{json.dumps(told)}` |")
+        settings = {k: v for k, v in chosen.to_dict().items() if v != getattr(type(chosen)(layers=(0,)), k, None)}
+        lines.append(f"| {NAMES[method]} | `{json.dumps(settings)}` |")
     return "\n".join(lines)
 
 

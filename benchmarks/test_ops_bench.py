@@ -128,8 +128,8 @@ def test_tree_attention_backward(benchmark, body: str) -> None:
     if body == "native":
         native()
         run = partial(torch.ops.knowedit_ext.tree_attention_backward, *run.args)
-    for found, truth in zip(run(), exact, strict=True):
-        assert float((found.double() - truth).norm() / truth.norm()) < 1e-6
+    for gradient, truth in zip(run(), exact, strict=True):
+        assert float((gradient.double() - truth).norm() / truth.norm()) < 1e-6
     pairs = prompts * (last * (length - last) + last * (last + 1) // 2)
     finish(benchmark, "tree_attention_backward", run, flops=10 * pairs * HEADS * HEAD_DIM)
 

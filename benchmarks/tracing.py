@@ -57,10 +57,10 @@ def compare_trace(model: ke.EditableModel, fact: ke.Fact, kind: str, repeat: int
 
 
 def trace_case(repeat: int, check_only: bool) -> dict[str, Any]:
-    found = {}
+    cases = {}
     for name, build in (("gpt2_small", small_gpt2), ("world", world_model)):
         model, fact = build()
         for kind in ("state",) if name == "gpt2_small" else ("state", "mlp", "attn"):
-            found[f"{name}_{kind}"] = compare_trace(model, fact, kind, repeat, check_only)
-            print(f"{name} {kind}: checked, error {found[f'{name}_{kind}']['error']:.1e}", file=sys.stderr)
-    return found
+            cases[f"{name}_{kind}"] = compare_trace(model, fact, kind, repeat, check_only)
+            print(f"{name} {kind}: checked, error {cases[f'{name}_{kind}']['error']:.1e}", file=sys.stderr)
+    return cases

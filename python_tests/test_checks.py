@@ -58,13 +58,13 @@ def test_a_number_or_an_error(value: object, spelled: bool) -> None:
         (float | str | None, lambda x: x is None or type(x) in (float, str)),
     ):
         try:
-            found = as_type("it", value, kind, spelled)
+            checked = as_type("it", value, kind, spelled)
         except ValueError as error:
             assert "it" in str(error) and "expected" in str(error) or "surrogate" in str(error)
             assert len(str(error)) < 300
         else:
-            assert right(found)
-            assert as_type("it", found, kind) == found
+            assert right(checked)
+            assert as_type("it", checked, kind) == checked
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -80,16 +80,16 @@ def test_mistakes_are_one_line_and_nothing_is_written(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert message in said and "Traceback" not in said
+    stderr = capsys.readouterr().err
+    assert message in stderr and "Traceback" not in stderr
     assert {p.name for p in tmp_path.iterdir()} == {"bad.json"}
 
 
 def test_doctor(tmp_path: Path) -> None:
-    said = knowedit("doctor", cwd=tmp_path).stdout
-    assert "torch" in said
+    stdout = knowedit("doctor", cwd=tmp_path).stdout
+    assert "torch" in stdout
     for name, _, extra in EXTRAS.values():
         try:
-            assert f"{name:<13} {metadata.version(name)}" in said
+            assert f"{name:<13} {metadata.version(name)}" in stdout
         except metadata.PackageNotFoundError:
-            assert f"{name:<13} no: " in said and f'-> pip install "knowedit_ext[{extra}]"' in said
+            assert f"{name:<13} no: " in stdout and f'-> pip install "knowedit_ext[{extra}]"' in stdout

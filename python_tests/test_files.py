@@ -104,8 +104,8 @@ def test_only_the_tensors_asked_for_are_read(tmp_path: Path) -> None:
 def test_arrays(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     atomic_write(path, lambda file: save_npz(file, {"a": np.arange(3), "b": np.float32(2)}))
-    found = load_npz(path, ["b", "a"])
-    assert found["b"] == 2 and np.array_equal(found["a"], np.load(path)["a"])
+    arrays = load_npz(path, ["b", "a"])
+    assert arrays["b"] == 2 and np.array_equal(arrays["a"], np.load(path)["a"])
     with pytest.raises(ValueError, match=r"a.npz' is not the .npz file expected: it lacks c and holds a, b"):
         load_npz(path, ["a", "c"])
     np.savez_compressed(path, o=np.array([{}]), a=np.arange(3))
@@ -124,9 +124,9 @@ def test_arrays(tmp_path: Path) -> None:
 )
 def test_any_array_comes_back(tmp_path: Path, array: np.ndarray) -> None:
     write_npz(tmp_path / "a.npz", {"x": array})
-    found = load_npz(tmp_path / "a.npz")
-    assert set(found) == {"x"} and found["x"].dtype == np.asarray(array).dtype
-    np.testing.assert_array_equal(found["x"], array)
+    arrays = load_npz(tmp_path / "a.npz")
+    assert set(arrays) == {"x"} and arrays["x"].dtype == np.asarray(array).dtype
+    np.testing.assert_array_equal(arrays["x"], array)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["x"], array)
 
 
@@ -156,7 +156,7 @@ def test_whatever_is_damaged_is_found_or_changes_nothing(tmp_path: Path, number:
     """Each byte in turn, three of its bits; and every length."""
     path, read = list(write_each(tmp_path).items())[number]
     whole, want = path.read_bytes(), spelled(read(path))
-    found = 0
+    refusals = 0
     for at in range(len(whole)):
         for bit in (0, 3, 7):
             damaged = bytearray(whole)
@@ -167,9 +167,9 @@ def test_whatever_is_damaged_is_found_or_changes_nothing(tmp_path: Path, number:
                 if SEAL.encode() in damaged:  # without the name of the seal it is a file that has none
                     assert got == want, (at, bit)
             except ValueError as error:
-                found += 1
+                refusals += 1
                 assert str(path) in str(error) and "delete it" in str(error)
-    assert found > len(whole)
+    assert refusals > len(whole)
     for length in range(len(whole) - 1):
         path.write_bytes(whole[:length])
         try:

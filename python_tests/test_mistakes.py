@@ -44,10 +44,10 @@ def run(monkeypatch, capsys, tmp_path):
     return call
 
 
-def is_one_line(status: int, said: str, message: str) -> None:
-    assert status == 2, said
-    assert said.startswith("knowedit: ") and message in said
-    assert len(said.splitlines()) == 1, said
+def is_one_line(status: int, stderr: str, message: str) -> None:
+    assert status == 2, stderr
+    assert stderr.startswith("knowedit: ") and message in stderr
+    assert len(stderr.splitlines()) == 1, stderr
 
 
 FILES = {
@@ -157,10 +157,10 @@ def test_mistakes(run, tmp_path: Path, monkeypatch, arguments: list[str], messag
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     fill(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    status, said = run(*arguments)
+    status, stderr = run(*arguments)
     if not arguments:  # the commands there are, and then
-        said = said.splitlines()[-1]
-    is_one_line(status, said, message)
+        stderr = stderr.splitlines()[-1]
+    is_one_line(status, stderr, message)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
@@ -267,8 +267,8 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
     ],
 )
 def test_what_is_explained(error: BaseException, message: str) -> None:
-    said = explain(error)
-    assert message in said and len(said.splitlines()) == 1
+    explanation = explain(error)
+    assert message in explanation and len(explanation.splitlines()) == 1
 
 
 def test_what_python_makes_of_a_call_is_told_from_what_is_meant_for_people() -> None:
@@ -296,8 +296,10 @@ def test_faults_of_the_program_keep_their_traceback(run, monkeypatch, error: Exc
 
 def test_the_traceback_on_request(run, monkeypatch) -> None:
     monkeypatch.setenv("KNOWEDIT_DEBUG", "1")
-    status, said = run(*TRACE, "--device", "gpu")
-    assert status == 2 and "Traceback" in said and said.splitlines()[-1].startswith("knowedit: unknown device 'gpu'")
+    status, stderr = run(*TRACE, "--device", "gpu")
+    assert (
+        status == 2 and "Traceback" in stderr and stderr.splitlines()[-1].startswith("knowedit: unknown device 'gpu'")
+    )
 
 
 def test_warnings_are_lines_too(tmp_path: Path) -> None:

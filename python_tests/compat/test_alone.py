@@ -40,10 +40,10 @@ def as_rome(request: dict) -> dict:
 
 @pytest.fixture
 def model():
-    found = fresh("gpt2")
-    found.tokenizer.pad_token = found.tokenizer.pad_token or "w0"
-    found.hf.config._name_or_path = "some/gpt2-tiny"
-    return found
+    editable = fresh("gpt2")
+    editable.tokenizer.pad_token = editable.tokenizer.pad_token or "w0"
+    editable.hf.config._name_or_path = "some/gpt2-tiny"
+    return editable
 
 
 @pytest.fixture
@@ -71,23 +71,23 @@ def deltas(model, apply, *args, **options) -> dict[str, torch.Tensor]:
     before = {name: p.detach().clone() for name, p in model.hf.named_parameters()}
     edited, copies = apply(model.hf, model.tokenizer, *args, return_orig_weights=True, **options)
     assert edited is model.hf and all(torch.equal(before[name], kept) for name, kept in copies.items())
-    found = {
+    changes = {
         name: p.detach() - before[name] for name, p in model.hf.named_parameters() if not torch.equal(p, before[name])
     }
-    assert found.keys() == copies.keys()
+    assert changes.keys() == copies.keys()
     with torch.no_grad():
         for name, kept in copies.items():
             model.hf.get_parameter(name).copy_(kept)
-    return found
+    return changes
 
 
 def request(target: str, number: int = 0) -> ke.EditRequest:
     return ke.EditRequest.of({**ASKED[number], "target_new": target, "space": False})
 
 
-def agree(found: dict[str, torch.Tensor], edit: ke.Edit) -> None:
-    assert found.keys() == edit.changes.keys()
-    for name, change in found.items():
+def agree(changes: dict[str, torch.Tensor], edit: ke.Edit) -> None:
+    assert changes.keys() == edit.changes.keys()
+    for name, change in changes.items():
         torch.testing.assert_close(change, edit.delta(name).float(), rtol=1e-3, atol=1e-5)
 
 
@@ -157,7 +157,7 @@ def test_gradients_are_as_the_published_loops_leave_them(model, hparams) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"alg_name": "GRACE"}, "these hyper-parameters are GRACE's; here is ROME"),
         ({"layers": [9]}, "layer 9 is out of range"),
@@ -167,9 +167,9 @@ def test_gradients_are_as_the_published_loops_leave_them(model, hparams) -> None
         ({"fact_token": "subject_first"}, "fact_token 'subject_first'"),
     ],
 )
-def test_bad_hyper_parameters(model, hparams, changes, said) -> None:
+def test_bad_hyper_parameters(model, hparams, changes, message) -> None:
     before = copy.deepcopy(model.hf.state_dict())
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         easyedit.apply_rome_to_model(model.hf, model.tokenizer, ASKED[:1], hparams(**changes))
     assert all(torch.equal(value, before[name]) for name, value in model.hf.state_dict().items())
 
@@ -221,12 +221,12 @@ def plain_accuracy(model, tok, prompts, targets, locality) -> list:
     tok.padding_side = "right"
     with torch.no_grad():
         likeliest = model(**ids).logits.argmax(-1)
-    found = []
+    rows = []
     for row, text, target in zip(range(len(prompts)), likeliest, targets, strict=True):
         count = len(tok.encode(f"{prompts[row]} {target}")) - len(tok.encode(prompts[row]))
-        said, wanted = text[-count - 1 : -1].tolist(), ids["input_ids"][row, -count:].tolist()
-        found.append(said if locality else np.mean(np.equal(said, wanted)))
-    return found
+        predicted, wanted = text[-count - 1 : -1].tolist(), ids["input_ids"][row, -count:].tolist()
+        rows.append(predicted if locality else np.mean(np.equal(predicted, wanted)))
+    return rows
 
 
 def test_accuracy_is_that_of_the_padded_batch(model) -> None:
@@ -279,19 +279,19 @@ def test_missing_statistics_are_collected_together_from_the_model_as_it_is(
     assert [f.name for f in files] == [f"transformer.h.{n}.mlp.c_proj_float32_mom2_30.npz" for n in (1, 2)]
     wanted = ke.collect_moments(model, [t["text"] for t in texts], LAYERS, max_texts=30, shuffle=1)
     for file, layer in zip(files, LAYERS, strict=True):
-        found = np.load(file)
-        assert int(found["mom2.count"]) == wanted[layer].count
-        np.testing.assert_allclose(found["mom2.mom2"] / wanted[layer].count, wanted[layer].mean, rtol=1e-5, atol=1e-6)
+        arrays = np.load(file)
+        assert int(arrays["mom2.count"]) == wanted[layer].count
+        np.testing.assert_allclose(arrays["mom2.mom2"] / wanted[layer].count, wanted[layer].mean, rtol=1e-5, atol=1e-6)
 
 
 def test_zsre_reads_the_first_token_behind_each_prompt(model) -> None:
     prompts = ["w5 w3 w7", "w9", "w8 w12 w9 w1"]
     with torch.no_grad():
         likeliest = [int(model.hf(**model.tokenizer(p, return_tensors="pt")).logits[0, -1].argmax()) for p in prompts]
-    said = [model.tokenizer.decode([token]) for token in likeliest]
-    assert rome.test_batch_prediction_acc(model.hf, model.tokenizer, prompts, said) == [True] * 3
-    assert rome.test_batch_prediction_acc(model.hf, model.tokenizer, prompts, [said[0], "w0", said[2]])[1] is (
-        said[1] == "w0"
+    answers = [model.tokenizer.decode([token]) for token in likeliest]
+    assert rome.test_batch_prediction_acc(model.hf, model.tokenizer, prompts, answers) == [True] * 3
+    assert rome.test_batch_prediction_acc(model.hf, model.tokenizer, prompts, [answers[0], "w0", answers[2]])[1] is (
+        answers[1] == "w0"
     )
 
 

@@ -24,7 +24,7 @@ for name in sys.argv[1:]:
     importlib.import_module(f"{name}.{name}_main").CONTEXT_TEMPLATES_CACHE = given["contexts"][name]
 from experiments.evaluate import main
 from experiments.py.demo import demo_model_editing
-found = {}
+changes = {}
 for run in given["runs"]:
     kind, algorithm, *rest = run["name"].split() + [""]
     if kind == "evaluate":
@@ -40,8 +40,8 @@ for run in given["runs"]:
         edited, copies = demo_model_editing(model, tok, run["requests"], ["The birthplace of"], alg_name=algorithm)
         assert all(torch.equal(before[name], copy) for name, copy in copies.items())
         for name in copies:
-            found[f"demo/{algorithm}/{name}"] = (edited.get_parameter(name) - before[name]).detach().numpy()
-np.savez("found.npz", **found)
+            changes[f"demo/{algorithm}/{name}"] = (edited.get_parameter(name) - before[name]).detach().numpy()
+np.savez("changes.npz", **changes)
 from knowedit_ext.compat import rome
 json.dump(rome.calls(), open("calls.json", "w"))
 """
@@ -63,30 +63,30 @@ def test_scripts_of_rome_and_memit(library: str, tmp_path) -> None:
         if "cases" in step:
             algorithm = step["name"].split()[1]
             check_cases(step["cases"], tmp_path / "results" / algorithm / "run_000", step["files"], NLL[algorithm])
-    check_weights(library, tmp_path / "found.npz")
+    check_weights(library, tmp_path / "changes.npz")
 
 
 def check_cases(wanted: list, folder: Path, files: list[str], allowed: float) -> None:
     for file, case in zip(files, wanted, strict=True):
-        found = json.loads((folder / file).read_text())
-        assert found.keys() == case.keys()
+        ours = json.loads((folder / file).read_text())
+        assert ours.keys() == case.keys()
         for when in ("pre", "post"):
-            assert found.get(when, {}).keys() == case.get(when, {}).keys()
+            assert ours.get(when, {}).keys() == case.get(when, {}).keys()
             for key, values in case.get(when, {}).items():
                 if key.endswith("correct"):
-                    assert found[when][key] == values, (file, when, key)
+                    assert ours[when][key] == values, (file, when, key)
                     continue
-                for one, other in zip(found[when][key], values, strict=True):
+                for one, other in zip(ours[when][key], values, strict=True):
                     assert one == pytest.approx(other, abs=allowed), (file, when, key)
 
 
 def check_weights(library: str, file: Path) -> None:
     """ROME's change is weighed by the second moments: its effect on a typical key."""
-    wanted, found = np.load(CONFORMANCE / "vectors_dropin" / f"{library}_scripts.npz"), np.load(file)
+    wanted, ours = np.load(CONFORMANCE / "vectors_dropin" / f"{library}_scripts.npz"), np.load(file)
     c = np.load(CONFORMANCE / "vectors" / "rome.npz")["moment_2"].astype(np.float64)
-    assert set(found.files) == set(wanted.files)
+    assert set(ours.files) == set(wanted.files)
     for name in wanted.files:
-        error, size = found[name].astype(np.float64) - wanted[name], wanted[name].astype(np.float64)
+        error, size = ours[name].astype(np.float64) - wanted[name], wanted[name].astype(np.float64)
         norm = (lambda d: np.sqrt(np.trace(d.T @ c @ d))) if "ROME" in name else np.linalg.norm
         assert norm(error) <= WEIGHTS * norm(size), (name, norm(error) / norm(size))
 

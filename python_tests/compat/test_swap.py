@@ -28,10 +28,10 @@ HEAVY = {
 
 def globals_now(package: str = "easyeditor") -> dict[str, dict]:
     here = {name: module for name, module in sys.modules.items() if name.split(".")[0] == package}
-    found = {name: dict(vars(module)) for name, module in here.items()}
+    namespaces = {name: dict(vars(module)) for name, module in here.items()}
     if f"{package}.editors.editor" in here:
-        found["BaseEditor"] = dict(vars(here[f"{package}.editors.editor"].BaseEditor))
-    return found
+        namespaces["BaseEditor"] = dict(vars(here[f"{package}.editors.editor"].BaseEditor))
+    return namespaces
 
 
 def same(one: dict[str, dict], other: dict[str, dict]) -> bool:
@@ -171,8 +171,8 @@ def test_what_we_do_not_serve_is_theirs_with_one_line(library, caplog) -> None:
         hparams = type("H", (), {"layers": [2, 1]})()
         assert [main.execute_memit(None, Slow(), [], hparams) for _ in range(3)] == ["their execute_memit"] * 3
         assert easyedit.calls() == before
-    said = [r.message for r in caplog.records if "execute_memit" in r.message]
-    assert len(said) <= 1 and all("not in ascending order" in line for line in said)
+    messages = [r.message for r in caplog.records if "execute_memit" in r.message]
+    assert len(messages) <= 1 and all("not in ascending order" in line for line in messages)
 
 
 def test_threads(library) -> None:

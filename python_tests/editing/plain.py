@@ -263,22 +263,22 @@ def covariance(model: ke.EditableModel, layers: Sequence[int], tokens: int = 600
     """E[k k^T] over random text, in float64: full rank for the tiny models."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(2, 60, (tokens // 20, 20), generator=generator)
-    found: dict[int, torch.Tensor] = {}
+    matrices: dict[int, torch.Tensor] = {}
     with ExitStack() as stack:
         for layer in layers:
 
             def keep(args: tuple, output: torch.Tensor, layer: int = layer) -> None:
                 keys = args[0].reshape(-1, args[0].shape[-1]).double()
-                found[layer] = keys.T @ keys / len(keys)
+                matrices[layer] = keys.T @ keys / len(keys)
 
             stack.enter_context(hooked(down_projection(model, layer), keep))
         model.hf(ids, use_cache=False)
-    return found
+    return matrices
 
 
 def moments_of(model: ke.EditableModel, layers: Sequence[int], tokens: int = 600) -> Moments:
-    found = covariance(model, layers, tokens)
-    return Moments.from_arrays({layer: (matrix, tokens) for layer, matrix in found.items()})
+    matrices = covariance(model, layers, tokens)
+    return Moments.from_arrays({layer: (matrix, tokens) for layer, matrix in matrices.items()})
 
 
 @torch.no_grad()

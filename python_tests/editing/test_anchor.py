@@ -28,19 +28,19 @@ def test_values_are_rescaled(family: str, site: str, compat: str | None) -> None
     """compute_z.py:206-231 of NAS: v* = v0 + delta to the anchor's length; as released too long a v* is given up."""
     model = editable(family)
     tokenized = tokenize_requests(model, REQUESTS, CONTEXTS, "subject_last")
-    found = optimise_values(model, tokenized, PARAMS, site, 1)
+    optimised = optimise_values(model, tokenized, PARAMS, site, 1)
     v0 = v0_of(model)
-    v = v0 + found.values - found.initial
+    v = v0 + optimised.values - optimised.initial
     anchor = float(v.norm(dim=1).median()) / (2.1 if site == "layer" else 5.1)  # half of them too long
-    got = anchored(model, tokenized, replace(PARAMS, norm_anchor=anchor), found, site, 1, compat)
+    got = anchored(model, tokenized, replace(PARAMS, norm_anchor=anchor), optimised, site, 1, compat)
     for number in range(len(REQUESTS)):
         length = v[number].norm()
         scaled = v[number] * anchor / length
         if compat == "reference" and length > {"layer": 2, "mlp": 5}[site] * anchor:
             scaled = v0[number]
-        want = found.initial[number] - v0[number] + scaled
+        want = optimised.initial[number] - v0[number] + scaled
         assert torch.allclose(got[number], want, atol=1e-4 * float(v.abs().max()))
-    assert torch.equal(anchored(model, tokenized, PARAMS, found, site, 1, compat), found.values)
+    assert torch.equal(anchored(model, tokenized, PARAMS, optimised, site, 1, compat), optimised.values)
 
 
 @pytest.mark.parametrize("name", ["rome", "memit", "pmet"])
@@ -61,10 +61,10 @@ def test_the_anchor_of_a_model() -> None:
     params = replace(PARAMS, v_num_grad_steps=3)
     requests = [ke.EditRequest("w5 {} w9", f"w{n}", "w20") for n in range(10, 50)]
     norm = ke.value_norm(model, requests, params)
-    found = optimise_values(model, tokenize_requests(model, requests, ["{}"], "subject_last"), params, "layer", 1)
+    optimised = optimise_values(model, tokenize_requests(model, requests, ["{}"], "subject_last"), params, "layer", 1)
     v0 = torch.stack([plain_key(model, request, "{}", 1)[1] for request in requests])
     assert norm == pytest.approx(
-        float((v0 + found.values - found.initial).norm(dim=1).sort().values[:38].mean()), rel=1e-4
+        float((v0 + optimised.values - optimised.initial).norm(dim=1).sort().values[:38].mean()), rel=1e-4
     )
     edit = ke.rome(model, requests[0], ke.ROMEParams(layers=(1,), v_num_grad_steps=2, mom2_adjustment=False))
     with edit.applied(model), pytest.raises(ValueError, match="the unedited model's: 1 edits are applied"):

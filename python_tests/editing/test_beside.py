@@ -46,8 +46,8 @@ def test_an_adapter_gives_the_logits_of_the_edited_model(family: str, tmp_path: 
     model.hf.save_pretrained(tmp_path / "base")
     edit.to_peft(tmp_path / "adapter")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
-    found = logits(peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval())
-    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+    adapted = logits(peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval())
+    torch.testing.assert_close(adapted, want, rtol=1e-4, atol=1e-4)
     assert (logits(model.hf) - want).abs().max() > 1e-2
 
 

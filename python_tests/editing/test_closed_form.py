@@ -42,10 +42,10 @@ def published_alphaedit(covariances: dict[int, torch.Tensor], params: ke.AlphaEd
 @pytest.mark.parametrize("family", SPREADING)
 def test_alphaedit_equals_the_published_system(family: str) -> None:
     model = editable(family)
-    moments, found, values = moments_of(model, LAYERS), covariance(model, LAYERS), targets(len(REQUESTS))
+    moments, matrices, values = moments_of(model, LAYERS), covariance(model, LAYERS), targets(len(REQUESTS))
     edit = ke.alphaedit(model, REQUESTS, ALPHA, moments, contexts=GROUPS, values=values)
-    solve = published_alphaedit(found, ALPHA)
-    want = plain_memit(model, REQUESTS, LAYERS, 1.0, found, GROUPS, values, solve=solve)
+    solve = published_alphaedit(matrices, ALPHA)
+    want = plain_memit(model, REQUESTS, LAYERS, 1.0, matrices, GROUPS, values, solve=solve)
     for layer, (name, change) in zip(LAYERS, want.items(), strict=True):
         assert (edit.delta(name) - change).norm() <= 1e-4 * change.norm()
         inputs = edit.changes[name].inputs
@@ -58,18 +58,18 @@ def test_alphaedit_equals_the_published_system(family: str) -> None:
 def test_emmet_equals_the_published_solve(family: str, count: int) -> None:
     """Its closed form with explicit inverses; of one request the value is met."""
     model, layers = editable(family), (1,)
-    moments, found, values = moments_of(model, layers), covariance(model, layers), targets(count)
+    moments, matrices, values = moments_of(model, layers), covariance(model, layers), targets(count)
     params, requests = replace(EMMET, layers=layers), REQUESTS[:count]
 
     def solve(layer: int, keys: torch.Tensor) -> torch.Tensor:
-        metric = params.mom2_update_weight * found[layer].double()
+        metric = params.mom2_update_weight * matrices[layer].double()
         metric += params.update_norm_lambda * torch.eye(len(metric), dtype=torch.float64)
         cheap = metric.inverse() @ keys
         d = keys.T @ cheap + (0 if count == 1 else params.emmet_lambda) * torch.eye(count, dtype=torch.float64)
         return cheap @ d.inverse()
 
     edit = ke.emmet(model, requests, params, moments, contexts=GROUPS, values=values)
-    want = plain_memit(model, requests, layers, 1.0, found, GROUPS, values, solve=solve)
+    want = plain_memit(model, requests, layers, 1.0, matrices, GROUPS, values, solve=solve)
     for name, change in want.items():
         assert (edit.delta(name) - change).norm() <= 1e-4 * change.norm()
     if count == 1:
@@ -129,15 +129,15 @@ def test_null_space(threshold: float, tmp_path) -> None:
         with pytest.raises(ValueError, match="direction is in the null space .* eigenvalues go from"):
             moments.null_space(1, threshold)
         return
-    found = moments.null_space(1, threshold)
-    assert found.rank == rank and found.vectors.shape[1] == min(rank, len(values) - rank)
+    space = moments.null_space(1, threshold)
+    assert space.rank == rank and space.vectors.shape[1] == min(rank, len(values) - rank)
     x = torch.randn(len(values), 4, dtype=torch.float64)
     low = vectors[:, :rank]
-    assert torch.allclose(found.project(x), low @ (low.T @ x), atol=1e-10)
+    assert torch.allclose(space.project(x), low @ (low.T @ x), atol=1e-10)
     (file,) = tmp_path.glob("null_space_1_*.safetensors")
     before = file.read_bytes()
     again = ke.Moments.load(tmp_path).null_space(1, threshold)
-    assert torch.equal(again.vectors, found.vectors) and again.rank == rank and file.read_bytes() == before
+    assert torch.equal(again.vectors, space.vectors) and again.rank == rank and file.read_bytes() == before
     other = ke.Moments.from_arrays({1: (2 * moments[1].mean, 5)})
     other.folder = tmp_path  # moments that were replaced: what is kept is not theirs
     if low := int((2 * values < threshold).sum()):

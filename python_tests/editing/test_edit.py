@@ -68,13 +68,13 @@ def test_the_rounding_of_low_precision_weights_is_told(caplog) -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         model = ke.load_model((tiny_hf("gpt2").to(dtype), word_level()))
         edit = random_edit(model)
-        found = edit.rounding(model)
+        shares = edit.rounding(model)
         with caplog.at_level(logging.INFO, "knowedit_ext"):
             edit.apply(model)
-        assert list(found) == [weight_name(model, 0), weight_name(model, 2)]
-        lost[dtype] = max(found.values())
-    told = [f"'{name}': bfloat16 takes {part:.2g} of the change" for name, part in found.items()]
-    assert [record.getMessage() for record in caplog.records] == told
+        assert list(shares) == [weight_name(model, 0), weight_name(model, 2)]
+        lost[dtype] = max(shares.values())
+    messages = [f"'{name}': bfloat16 takes {part:.2g} of the change" for name, part in shares.items()]
+    assert [record.getMessage() for record in caplog.records] == messages
     assert lost[torch.float64] < 1e-14 < lost[torch.float32] < 1e-6 < 1e-4 < lost[torch.bfloat16] < 1e-2
 
 

@@ -289,11 +289,11 @@ def test_what_it_was_made_from_is_kept(tmp_path) -> None:
     assert [EditRequest.of(request) for request in edit.requests] == REQUESTS
     assert edit.model["type"] == "gpt2" and edit.model["layers"] == model.num_layers
     edit.save(tmp_path / "edit.safetensors")
-    found = ke.Edit.load(tmp_path / "edit.safetensors")
-    assert FTParams.from_dict(found.params) == FTParams.from_dict(edit.params)
-    assert FTParams.from_dict(found.params).norm_constraint == 1e-3
+    loaded = ke.Edit.load(tmp_path / "edit.safetensors")
+    assert FTParams.from_dict(loaded.params) == FTParams.from_dict(edit.params)
+    assert FTParams.from_dict(loaded.params).norm_constraint == 1e-3
     for name in edit.changes:
-        assert torch.equal(found.delta(name), edit.delta(name))
+        assert torch.equal(loaded.delta(name), edit.delta(name))
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def frozen(model: ke.EditableModel, sites: tuple[str, ...]) -> FrozenPrompts:
 
 def plain(model: ke.EditableModel, sites: tuple[str, ...], added: torch.Tensor) -> torch.Tensor:
     """The same states, prompt by prompt: [all readouts, hidden] entering the head."""
-    found = []
+    states = []
     for ids, token, positions, changes in zip(PROMPTS, TOKENS, READOUT, added, strict=True):
 
         def add(args: tuple, output: torch.Tensor, token: int, change: torch.Tensor) -> torch.Tensor:
@@ -49,8 +49,8 @@ def plain(model: ke.EditableModel, sites: tuple[str, ...], added: torch.Tensor) 
             head = model.hf.get_output_embeddings()
             stack.enter_context(hooked(head, lambda args, output, seen=seen: seen.append(args[0])))
             model.hf(torch.tensor([ids]), use_cache=False)
-        found.append(seen[0][0, list(positions)])
-    return torch.cat(found)
+        states.append(seen[0][0, list(positions)])
+    return torch.cat(states)
 
 
 @pytest.mark.parametrize("sites", [("mlp",), ("attn",), ("layer",), ("mlp", "attn")], ids="+".join)

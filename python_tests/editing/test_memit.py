@@ -101,12 +101,12 @@ def test_values_are_optimised_at_the_last_layer() -> None:
 
 def test_keys_of_earlier_edits_keep_their_values() -> None:
     model = fresh("gpt2")
-    moments, found = moments_of(model, LAYERS), covariance(model, LAYERS)
+    moments, matrices = moments_of(model, LAYERS), covariance(model, LAYERS)
     first, second = REQUESTS[:2], REQUESTS[2:]
     values = 3 * torch.randn(len(REQUESTS), WIDTH, generator=torch.Generator().manual_seed(0))
     earlier = memit(model, first, BRIEF, moments, contexts=GROUPS, values=values[:2])
     with earlier.applied(model):
-        want = plain_memit(model, second, LAYERS, 30.0, found, GROUPS, values[2:], kept=first)
+        want = plain_memit(model, second, LAYERS, 30.0, matrices, GROUPS, values[2:], kept=first)
         later = memit(model, second, BRIEF, moments, contexts=GROUPS, values=values[2:], earlier=[earlier])
         free = memit(model, second, BRIEF, moments, contexts=GROUPS, values=values[2:])
     for name, change in want.items():

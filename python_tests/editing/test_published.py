@@ -69,8 +69,8 @@ def test_memit_takes_them(tmp_path) -> None:
     values = memit_values(model, RECORDS, PARAMS, contexts=GROUPS)
     folder = export_values(values, RECORDS, PARAMS, tmp_path, model)[0].parent
     for given in (values, folder, sorted(folder.iterdir())):
-        found = memit(model, RECORDS, PARAMS, moments, contexts=GROUPS, values=given)
-        assert all(torch.equal(found.delta(name), own.delta(name)) for name in own.changes)
+        edit = memit(model, RECORDS, PARAMS, moments, contexts=GROUPS, values=given)
+        assert all(torch.equal(edit.delta(name), own.delta(name)) for name in own.changes)
     assert [request["case_id"] for request in own.requests] == [7, 0, 12]
     again = memit(
         model, RECORDS[::-1], PARAMS, moments, contexts=GROUPS, values=folder

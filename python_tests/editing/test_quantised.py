@@ -79,13 +79,13 @@ def test_edits_stand_beside_quantised_weights(quantised, caplog) -> None:
 def test_edits_know_the_quantised_base(quantised, caplog) -> None:
     """Whether or not it has computed anything before: bitsandbytes packs its weights at the first product."""
     model, other = quantised(), quantised()
-    said = logits(other.hf)
+    before = logits(other.hf)
     edit = some_edit().bind(model)
     assert [row[0] for row in edit.base.values()] == ["quantised"] * len(edit.changes)
     edit.apply(other)
     edit.revert(other)
     assert some_edit().bind(other).base == edit.base
-    assert torch.equal(logits(other.hf), said)  # looking changes nothing
+    assert torch.equal(logits(other.hf), before)  # looking changes nothing
     edit.apply(plain())  # cannot be compared, which is said
     with caplog.at_level(logging.WARNING):
         some_edit().bind(plain()).apply(model)
@@ -94,13 +94,13 @@ def test_edits_know_the_quantised_base(quantised, caplog) -> None:
 
 def test_moments_of_a_quantised_model(quantised) -> None:
     texts = [f"w{n} w{n + 7} w{n + 3}" for n in range(3, 40)]
-    found = ke.collect_moments(quantised(), texts, [1], progress=False)
+    moments = ke.collect_moments(quantised(), texts, [1], progress=False)
     again = quantised()
-    said = logits(again.hf)
-    found.check(again, 1)
-    assert torch.equal(logits(again.hf), said)
+    before = logits(again.hf)
+    moments.check(again, 1)
+    assert torch.equal(logits(again.hf), before)
     with pytest.raises(ValueError, match="another model"):
-        found.check(plain(), 1)
+        moments.check(plain(), 1)
 
 
 def test_fine_tuning_is_refused(quantised) -> None:

@@ -148,7 +148,7 @@ def test_null_spaces_that_are_none(limit: dict, message: str, at_once) -> None:
 def test_nothing_is_full_of_nothing() -> None:
     """The messages name what would do: the range of eigenvalues holds the threshold that works."""
     model = fresh("gpt2")
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as error:
         edited(model, "alphaedit", {"nullspace_share": None, "nullspace_threshold": 1e9})
-    median = float(re.search(r"median is ([\d.e+-]+)", str(told.value))[1])
+    median = float(re.search(r"median is ([\d.e+-]+)", str(error.value))[1])
     assert edited(model, "alphaedit", {"nullspace_share": None, "nullspace_threshold": median}).changes

@@ -194,9 +194,9 @@ def test_any_object_is_a_request_or_an_error(raw: dict, inside: bool) -> None:
 
 
 def bad_moments(**changes: float) -> Moments:
-    found = covariance(editable("gpt2"), [0, 1])
-    found[0][0, 0] = changes.get("value", 1.0)
-    return Moments.from_arrays({layer: (matrix, 600) for layer, matrix in found.items()})
+    matrices = covariance(editable("gpt2"), [0, 1])
+    matrices[0][0, 0] = changes.get("value", 1.0)
+    return Moments.from_arrays({layer: (matrix, 600) for layer, matrix in matrices.items()})
 
 
 BOTH = [
@@ -308,14 +308,14 @@ def answer(prompt: str, tokens: int) -> str:
 @pytest.mark.parametrize("tokens", [1, 2])
 def test_what_the_model_says_already_is_warned_of(tokens: int) -> None:
     model = editable("gpt2")
-    moments, said = moments_of(model, (0, 1)), answer("w5 w3 w7 w10", tokens)
-    known = EditRequest("w5 {} w10", "w3 w7", said)
-    with pytest.warns(UserWarning, match=f"'w5 w3 w7 w10' is already continued with '{said}'"):
+    moments, target = moments_of(model, (0, 1)), answer("w5 w3 w7 w10", tokens)
+    known = EditRequest("w5 {} w10", "w3 w7", target)
+    with pytest.warns(UserWarning, match=f"'w5 w3 w7 w10' is already continued with '{target}'"):
         rome(model, known, ROME, moments, contexts=["{}"])
-    with pytest.warns(UserWarning, match="is already continued") as found:
+    with pytest.warns(UserWarning, match="is already continued") as caught:
         memit(model, [EditRequest("w5 {} w9", "w8", "w20"), known], MEMIT, moments, contexts=[["{}"]])
-    assert len(found) == 1
-    half = EditRequest("w5 {} w10", "w3 w7", f"{said} w44")
+    assert len(caught) == 1
+    half = EditRequest("w5 {} w10", "w3 w7", f"{target} w44")
     assert answer("w5 w3 w7 w10", tokens + 1).split()[-1] != "w44"
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -62,8 +62,8 @@ def alone(model: ke.EditableModel, edits: list[ke.Edit], ids: list[int], own: in
         return logits(model, ids)
 
 
-def assert_near(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
-    assert float((found - wanted).abs().max()) <= tolerance * max(1.0, float(wanted.abs().max()))
+def assert_near(ours: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
+    assert float((ours - wanted).abs().max()) <= tolerance * max(1.0, float(wanted.abs().max()))
 
 
 @torch.no_grad()
@@ -73,8 +73,8 @@ def packed_logits(model: ke.EditableModel, rows: EditedRows, own: list[int]) -> 
     below = packed.run(packed.start, 0, rows.first_layer)  # shared with the unedited model
     with rows.rows(index):
         hidden = packed.run(below, rows.first_layer, model.num_layers)
-    found = head.logits(model, head.final_states(model, hidden))
-    return list(found.split([len(ids) for ids in PROMPTS]))
+    packed_rows = head.logits(model, head.final_states(model, hidden))
+    return list(packed_rows.split([len(ids) for ids in PROMPTS]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,9 +83,9 @@ def test_packed_rows_equal_each_edit_alone(family: str) -> None:
     edits = some_edits(model)
     rows = EditedRows(model, edits)
     assert rows.first_layer == 1
-    for found, ids, own in zip(packed_logits(model, rows, OWN), PROMPTS, OWN, strict=True):
-        assert_near(found, alone(model, edits, ids, own))
-        assert (float((found - logits(model, ids)).abs().max()) > 1e-2) == (own >= 0)  # the edits are no small matter
+    for ours, ids, own in zip(packed_logits(model, rows, OWN), PROMPTS, OWN, strict=True):
+        assert_near(ours, alone(model, edits, ids, own))
+        assert (float((ours - logits(model, ids)).abs().max()) > 1e-2) == (own >= 0)  # the edits are no small matter
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,8 +95,8 @@ def test_sequences_of_a_batch_equal_each_edit_alone(family: str) -> None:
     batch = torch.arange(3, 3 + 5 * 6).view(5, 6)
     own = [1, -1, 2, 0, 1]
     with torch.no_grad(), EditedRows(model, edits).rows(torch.tensor(own)):
-        found = model.hf(batch, use_cache=False).logits
-    for logit, ids, edit in zip(found, batch.tolist(), own, strict=True):
+        ours = model.hf(batch, use_cache=False).logits
+    for logit, ids, edit in zip(ours, batch.tolist(), own, strict=True):
         assert_near(logit, alone(model, edits, ids, edit))
 
 
@@ -105,12 +105,12 @@ def test_one_long_sequence_and_generation_with_a_cache() -> None:
     model = tiny_model("gpt2")
     edits = some_edits(model)
     with EditedRows(model, edits).rows(torch.tensor([1])):
-        found = logits(model, PROMPTS[0])
-    assert_near(found, alone(model, edits, PROMPTS[0], 1))
+        ours = logits(model, PROMPTS[0])
+    assert_near(ours, alone(model, edits, PROMPTS[0], 1))
     batch, greedy = torch.tensor([PROMPTS[0], PROMPTS[0]]), dict(max_new_tokens=8, do_sample=False, pad_token_id=0)
     with EditedRows(model, edits).rows(torch.tensor([2, 1])):
-        found = model.hf.generate(batch, **greedy)
-    for line, own in zip(found, (2, 1), strict=True):
+        ours = model.hf.generate(batch, **greedy)
+    for line, own in zip(ours, (2, 1), strict=True):
         with edits[own].applied(model):
             assert torch.equal(line, model.hf.generate(batch[:1], **greedy)[0])
 
@@ -139,8 +139,8 @@ def test_ranks_far_apart_are_not_padded_to_the_highest() -> None:
     d_in, d_out = model.hf.get_submodule(name).weight.shape
     assert held == (1 + 1 + 1 + 20 + 4 + 4) * (d_in + d_out)
     own = [1, 3, 0, 5, 4, 2]
-    for found, ids, edit in zip(packed_logits(model, rows, own), PROMPTS, own, strict=True):
-        assert_near(found, alone(model, edits, ids, edit))
+    for ours, ids, edit in zip(packed_logits(model, rows, own), PROMPTS, own, strict=True):
+        assert_near(ours, alone(model, edits, ids, edit))
 
 
 def test_quantised_modules() -> None:
@@ -150,10 +150,10 @@ def test_quantised_modules() -> None:
     model = ke.load_model((hf, word_level()))
     names = [f"model.layers.{layer}.mlp.down_proj" for layer in (1, 2)]
     edits = [random_edit(tiny_model("llama"), {name: 2}, seed) for seed, name in enumerate(names)]
-    for found, ids, own in zip(
+    for ours, ids, own in zip(
         packed_logits(model, EditedRows(model, edits), [1, 0, -1, 1, 0, 0]), PROMPTS, [1, 0, -1, 1, 0, 0], strict=True
     ):
-        assert_near(found, alone(model, edits, ids, own))
+        assert_near(ours, alone(model, edits, ids, own))
 
 
 def test_a_bfloat16_model_rounds_the_sum_once() -> None:
@@ -164,18 +164,18 @@ def test_a_bfloat16_model_rounds_the_sum_once() -> None:
     with torch.no_grad():
         plain = module(x)
         with EditedRows(model, [edit]).rows(torch.tensor([0, -1, 0, 0, -1])):
-            found = module(x)
+            ours = module(x)
     update = x[0].double() @ edit.delta(f"{name}.weight")
     update[[1, 4]] = 0
     exact = plain[0].double() + update
-    assert ((found[0].double() - exact).abs() <= exact.abs() * 2**-8 + 1e-5 * update.abs().max()).all()
+    assert ((ours[0].double() - exact).abs() <= exact.abs() * 2**-8 + 1e-5 * update.abs().max()).all()
 
 
 def test_a_float64_model_is_computed_in_float64() -> None:
     model = ke.load_model((tiny_hf("gpt2").double(), word_level()))
     edits = some_edits(model)
-    for found, ids, own in zip(packed_logits(model, EditedRows(model, edits), OWN), PROMPTS, OWN, strict=True):
-        assert_near(found, alone(model, edits, ids, own), 1e-12)
+    for ours, ids, own in zip(packed_logits(model, EditedRows(model, edits), OWN), PROMPTS, OWN, strict=True):
+        assert_near(ours, alone(model, edits, ids, own), 1e-12)
 
 
 def test_what_cannot_be_done_by_rows_is_refused() -> None:

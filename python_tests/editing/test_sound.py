@@ -43,9 +43,9 @@ BAD_TENSORS: dict[str, Callable[[tuple[int, ...]], object]] = {
 
 
 def _with(shape: tuple[int, ...], value: float) -> torch.Tensor:
-    found = torch.ones(shape)
-    found[(-1,) * len(shape)] = value
-    return found
+    tensor = torch.ones(shape)
+    tensor[(-1,) * len(shape)] = value
+    return tensor
 
 
 @pytest.mark.parametrize("kind", BAD_TENSORS)

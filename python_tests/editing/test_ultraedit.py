@@ -29,11 +29,11 @@ PARAMS = ke.UltraEditParams(layers=LAYERS, lr=1e-2, batch_size_once=2)
 
 def seen_by(model: ke.EditableModel, module: nn.Module, batch: list[EditRequest], mean: bool, every: bool = False):
     """keys and gradients [tokens, d] of the loss of a batch, whose requests are run one by one."""
-    hf, rows, losses, found = model.hf, [], [], []
+    hf, rows, losses, passes = model.hf, [], [], []
 
     def keep(_module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         output.retain_grad()
-        found.append((args[0].detach(), output))
+        passes.append((args[0].detach(), output))
 
     for request in batch:
         ids, _ = spell(model, request)
@@ -47,8 +47,8 @@ def seen_by(model: ke.EditableModel, module: nn.Module, batch: list[EditRequest]
         losses += list(-logits.log_softmax(-1)[at, target])
         rows.append(torch.arange(len(logits)) if every else at)
     (torch.stack(losses).mean() if mean else sum(losses)).backward()
-    keys = torch.cat([read.reshape(-1, read.shape[-1])[at] for (read, _), at in zip(found, rows, strict=True)])
-    grads = torch.cat([out.grad.reshape(-1, out.shape[-1])[at] for (_, out), at in zip(found, rows, strict=True)])
+    keys = torch.cat([read.reshape(-1, read.shape[-1])[at] for (read, _), at in zip(passes, rows, strict=True)])
+    grads = torch.cat([out.grad.reshape(-1, out.shape[-1])[at] for (_, out), at in zip(passes, rows, strict=True)])
     hf.zero_grad(set_to_none=True)
     return keys.double(), grads.double()
 

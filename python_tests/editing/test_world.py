@@ -46,7 +46,7 @@ def moments(world: World, model: ke.EditableModel) -> Moments:
 def log_probabilities(model: ke.EditableModel, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
     """[pairs] mean log-probability of the tokens of " target" behind a prompt."""
     encoded = [(model.tokenizer(prompt).input_ids, model.tokenizer(" " + target).input_ids) for prompt, target in pairs]
-    found = torch.empty(len(pairs))
+    means = torch.empty(len(pairs))
     order = sorted(range(len(pairs)), key=lambda n: sum(map(len, encoded[n])))
     for numbers in (order[i : i + 256] for i in range(0, len(order), 256)):
         longest = sum(map(len, encoded[numbers[-1]]))
@@ -55,13 +55,13 @@ def log_probabilities(model: ke.EditableModel, pairs: Sequence[tuple[str, str]])
         for row, n in zip(logits, numbers, strict=True):
             prompt, target = encoded[n]
             at = slice(len(prompt) - 1, len(prompt) - 1 + len(target))
-            found[n] = row[at].log_softmax(-1).gather(1, torch.tensor(target)[:, None]).mean()
-    return found
+            means[n] = row[at].log_softmax(-1).gather(1, torch.tensor(target)[:, None]).mean()
+    return means
 
 
 def scores(model: ke.EditableModel, records: Sequence[dict]) -> dict[str, float]:
     """Mean over records of the share of a record's prompts on which the wanted target is likelier."""
-    found = {}
+    shares = {}
     for name, key in (
         ("efficacy", None),
         ("paraphrase", "paraphrase_prompts"),
@@ -73,12 +73,12 @@ def scores(model: ke.EditableModel, records: Sequence[dict]) -> dict[str, float]
             rewrite = record["requested_rewrite"]
             prompts = record[key] if key else [rewrite["prompt"].format(rewrite["subject"])]
             counts.append(len(prompts))
-            for which, found_pairs in pairs.items():
-                found_pairs += [(prompt, rewrite[which]["str"]) for prompt in prompts]
+            for which, asked in pairs.items():
+                asked += [(prompt, rewrite[which]["str"]) for prompt in prompts]
         new, true = (log_probabilities(model, which) for which in pairs.values())
         right = (true > new if name == "neighbourhood" else new > true).float()
-        found[name] = float(torch.stack([part.mean() for part in right.split(counts)]).mean())
-    return found
+        shares[name] = float(torch.stack([part.mean() for part in right.split(counts)]).mean())
+    return shares
 
 
 def good(after: dict[str, float], before: dict[str, float]) -> None:
@@ -96,7 +96,7 @@ def test_rome_one_at_a_time(world: World, model: ke.EditableModel, moments: Mome
         with edit.applied(model):
             every.append(scores(model, [record]))
     assert_unchanged(before, model.hf)
-    good({name: sum(found[name] for found in every) / len(every) for name in every[0]}, scores(model, records))
+    good({name: sum(shares[name] for shares in every) / len(every) for name in every[0]}, scores(model, records))
 
 
 @pytest.mark.parametrize("first", [0, 100])

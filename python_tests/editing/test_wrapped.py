@@ -81,11 +81,11 @@ def test_a_lora_model_is_edited_in_its_base_weights(family: str, where: str, met
     assert_same_edit(edit, want)
     edit.save(tmp_path / "edit.safetensors")
     edit = ke.Edit.load(tmp_path / "edit.safetensors")
-    said = logits(adapted)
+    unedited = logits(adapted)
     with edit.applied(model), want.applied(merged):
         changed, wanted = logits(adapted), logits(merged.hf)
-    assert (changed - wanted).abs().max() < 0.05 * (changed - said).abs().max()
-    assert torch.equal(logits(adapted), said) and (changed - said).abs().max() > 1e-3
+    assert (changed - wanted).abs().max() < 0.05 * (changed - unedited).abs().max()
+    assert torch.equal(logits(adapted), unedited) and (changed - unedited).abs().max() > 1e-3
     if method != "ft":
         with EditedRows(model, [edit]).rows(torch.tensor([0])):
             torch.testing.assert_close(logits(model.hf), changed, rtol=1e-4, atol=1e-4)
@@ -164,11 +164,11 @@ def test_a_change_that_the_model_does_not_see_is_refused(kind, dtype: torch.dtyp
         edit.changes[name] = LowRank(change.inputs * scale, change.outputs, change.input_first)
     hf.model.layers[2].mlp.down_proj = kind(hf.model.layers[2].mlp.down_proj)
     model = ke.load_model((hf, word_level()))
-    before, said = snapshot(hf), logits(hf)
+    before, unedited = snapshot(hf), logits(hf)
     with pytest.raises(ValueError, match=f"does not compute with 'model.layers.2.*{kind.__name__}"):
         edit.apply(model)
     assert_unchanged(before, hf)
-    assert torch.equal(logits(hf), said) and not model.applied_edits
+    assert torch.equal(logits(hf), unedited) and not model.applied_edits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -21,8 +21,8 @@ def knowedit(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
         status = 0
     except SystemExit as end:
         status = end.code or 0
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
 
 
 @pytest.fixture
@@ -137,8 +137,8 @@ def test_one_edit_belongs_to_its_records_and_model(run, tmp_path: Path) -> None:
     assert run(*arguments, "--limit", "2")[0] == 0
     status, _, err = run(*arguments, "--limit", "3")
     assert status == 2 and "other settings (records: 2 there, 3 asked)" in err
-    told = json.loads((tmp_path / "out" / "edit.json").read_text())
-    told["asked"]["model"]["weights"] = "digest of another model"
-    (tmp_path / "out" / "edit.json").write_text(json.dumps(told))
+    description = json.loads((tmp_path / "out" / "edit.json").read_text())
+    description["asked"]["model"]["weights"] = "digest of another model"
+    (tmp_path / "out" / "edit.json").write_text(json.dumps(description))
     status, _, err = run(*arguments, "--limit", "2")
     assert status == 2 and "other model.weights" in err

@@ -75,14 +75,14 @@ def published(model: ke.EditableModel, record: dict) -> dict:
         places = range(len(encode(model, prompts[n // 2])[0]), len(row))
         nll.append(-sum(float(logp[n, t - 1, row[t]]) for t in places) / len(places))
         right.append(all(int(logp[n, t - 1].argmax()) == row[t] for t in places))
-    found, at = {}, 0
+    scores, at = {}, 0
     for sort, texts in sorts.items():
         wanted = 1 if sort == "neighborhood_prompts" else 0
         pairs = range(at, at + len(texts))
-        found[f"{sort}_probs"] = [{"target_new": nll[2 * n], "target_true": nll[2 * n + 1]} for n in pairs]
-        found[f"{sort}_correct"] = [right[2 * n + wanted] for n in pairs]
+        scores[f"{sort}_probs"] = [{"target_new": nll[2 * n], "target_true": nll[2 * n + 1]} for n in pairs]
+        scores[f"{sort}_correct"] = [right[2 * n + wanted] for n in pairs]
         at += len(texts)
-    return found
+    return scores
 
 
 def assert_same(got: dict, want: dict, tolerance: float = 1e-5) -> None:
@@ -153,9 +153,9 @@ def test_extras_are_asked_where_a_record_has_them(model: ke.EditableModel, recor
     for case, record in zip(report.cases, records, strict=False):
         for sort in ("same_subject_prompts", "reversal_prompts"):
             asked = [Question(x["prompt"], (" " + x["target"],)) for x in record[sort]]
-            found, _ = score(model, asked)
-            assert case["pre"][f"{sort}_probs"] == [{"target": pytest.approx(x.nll, abs=1e-5)} for [x] in found]
-            assert case["pre"][f"{sort}_correct"] == [sum(x.right) / len(x.right) for [x] in found]
+            scores, _ = score(model, asked)
+            assert case["pre"][f"{sort}_probs"] == [{"target": pytest.approx(x.nll, abs=1e-5)} for [x] in scores]
+            assert case["pre"][f"{sort}_correct"] == [sum(x.right) / len(x.right) for [x] in scores]
     row = report.summary("pre")
     assert row["same subject"].mean > 95 and 0 <= row["reversal"].mean <= 100
 

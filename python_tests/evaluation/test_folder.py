@@ -217,8 +217,8 @@ def test_two_processes_on_one_folder(once: Path, tmp_path: Path) -> None:
     while not list(out.glob("cases/*.json")):
         time.sleep(0.01)
     second = run(out, stderr=True)
-    said = second.communicate()[1].decode()
-    assert second.returncode == 0 or f"another run is writing to '{out}'" in said
+    message = second.communicate()[1].decode()
+    assert second.returncode == 0 or f"another run is writing to '{out}'" in message
     finish(first)
     assert hashes(out) == hashes(once)
 

@@ -123,8 +123,8 @@ def test_shares_of_a_step_are_the_softmax_over_the_top_five() -> None:
     length = LENGTHS[0] + 1
     texts = generate(model, [PROMPTS[0]] * count, [record_seed(n, 0) for n in range(count)], max_length=length)
     for token, share in zip(top.indices.tolist(), (top.values / top.values.sum()).tolist(), strict=True):
-        found = sum(text.split()[-1] == f"w{token}" for text in texts) / count
-        assert abs(found - share) < 4 * (share * (1 - share) / count) ** 0.5 + 1e-9
+        drawn = sum(text.split()[-1] == f"w{token}" for text in texts) / count
+        assert abs(drawn - share) < 4 * (share * (1 - share) / count) ** 0.5 + 1e-9
 
 
 def test_seeds_are_fixed_numbers() -> None:

@@ -39,11 +39,11 @@ def test_an_added_metric_is_asked_read_and_tabled(monkeypatch) -> None:
     for module in (metrics, scores, report):
         monkeypatch.setattr(module, "METRICS", table)
     monkeypatch.setattr(report, "COLUMNS", ("S", *(column for m in table for column in m.columns)))
-    found = ke.evaluate(model, [RECORD], generation=False)
-    (case,), (before,) = found.cases, plain.cases
+    extended = ke.evaluate(model, [RECORD], generation=False)
+    (case,), (before,) = extended.cases, plain.cases
     assert case["pre"]["doubt"][0] > 0 and {k: v for k, v in case["pre"].items() if k != "doubt"} == before["pre"]
-    assert found.summary("pre")["DB"].mean == case["pre"]["doubt"][0]
-    assert " NM | DB | EA " in found.table()
+    assert extended.summary("pre")["DB"].mean == case["pre"]["doubt"][0]
+    assert " NM | DB | EA " in extended.table()
 
 
 def test_columns_are_named_once_and_stand_in_the_papers_order() -> None:

@@ -32,7 +32,7 @@ def some_questions(count: int = 9, seed: int = 0, edits: int = 1) -> list[Questi
 
 @torch.no_grad()
 def plain(model: ke.EditableModel, question: Question) -> list[tuple[float, tuple[bool, ...]]]:
-    found = []
+    scores = []
     for target in question.targets:
         first = len(model.tokenizer(question.prompt).input_ids)
         ids = model.tokenizer(question.prompt + target).input_ids
@@ -40,12 +40,12 @@ def plain(model: ke.EditableModel, question: Question) -> list[tuple[float, tupl
         logp = logits.log_softmax(-1)
         places = range(first, len(ids))
         nll = -sum(float(logp[t - 1, ids[t]]) for t in places) / len(places)
-        found.append((nll, tuple(int(logits[t - 1].argmax()) == ids[t] for t in places)))
-    return found
+        scores.append((nll, tuple(int(logits[t - 1].argmax()) == ids[t] for t in places)))
+    return scores
 
 
-def assert_equal(model: ke.EditableModel, found: list, questions: list[Question]) -> None:
-    for scores, question in zip(found, questions, strict=True):
+def assert_equal(model: ke.EditableModel, ours: list, questions: list[Question]) -> None:
+    for scores, question in zip(ours, questions, strict=True):
         for got, (nll, right) in zip(scores, plain(model, question), strict=True):
             assert got.nll == pytest.approx(nll, abs=1e-5)
             assert got.right == right and got.correct == all(right)
@@ -66,9 +66,9 @@ def random_edit(model: ke.EditableModel, layer: int, seed: int, rank: int = 2, s
 def test_scores_equal_plain_forward_passes(family: str) -> None:
     model, questions = tiny_model(family), some_questions()
     before = snapshot(model.hf)
-    found, none = score(model, questions)
+    scores, none = score(model, questions)
     assert none is None
-    assert_equal(model, found, questions)
+    assert_equal(model, scores, questions)
     assert_unchanged(before, model.hf)
 
 
@@ -146,13 +146,13 @@ def test_a_target_that_merges_with_its_prompt_is_scored_from_the_merged_token_on
     tokenizer = byte_bpe()
     model = ke.load_model((tiny_hf("gpt2", vocab_size=len(tokenizer)), tokenizer))
     question = Question("Miles Davis plays the tr", ("umpet",))
-    found = tokenize_question(model, question)
+    tokenized = tokenize_question(model, question)
     whole = tuple(tokenizer("Miles Davis plays the trumpet").input_ids)
-    assert found.joint[0] == whole and whole[: found.shared[0]] == found.ids[: found.shared[0]]
-    assert found.shared[0] < len(found.ids)
+    assert tokenized.joint[0] == whole and whole[: tokenized.shared[0]] == tokenized.ids[: tokenized.shared[0]]
+    assert tokenized.shared[0] < len(tokenized.ids)
     [[got]], _ = score(model, [question])
     logp = model.hf(torch.tensor([whole])).logits[0].log_softmax(-1)
-    places = range(found.shared[0], len(whole))
+    places = range(tokenized.shared[0], len(whole))
     assert got.nll == pytest.approx(-sum(float(logp[t - 1, whole[t]]) for t in places) / len(places), abs=1e-5)
 
 

@@ -40,11 +40,11 @@ def cases(count: int, better: float = 0.0) -> list[dict]:
 
 
 def test_columns_are_the_published_formulas() -> None:
-    found = cases(11)
-    got = summarise(found, "post")
+    measured = cases(11)
+    got = summarise(measured, "post")
     for sort, (success, magnitude) in SORTS.items():
         shares, gaps = [], []
-        for each in found:
+        for each in measured:
             nll = each["post"][f"{sort}_prompts_probs"]
             sign = -1 if sort == "neighborhood" else 1
             shares.append(np.mean([sign * (x["target_true"] - x["target_new"]) > 0 for x in nll]))
@@ -58,8 +58,8 @@ def test_columns_are_the_published_formulas() -> None:
 
 def test_ties_count_for_neither() -> None:
     tie = {f"{sort}_prompts_probs": [{"target_new": 1.0, "target_true": 1.0}] for sort in SORTS}
-    found = values_of(tie)
-    assert [found[name] for name in ("ES", "PS", "NS")] == [0, 0, 0]
+    row = values_of(tie)
+    assert [row[name] for name in ("ES", "PS", "NS")] == [0, 0, 0]
 
 
 def test_the_standard_error_of_the_harmonic_mean_is_that_of_resampled_cases() -> None:

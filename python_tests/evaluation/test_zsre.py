@@ -45,12 +45,12 @@ def published(model: ke.EditableModel, record: dict) -> dict[str, list[bool]]:
 
     def right(prompt: str, answer: str) -> list[bool]:
         tokens = tokenizer(" " + answer).input_ids
-        found = []
+        hits = []
         for n, token in enumerate(tokens):
             ids = tokenizer(prompt + tokenizer.decode(tokens[:n])).input_ids
             wanted = tokenizer(tokenizer.decode([token])).input_ids[0]
-            found.append(int(model.hf(torch.tensor([ids])).logits[0, -1].argmax()) == wanted)
-        return found
+            hits.append(int(model.hf(torch.tensor([ids])).logits[0, -1].argmax()) == wanted)
+        return hits
 
     rewrite = record["requested_rewrite"]
     new = rewrite["target_new"]["str"]
@@ -81,8 +81,8 @@ def test_tokens_are_teacher_forced(model: ke.EditableModel) -> None:
         prompt = rewrite["prompt"].replace("{}", rewrite["subject"])
         ids = model.tokenizer(prompt + " " + rewrite["target_new"]["str"]).input_ids
         first = len(model.tokenizer(prompt).input_ids)
-        said = model.hf(torch.tensor([ids])).logits[0].argmax(-1).tolist()
-        assert case["pre"]["rewrite_prompts_correct"] == [said[t - 1] == ids[t] for t in range(first, len(ids))]
+        predicted = model.hf(torch.tensor([ids])).logits[0].argmax(-1).tolist()
+        assert case["pre"]["rewrite_prompts_correct"] == [predicted[t - 1] == ids[t] for t in range(first, len(ids))]
 
 
 def test_table_and_portability(model: ke.EditableModel) -> None:
