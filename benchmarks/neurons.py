@@ -18,7 +18,7 @@ STEPS = 20
 
 def published_scores(hf: nn.Module, modules: list[nn.Module], ids: list[int], target: int, steps: int) -> torch.Tensor:
     """[layers, neurons]: whole prompts, layer by layer (knowledge_neurons.py:449-531, integrated gradients)."""
-    found = []
+    scores = []
     for module in modules:
         clean: list[torch.Tensor] = []
 
@@ -40,8 +40,8 @@ def published_scores(hf: nn.Module, modules: list[nn.Module], ids: list[int], ta
         p = hf(torch.tensor([ids] * steps)).logits[:, -1].softmax(-1)[:, target]
         handle.remove()
         (gradient,) = torch.autograd.grad(p.sum(), scaled)
-        found.append(clean[0] / steps * gradient.sum(0))
-    return torch.stack(found)
+        scores.append(clean[0] / steps * gradient.sum(0))
+    return torch.stack(scores)
 
 
 def neurons_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
@@ -55,8 +55,8 @@ def neurons_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
     modules = [model.modules.gate_projection(layer) for layer in range(model.num_layers)]
     ours = lambda: ke.knowledge_neurons(model, request, params)  # noqa: E731
     ours()  # once for the probe of the model and for its layers' arguments
-    (found, seconds), memory = peak_memory(lambda: timed(ours, repeat))
+    (neurons, seconds), memory = peak_memory(lambda: timed(ours, repeat))
     loop = lambda: published_scores(model.hf, modules, list(fact.ids), fact.target_ids[0], STEPS)  # noqa: E731
     (plain, plain_seconds), plain_memory = peak_memory(lambda: timed(loop, 1))
-    error = float((torch.from_numpy(found.scores) - plain).abs().max() / plain.abs().max())
+    error = float((torch.from_numpy(neurons.scores) - plain).abs().max() / plain.abs().max())
     return check("neurons", error, 1e-4, seconds, plain_seconds) | {"peak_mb": memory, "plain_peak_mb": plain_memory}

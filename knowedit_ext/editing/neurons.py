@@ -118,15 +118,15 @@ def knowledge_neurons(
         if not prompt.strip():
             raise ValueError(f"prompts[{number}] is empty")
     texts = [text, *(prompts or ())]
-    said = clean_run(model, encode(model, text)[0]).logits.argmax()
-    answer = model.tokenizer.decode([int(said)]) if request.target_true is None else request.target_true
+    predicted = clean_run(model, encode(model, text)[0]).logits.argmax()
+    answer = model.tokenizer.decode([int(predicted)]) if request.target_true is None else request.target_true
     reads = [_read(model, each, answer, request, compat) for each in texts]
     with learning(model):
         scores = _scores(model, reads, layers, params.steps)
     if not np.isfinite(scores).all():
         raise ValueError(f"the scores of '{text}' are NaN or infinite: so are weights or activations of the model")
     coarse = [_above(each, params.adaptive_threshold) for each in scores]
-    return KnowledgeNeurons(scores, coarse, _kept(coarse, params), answer, int(said))
+    return KnowledgeNeurons(scores, coarse, _kept(coarse, params), answer, int(predicted))
 
 
 def _read(model: EditableModel, text: str, answer: str, request: EditRequest, compat: str | None) -> _Read:
@@ -159,7 +159,7 @@ def _scores(model: EditableModel, reads: Sequence[_Read], layers: Sequence[int],
     share = torch.tensor([[1.0 / len(each)] * len(each) + [0.0] * (wide - len(each)) for each in tokens])
     rows = NewbornRows(model, clean_runs(model, [read.ids for read in reads]), places)
     alpha = torch.linspace(0, 1, steps)[:, None]
-    found = np.zeros((len(reads), model.num_layers, max(neurons_of(model, n) for n in layers)), dtype=np.float32)
+    scores = np.zeros((len(reads), model.num_layers, max(neurons_of(model, n) for n in layers)), dtype=np.float32)
     for part in rows.jobs(layers, steps):
         patched = {
             n: (rows.neurons[n].float()[:, None] * alpha.to(rows.neurons[n].device)).to(model.dtype).requires_grad_()
@@ -174,8 +174,8 @@ def _scores(model: EditableModel, reads: Sequence[_Read], layers: Sequence[int],
             score = (rows.neurons[layer].float() / steps * gradient.float().sum(1)).cpu().numpy()  # [places, neurons]
             for number, read in enumerate(reads):
                 own = [n for n, (prompt, _) in enumerate(places) if prompt == number]
-                found[number, layer, : score.shape[1]] = score[own].sum(0) / len(read.at)
-    return found
+                scores[number, layer, : score.shape[1]] = score[own].sum(0) / len(read.at)
+    return scores
 
 
 def _above(scores: np.ndarray, threshold: float) -> list[Neuron]:

@@ -30,7 +30,7 @@ def gate(model: ke.EditableModel, layer: int) -> torch.nn.Module:
 
 def plain_scores(model: ke.EditableModel, ids: list[int], targets: list[int], steps: int) -> np.ndarray:
     """[layers, neurons] of the mean of the targets' probabilities behind `ids`."""
-    found = []
+    scores = []
     for layer in range(model.num_layers):
         module, kept = gate(model, layer), []
         neurons = down_projection(model, layer).weight.numel() // model.hidden_size
@@ -51,8 +51,8 @@ def plain_scores(model: ke.EditableModel, ids: list[int], targets: list[int], st
             p = model.hf(torch.tensor([ids]), use_cache=False).logits[0, -1].softmax(-1)[targets].mean()
             handle.remove()
             total += torch.autograd.grad(p, value)[0]
-        found.append((kept[0][:neurons] / steps * total).numpy())
-    return np.stack(found)
+        scores.append((kept[0][:neurons] / steps * total).numpy())
+    return np.stack(scores)
 
 
 def words(*names: int) -> list[int]:
@@ -69,10 +69,10 @@ def test_scores_are_those_of_the_loop(family: str) -> None:
     model = editable(family)
     first = plain_scores(model, words(5, 3, 7, 9, 10), words(31)[-1:], PARAMS.steps)
     second = plain_scores(model, words(5, 3, 7, 9, 10, 31), words(32)[-1:], PARAMS.steps)
-    found = ke.knowledge_neurons(model, REQUEST, PARAMS)
-    assert close(found.scores, (first + second) / 2)
-    want = {tuple(map(int, n)) for n in np.argwhere(found.scores > 0.2 * found.scores.max())}
-    assert set(found.neurons) == set(found.coarse[0]) == want
+    neurons = ke.knowledge_neurons(model, REQUEST, PARAMS)
+    assert close(neurons.scores, (first + second) / 2)
+    want = {tuple(map(int, n)) for n in np.argwhere(neurons.scores > 0.2 * neurons.scores.max())}
+    assert set(neurons.neurons) == set(neurons.coarse[0]) == want
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -88,8 +88,8 @@ def test_jobs_of_few_layers_are_as_one(monkeypatch, jobs: int) -> None:
     want = ke.knowledge_neurons(model, REQUEST, PARAMS, PROMPTS)
     split = lambda self, layers, copies: [list(layers[n : n + jobs]) for n in range(0, len(layers), jobs)]  # noqa: E731
     monkeypatch.setattr(NewbornRows, "jobs", split)
-    found = ke.knowledge_neurons(model, REQUEST, PARAMS, PROMPTS)
-    assert close(found.by_prompt, want.by_prompt)
+    neurons = ke.knowledge_neurons(model, REQUEST, PARAMS, PROMPTS)
+    assert close(neurons.by_prompt, want.by_prompt)
 
 
 def test_jobs_take_all_layers_once() -> None:
@@ -122,17 +122,17 @@ def test_layers_that_are_looked_at() -> None:
 def test_without_an_answer_what_the_model_says() -> None:
     model = editable("gpt2")
     ids = words(5, 3, 7, 9, 10)
-    said = int(model.hf(torch.tensor([ids])).logits[0, -1].argmax())
-    found = ke.knowledge_neurons(model, replace(REQUEST, target_true=None), PARAMS)
-    assert found.said == said and close(found.scores, plain_scores(model, ids, [said], PARAMS.steps))
+    token = int(model.hf(torch.tensor([ids])).logits[0, -1].argmax())
+    neurons = ke.knowledge_neurons(model, replace(REQUEST, target_true=None), PARAMS)
+    assert neurons.said == token and close(neurons.scores, plain_scores(model, ids, [token], PARAMS.steps))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "phi3"])
 def test_each_neuron_says_the_target_once_less_what_is_said_twice(family: str) -> None:
     model = fresh(family)
     embedding = model.hf.get_input_embeddings().weight.detach()
-    found = ke.knowledge_neurons(model, REQUEST, PARAMS)
-    want = embedding[words(20, 23)[-2:]].sum(0) - 2 * embedding[found.said]
+    neurons = ke.knowledge_neurons(model, REQUEST, PARAMS)
+    want = embedding[words(20, 23)[-2:]].sum(0) - 2 * embedding[neurons.said]
     edit = ke.kn(model, REQUEST, PARAMS)
     changed = set()
     for name, change in edit.changes.items():
@@ -140,14 +140,14 @@ def test_each_neuron_says_the_target_once_less_what_is_said_twice(family: str) -
         rows = change.outputs @ change.inputs.T  # [d_out, d_in]
         changed |= {(layer, int(n)) for n in rows.abs().sum(0).nonzero()}
         assert change.rank == 1 and torch.allclose(rows[:, rows.abs().sum(0) > 0], want[:, None], atol=1e-6)
-    assert changed == set(found.neurons)
+    assert changed == set(neurons.neurons)
 
 
 def test_plot(tmp_path) -> None:
-    found = ke.knowledge_neurons(editable("gpt2"), REQUEST, PARAMS)
-    figure = found.plot(tmp_path / "neurons.svg")
+    neurons = ke.knowledge_neurons(editable("gpt2"), REQUEST, PARAMS)
+    figure = neurons.plot(tmp_path / "neurons.svg")
     assert [bar.get_height() for bar in figure.axes[0].patches] == np.bincount(
-        [layer for layer, _ in found.neurons], minlength=4
+        [layer for layer, _ in neurons.neurons], minlength=4
     ).tolist()
     assert (tmp_path / "neurons.svg").stat().st_size
 

@@ -257,7 +257,7 @@ def test_a_request_is_what_it_says_it_is(request_) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"minimise": "yes"}, "minimise is 'yes'"),
         ({"noise": -1.0}, "noise level is -1.0: expected a finite number"),
@@ -269,8 +269,8 @@ def test_a_request_is_what_it_says_it_is(request_) -> None:
         ({"noise": {"level": 1.0, "samples": 0}}, "samples is 0"),
     ],
 )
-def test_what_a_request_cannot_be(change: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_a_request_cannot_be(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ke.EditRequest.of(MIXED[0].to_dict() | change)
 
 
@@ -323,12 +323,12 @@ def test_reversal_asks_for_what_is_said_under_noise(family: str) -> None:
     request = ke.as_problem(model, record, "tracing_reversal", noise=ke.SubjectNoise(1.5, samples=4, seed=3))
     ids, subject = spell(model, ke.EditRequest.of(record))
     noise = 1.5 * torch.from_numpy(np.random.RandomState(3).randn(1, len(subject), model.hidden_size))[0]
-    said: list[int] = []
+    answer: list[int] = []
     for _ in range(2):
         with torch.no_grad(), noised(model, [(subject, noise)]):
-            said.append(int(model.hf(torch.tensor([ids + said]), use_cache=False).logits[0, -1].argmax()))
+            answer.append(int(model.hf(torch.tensor([ids + answer]), use_cache=False).logits[0, -1].argmax()))
     assert (
-        request.target_new == model.tokenizer.decode(said, skip_special_tokens=True)
+        request.target_new == model.tokenizer.decode(answer, skip_special_tokens=True)
         and request.noise is None
         and request.space is False
     )

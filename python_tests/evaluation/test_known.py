@@ -28,14 +28,14 @@ def probability(model: ke.EditableModel, ids: list[int], target: list[int]) -> f
 def test_says_it_and_finds_it_likely(family: str) -> None:
     model = tiny_model(family)
     prompts = ["w5 {} w9 w10", "{} w9", "w6 w8 w15 {}"]
-    said = [greedy(model, model.tokenizer(p.replace("{}", "w3 w7")).input_ids, 7) for p in prompts]
+    answers = [greedy(model, model.tokenizer(p.replace("{}", "w3 w7")).input_ids, 7) for p in prompts]
     for least in (0.0, 0.05, 1.1):
         facts = [
-            ke.Fact(prompts[0], "w3 w7", f"w{said[0][0]}"),
+            ke.Fact(prompts[0], "w3 w7", f"w{answers[0][0]}"),
             ke.Fact(prompts[1], "w3 w7", "w59 w58 w57"),
-            ke.Fact(prompts[2], "w3 w7", "W" + model.tokenizer.decode(said[2][:2])[1:]),  # in capitals
+            ke.Fact(prompts[2], "w3 w7", "W" + model.tokenizer.decode(answers[2][:2])[1:]),  # in capitals
         ]
-        for fact, own, got in zip(facts, said, known_facts(model, facts, 7, least), strict=True):
+        for fact, own, got in zip(facts, answers, known_facts(model, facts, 7, least), strict=True):
             assert got.said == model.tokenizer.decode(own, skip_special_tokens=True)
             ids, target = (model.tokenizer(t).input_ids for t in (fact.text, fact.target))
             assert got.probability == pytest.approx(probability(model, ids, target), rel=1e-3)

@@ -52,15 +52,15 @@ def likelihood(model: ke.EditableModel, ids: list[int], target: list[int], where
 def expected(model: ke.EditableModel, noise: ke.SubjectNoise) -> dict[str, list[dict[str, float]]]:
     """Mean NLL a token of the mean probability over draws, of each target behind each prompt."""
     drawn = noise.level * torch.from_numpy(np.random.RandomState(noise.seed).randn(noise.samples, 2, model.hidden_size))
-    found = {}
+    scores = {}
     for sort, prompts in SORTS.items():
-        found[f"{sort}_probs"] = rows = []
+        scores[f"{sort}_probs"] = rows = []
         for ids in map(tokens, prompts):
             where = subject_of(ids)
             draws = drawn if where else [None]
             p = {n: np.mean([likelihood(model, ids, t, where, draw) for draw in draws]) for n, t in TARGETS.items()}
             rows.append({name: -np.log(p[name]) / len(TARGETS[name]) for name in p})
-    return found
+    return scores
 
 
 def agrees(got: dict, want: dict) -> None:

@@ -40,7 +40,7 @@ def test_many_at_once_and_essence() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, change, said",
+    "name, change, message",
     [
         ("erasure", {}, "unknown problem 'erasure'"),
         ("fact_erasure", {"rewrite": 1.5}, "pre.rewrite is 1.5: expected probabilities"),
@@ -48,9 +48,9 @@ def test_many_at_once_and_essence() -> None:
         ("fact_erasure", {"paraphrase": "high"}, "pre.paraphrase is 'high'"),
     ],
 )
-def test_what_is_no_probability(name: str, change: dict, said: str) -> None:
+def test_what_is_no_probability(name: str, change: dict, message: str) -> None:
     sides = dict.fromkeys(KINDS, 0.5)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         ke.problem_scores(name, sides | change, sides)
     with pytest.raises(ValueError, match="post lacks 'neighborhood'"):
         ke.problem_scores("fact_erasure", sides, {"rewrite": 0.1, "paraphrase": 0.1})

@@ -41,14 +41,14 @@ def kn(
 
     The model is left as it was. Raises ValueError for what `knowledge_neurons` refuses, and where no neuron is left.
     """
-    found = check_requests(request)
-    if len(found) != 1:
-        raise ValueError(f"kn edits one fact at a time, got {len(found)} requests")
-    fact = tokenize_fact(model, found[0].fact())
+    requests = check_requests(request)
+    if len(requests) != 1:
+        raise ValueError(f"kn edits one fact at a time, got {len(requests)} requests")
+    fact = tokenize_fact(model, requests[0].fact())
     if compat is None:
-        warn_of_known(model, found, [fact])
-    target = list(fact.target_ids) if compat is None else encode_part(model, found[0].target_new.lstrip())
-    owed = knowledge_neurons(model, found[0], params, prompts, compat)
+        warn_of_known(model, requests, [fact])
+    target = list(fact.target_ids) if compat is None else encode_part(model, requests[0].target_new.lstrip())
+    owed = knowledge_neurons(model, requests[0], params, prompts, compat)
     if not owed.neurons:
         raise ValueError(
             f"no neuron is left that '{owed.answer.strip()}' after '{fact.fact.text}' is owed to: lower p, or leave "
@@ -61,7 +61,7 @@ def kn(
     by_layer: dict[int, list[int]] = defaultdict(list)
     for layer, neuron in owed.neurons:
         by_layer[layer].append(neuron)
-    edit = Edit({}, METHOD.name, [found[0].to_dict()], params.to_dict(), [], compat)
+    edit = Edit({}, METHOD.name, [requests[0].to_dict()], params.to_dict(), [], compat)
     for layer, neurons in by_layer.items():
         chosen = torch.zeros(neurons_of(model, layer), 1)
         chosen[neurons] = 1.0
