@@ -75,6 +75,11 @@ class Edit:
         for key, kind in _KINDS.items():
             if not isinstance(getattr(self, key), kind):
                 raise TypeError(f"its {key} is {brief(getattr(self, key))}")
+        for request in self.requests:
+            if not isinstance(request, dict) or not all(
+                isinstance(request.get(key), str | None) for key in ("prompt", "subject")
+            ):
+                raise TypeError(f"one of its requests is {brief(request)}")
         for name, row in self.base.items():
             if not isinstance(row, list) or len(row) < 3 or not all(isinstance(part, str) for part in row):
                 raise TypeError(f"the checksums of {quoted(name)} are {brief(row)}")

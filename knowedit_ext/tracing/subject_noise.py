@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from numbers import Real
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import Count, Seed, read_fields
+from ..checks import Count, NotNegative, Seed, as_type, read_fields
 from ..model.facts import TokenizedFact
 from ..model.load import EditableModel
 from ..sweep.capture import EmbeddingNoise
@@ -38,10 +37,11 @@ class SubjectNoise:
         if isinstance(level, str):
             if level[:1] in TEXT_RULES:
                 raise ValueError(f"noise level '{level}' needs texts: expected 's3', 'u0.1' or a number")
-        elif not isinstance(level, Real) or isinstance(level, bool) or not math.isfinite(level) or level < 0:
-            raise ValueError(f"noise level is {brief(level)}: expected a finite number >= 0, or a rule such as 's3'")
         else:
-            object.__setattr__(self, "level", float(level))
+            try:
+                object.__setattr__(self, "level", as_type("noise level", level, NotNegative))
+            except ValueError as error:
+                raise ValueError(f"{error}, or a rule such as 's3'") from None
         read_fields(self)
 
     @classmethod

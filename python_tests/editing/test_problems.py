@@ -260,7 +260,7 @@ def test_a_request_is_what_it_says_it_is(request_) -> None:
     "change, message",
     [
         ({"minimise": "yes"}, "minimise is 'yes'"),
-        ({"noise": -1.0}, "noise level is -1.0: expected a finite number"),
+        ({"noise": -1.0}, "noise level is -1.0: expected "),
         ({"noise": float("nan")}, "noise level is nan"),
         ({"noise": True}, "noise is True"),
         ({"noise": "m"}, "noise level 'm' needs texts"),

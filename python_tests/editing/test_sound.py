@@ -313,3 +313,18 @@ def test_files_that_describe_something_else(described, tmp_path) -> None:
     write(tmp_path / "edit.safetensors", factors(), **described)
     with pytest.raises(ValueError, match="edit.safetensors'"):
         ke.Edit.load(tmp_path / "edit.safetensors")
+
+
+@pytest.mark.parametrize("wrong", ["text", 3, None, [], ["prompt"], {"prompt": []}, {"prompt": "{}", "subject": 3}])
+def test_requests_that_are_none(wrong) -> None:
+    with pytest.raises(TypeError, match="one of its requests is"):
+        ke.Edit({}, requests=[{"prompt": "{}", "subject": "w3"}, wrong])
+
+
+@pytest.mark.parametrize(
+    "field, wrong",
+    [("requests", {}), ("contexts", "{}"), ("params", []), ("model", None), ("base", []), ("method", 3), ("seed", "1")],
+)
+def test_fields_of_another_type(field: str, wrong) -> None:
+    with pytest.raises(TypeError, match=f"its {field} is"):
+        ke.Edit({}, **{field: wrong})
