@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 import torch
 
-from ..checks import Below, Compat, Least, typed
+from ..checks import Below, Compat, Least, Natural, typed
 from ..model.gradients import check_gradients
 from ..model.head import log_probabilities
 from ..model.hooks import at_rest, learning
@@ -41,8 +41,8 @@ class KNParams(LayerParams):
     that are looked at; none: all.
     """
 
-    layers: tuple[int, ...] = ()
-    steps: Annotated[int, Least(2)] = 20
+    layers: tuple[Natural, ...] = ()
+    steps: Annotated[int, Least(2), Below(2**16, "2**16")] = 20
     adaptive_threshold: Part = 0.2
     p: Part = 0.4
     refine: bool = False

@@ -160,7 +160,7 @@ def test_bad_input(monkeypatch) -> None:
         ke.knowledge_neurons(model, REQUEST, PARAMS, ["w1 w2", " "])
     with pytest.raises(ValueError, match="more than the model's 64 positions"):
         ke.knowledge_neurons(model, REQUEST, PARAMS, ["w1 " * 64 + "w2"])
-    for name, value in (("steps", 1), ("adaptive_threshold", 1.0), ("p", -0.1), ("refine", "yes")):
+    for name, value in (("steps", 1), ("steps", 10**400), ("adaptive_threshold", 1.0), ("p", -0.1), ("refine", "yes")):
         with pytest.raises(ValueError, match=name):
             ke.KNParams(**{name: value})
     monkeypatch.setattr(kn_module, "_kept", lambda *_: [])

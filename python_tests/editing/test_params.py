@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from knowedit_ext.editing.methods import METHODS
 from knowedit_ext.editing.methods.alphaedit import AlphaEditParams
 from knowedit_ext.editing.methods.finetune import FTParams
 from knowedit_ext.editing.methods.memit import MEMITParams
@@ -216,3 +217,10 @@ def test_files_of_other_code(name: str, suffix: str, tmp_path) -> None:
     with pytest.raises(ValueError, match=f"llama{suffix}': .*unknown keys v_rl"):
         file.write_text(content.replace("kl_factor", "v_rl"))
         KINDS[name].from_yaml(file)
+
+
+@pytest.mark.parametrize("layers", [-1, [-1], [1, -2], ["-1"], [-1e308]])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_has_negative_layers(method: str, layers: object) -> None:
+    with pytest.raises(ValueError, match="layers"):
+        METHODS[method].params_of({"layers": layers})

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from ...checks import Compat, Count, Positive, as_type, quoted, typed
+from ...checks import Compat, Count, Natural, Positive, as_type, quoted, typed
 from ...model.facts import TokenizedFact, tokenize_fact
 from ...model.gradients import check_gradients
 from ...model.head import final_states, log_probabilities
@@ -59,7 +59,7 @@ class UltraEditParams(LayerParams):
     batch_size_once: requests of a mini-batch, which matters for compat="reference" alone.
     """
 
-    layers: tuple[int, ...] = ()
+    layers: tuple[Natural, ...] = ()
     inner_params: tuple[str, ...] = ()
     lr: Positive = 1e-6
     token: Literal["ans", "mask"] = "ans"
