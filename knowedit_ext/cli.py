@@ -24,6 +24,7 @@ from .commands.mistakes import explain
 from .commands.moments import moments
 from .commands.report import report
 from .commands.study_localization import localization
+from .commands.study_sequential import sequential
 from .commands.trace import trace
 from .commands.world import train
 from .starting import INTERRUPTED, started
@@ -52,6 +53,7 @@ for command in (trace, edit, moments, train_editor, convert_editor, evaluate, re
     app.command()(_begun(command))
 world.command()(_begun(train))
 study.command()(_begun(localization))
+study.command()(_begun(sequential))
 
 
 def main() -> None:

@@ -15,12 +15,17 @@ from .ranks import Ranks
 LOCK = ".lock"
 
 
+class Busy(ValueError):
+    """A folder that another run is writing to."""
+
+
 @contextmanager
-def alone(folder: str | Path, ranks: Ranks | None = None) -> Iterator[None]:
+def alone(folder: str | Path, ranks: Ranks | None = None, patience: float = 0.0) -> Iterator[None]:
     """Hold a folder, which is made where it is not there; all `ranks` of a run hold it together.
 
-    ValueError where another process, or another run of this one, is writing there. The system lets go of the lock of a
-    process that is killed. What such a process left half written is removed.
+    `Busy`, a ValueError, where another process, or another run of this one, is writing there for longer than `patience`
+    (seconds). The system lets go of the lock of a process that is killed. What such a process left half written is
+    removed.
     """
     folder, ranks = Path(folder), ranks or Ranks()
     lock, held, made = None, True, not folder.exists()
@@ -28,11 +33,11 @@ def alone(folder: str | Path, ranks: Ranks | None = None) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
         try:
-            lock.acquire(blocking=False)
+            lock.acquire(timeout=patience, poll_interval=0.02)
         except Timeout:
             held = False
     if not int(ranks.from_first(torch.tensor(int(held)))):
-        raise ValueError(
+        raise Busy(
             f"another run is writing to '{folder}': wait until it is finished (the same call then finds its results), "
             "or choose another folder"
         )

@@ -3,5 +3,7 @@
 from .localization import localization_study
 from .localization_results import Localization
 from .regression import Regression, regress
+from .sequential import Sequential, sequential
+from .treatment import Treatment
 
-__all__ = ["Localization", "Regression", "localization_study", "regress"]
+__all__ = ["Localization", "Regression", "Sequential", "Treatment", "localization_study", "regress", "sequential"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import export
+from .generate import filler
 from .people import RELATION_BY_ID, RELATIONS, Person, Relation
 
 SHIPPED = Path(__file__).parent / "checkpoint"
@@ -90,6 +91,11 @@ class World:
         texts = [f"{fact['prompt']} {fact['attribute']}." for fact in self.facts() + self.held_out(prefix=True)]
         random.Random(3).shuffle(texts)
         return texts
+
+    def fillers(self, count: int = 40) -> list[str]:
+        """Texts of five sentences that tell nothing about anybody: for a perplexity that no edit should change."""
+        rng = random.Random(7)
+        return [" ".join(filler(rng) for _ in range(5)) for _ in range(count)]
 
     def inverse_statements(self) -> list[dict]:
         """Prompts from an object to the people who have it."""

@@ -1,0 +1,110 @@
+"""`knowedit study`: what methods do over many edits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import knowedit_ext as ke
+
+from ..editing.methods import METHODS, method_of
+from ..moments.corpora import open_corpus
+from ..studies import sequential as run_sequential
+from ..studies.ability import check_tasks
+from ..studies.treatment import treatments
+from ..world import load_world
+from .options import Device, Dtype, ModelName, MomentsFolder, file_to_read, folder_to_fill, load
+
+
+def sequential(
+    model: ModelName,
+    out: Annotated[Path, folder_to_fill("Folder; a study that was killed goes on there, at its batch.")],
+    method: Annotated[
+        list[str],
+        typer.Option(help='METHOD[+history][:parameter=value,...], e.g. "memit+history:mu=1"; may be repeated.'),
+    ],
+    params: Annotated[
+        list[str] | None,
+        typer.Option(help="A preset or a file for all methods, or METHOD=PRESET-OR-FILE for one; may be repeated."),
+    ] = None,
+    data: Annotated[
+        Path | None, file_to_read("JSON of CounterFact (also the flat schema); default: the world's facts.")
+    ] = None,
+    untouched_data: Annotated[
+        Path | None, file_to_read("Facts that are not edited; default: the records behind the edited ones.")
+    ] = None,
+    moments: MomentsFolder = None,
+    edits: Annotated[int | None, typer.Option(min=1, help="How many in all; default: all records.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Facts edited at once.")] = 10,
+    every: Annotated[int, typer.Option(min=1, help="Batches from one look to the next.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Orders of the facts: 0 .. SEEDS - 1.")] = 1,
+    first: Annotated[int, typer.Option(min=1, help="The first edits, looked at by themselves.")] = 50,
+    untouched: Annotated[int, typer.Option(min=0, help="How many untouched facts.")] = 100,
+    neighbours: Annotated[int | None, typer.Option(min=1, help="At most so many neighbours a record.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Text for the perplexity (file or folder).")] = None,
+    max_texts: Annotated[int | None, typer.Option(min=1, help="Only the first N texts of it.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="A task of lm-eval, or its YAML file; may be repeated")] = None,
+    task_limit: Annotated[int | None, typer.Option(min=1, help="Examples of a task.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Batch after batch on one model: what is left of the first edits, and of all else?
+
+    The same command started several times shares methods and seeds among the processes.
+    """
+    of_world = model == "world"
+    if data is None and not of_world:
+        raise ValueError("--data FILE is missing (only the built-in world has facts of its own)")
+    check_tasks(task or ())
+    chosen = _params(params or (["world"] if of_world else []))
+    lines = treatments(method, *chosen)
+    held = None if moments is None else ke.Moments.load(moments)
+    texts = None
+    if text is not None:
+        corpus = open_corpus(text, max_texts)
+        texts = [corpus[n] for n in range(len(corpus))]
+    elif of_world:
+        texts = load_world().fillers()[:max_texts]
+    loaded = load(model, device, dtype)
+    if held is None and of_world and data is None:
+        layers = sorted({layer for line in lines if line.uses_moments for layer in line.params.layers})
+        held = ke.collect_moments(loaded, load_world().statements(), layers) if layers else None
+    study = run_sequential(
+        loaded,
+        load_world().records() if data is None else data,
+        method,
+        out,
+        params=chosen[0],
+        params_of=chosen[1],
+        moments=held,
+        edits=edits,
+        batch=batch,
+        every=every,
+        seeds=list(range(seeds)),
+        first=first,
+        untouched=untouched,
+        untouched_records=untouched_data,
+        neighbours=neighbours,
+        text=texts,
+        tasks=task or (),
+        task_limit=task_limit,
+        progress=True,
+    )
+    typer.echo(study.table() if study.rows else "all of it is being computed by other processes")
+    typer.echo(str(out / "study.md"))
+
+
+def _params(given: list[str]) -> tuple[str | None, dict[str, Any]]:
+    """(for all methods, {method: for it})"""
+    shared, by_method = None, {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if equals:
+            by_method[method_of(name).name] = value
+        elif shared is not None:
+            raise ValueError(f"--params {shared} and {text} are both for all methods ({', '.join(METHODS)})")
+        else:
+            shared = text
+    return shared, by_method

@@ -1,0 +1,161 @@
+"""What a study of sequential edits found: tidy rows, a table of where it ended, and the figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..plots import MARKERS, OKABE_ITO, figure_of, finish
+from ..runs.files import atomic_write, write_json
+from .cells import Cell
+from .spread import Spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# column of the rows: (group, measure) of a look, title in the figure, how it reads in tables
+COLUMNS = {
+    "rewrite": ("all", "EA", "all edits so far: said, %"),
+    "rewrite preferred": ("all", "ES", "all edits so far: preferred, %"),
+    "paraphrase": ("all", "PS", "paraphrases preferred, %"),
+    "neighbourhood": ("all", "NS", "neighbourhood kept, %"),
+    "first": ("first", "EA", "first edits: said, %"),
+    "first preferred": ("first", "ES", "first edits: preferred, %"),
+    "untouched": ("untouched", "EA", "untouched facts: said, %"),
+    "untouched preferred": ("untouched", "ES", "untouched facts: preferred, %"),
+    "perplexity": (None, "perplexity", "perplexity"),
+    "growth": (None, "growth", "|W - W0| / |W0|, largest"),
+}
+PANELS = ("rewrite", "first", "neighbourhood", "untouched", "perplexity", "growth")
+_LOG = ("perplexity", "growth")
+
+
+@dataclass
+class Sequential:
+    """rows: a dict a method, seed and look. ended: sequences that broke, {"method", "seed", "edits", "why"}.
+
+    settings: what was asked. A row's shares are in %; "said": every token of the new object (untouched: of the true
+    one) is the most probable one; "preferred": likelier than the other object.
+    """
+
+    rows: list[dict[str, Any]]
+    ended: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, results: Sequence[tuple[Cell, Mapping[str, Any]]], settings: Mapping[str, Any]) -> Sequential:
+        rows, ended = [], []
+        for cell, result in results:
+            where = {"method": cell.label, "seed": cell.seed}
+            rows += [where | _row(look) for look in result["looks"]]
+            if result["ended"] is not None:
+                ended.append(where | result["ended"])
+        return cls(rows, ended, dict(settings))
+
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(row["method"] for row in self.rows))
+
+    def at(self, method: str, column: str) -> dict[int, Spread]:
+        """{edits: mean over seeds}, for the looks that have the column."""
+        values: dict[int, list[float]] = {}
+        for row in self.rows:
+            if row["method"] == method and row.get(column) is not None:
+                values.setdefault(row["edits"], []).append(row[column])
+        return {edits: Spread.of(found) for edits, found in sorted(values.items())}
+
+    def difference(self, method: str, other: str, column: str, edits: int) -> Spread:
+        """method - other after so many edits, of the seeds that both have: they met the same facts.
+
+        Raises ValueError where there is none.
+        """
+        by_seed = [
+            {row["seed"]: row[column] for row in self.rows if row["method"] == name and row["edits"] == edits}
+            for name in (method, other)
+        ]
+        both = [by_seed[0][seed] - by_seed[1][seed] for seed in by_seed[0] if seed in by_seed[1]]
+        if not both:
+            raise ValueError(f"no seed has '{column}' of both '{method}' and '{other}' after {edits} edits")
+        return Spread.of(both)
+
+    def table(self) -> str:
+        """Markdown: each method after its last edit, means over seeds with the half width of their 95 % interval."""
+        columns = [name for name in COLUMNS if any(row.get(name) is not None for row in self.rows)]
+        lines = [f"| method | seeds | edits | {' | '.join(columns)} |", "|---|--:|--:|" + "--:|" * len(columns)]
+        for method in self.methods():
+            looks = self.at(method, "rewrite")
+            shown = []
+            for name in columns:
+                by_edits = self.at(method, name)
+                shown.append(by_edits[max(by_edits)].text() if by_edits else "")
+            last = max(looks)
+            lines.append(f"| {method} | {looks[last].n} | {last} | {' | '.join(shown)} |")
+        broken = [f"{x['method']}, seed {x['seed']}: ended after {x['edits']} edits: {x['why']}" for x in self.ended]
+        return "\n".join(lines + ([""] + broken if broken else [])) + "\n"
+
+    def csv(self) -> str:
+        """A line a row; measures of single weights and tasks are in the JSON alone."""
+        file = io.StringIO()
+        writer = csv.DictWriter(file, ("method", "seed", "edits", *COLUMNS), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return file.getvalue()
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """A panel a measure, a line a method: the mean over seeds, and from the least to the largest of them."""
+        figure = figure_of(11.0, 6.0)
+        axes = figure.subplots(2, 3, sharex=True).flatten()
+        for panel, name in zip(axes, PANELS, strict=True):
+            for number, method in enumerate(self.methods()):
+                looks = {edits: x for edits, x in self.at(method, name).items() if edits or name not in ("growth",)}
+                if name in ("rewrite", "first"):
+                    looks.pop(0, None)
+                if looks:
+                    colour, style = OKABE_ITO[number % len(OKABE_ITO)], ("-", "--", ":")[number // len(OKABE_ITO) % 3]
+                    x = np.array(list(looks))
+                    panel.plot(
+                        x, [s.mean for s in looks.values()], style, color=colour, label=method, linewidth=1,
+                        marker=MARKERS[number % len(MARKERS)], markersize=3,
+                    )  # fmt: skip
+                    low, high = ([getattr(s, side) for s in looks.values()] for side in ("least", "most"))
+                    panel.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+            panel.set_title(COLUMNS[name][2], fontsize=9)
+            panel.tick_params(labelsize=7)
+            if name in _LOG:
+                panel.set_yscale("log")
+            else:
+                panel.set_ylim(-3, 103)
+        for panel in axes[3:]:
+            panel.set_xlabel("edits", fontsize=8)
+        if self.rows:
+            handles, labels = axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7)
+        return finish(figure, path)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"settings": self.settings, "rows": self.rows, "ended": self.ended}
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """study.json, .csv, .md and .png, atomically."""
+        paths = [Path(folder) / f"study.{suffix}" for suffix in ("json", "csv", "md", "png")]
+        write_json(paths[0], self.to_dict())
+        for path, content in ((paths[1], self.csv()), (paths[2], self.table())):
+            atomic_write(path, lambda file, content=content: file.write(content.encode()))
+        self.plot(paths[3])
+        return paths
+
+
+def _row(look: Mapping[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {"edits": look["edits"]}
+    for name, (group, measure, _) in COLUMNS.items():
+        value = look.get(group, {}).get(measure) if group else look.get(measure)
+        row[name] = max(value.values(), default=0.0) if isinstance(value, Mapping) else value
+    row["growth of"] = look["growth"]
+    if "tasks" in look:
+        row["tasks"] = look["tasks"]
+    return row

@@ -1,0 +1,311 @@
+"""Sequential edits: batch after batch on one model. What is left of the first ones, and of all else?"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..checks import Count, Natural, Seed, typed
+from ..datasets.records import Record, Records
+from ..editing.edit import Edit, originals
+from ..evaluation.evaluate import evaluate, load, usable
+from ..model.identity import checksum, identity
+from ..model.load import EditableModel
+from ..model.weights import find_weight
+from ..moments import Moments
+from ..runs.files import load_json, write_json
+from ..runs.settings import marked
+from .ability import check_tasks, general_ability, text_perplexity
+from .cells import Cell, run_cells
+from .results import Sequential
+from .treatment import Treatment, treatments
+
+# What ends a sequence and is its result: weights or values that are no longer finite, systems that cannot be solved.
+COLLAPSES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all cells share. text: for the perplexity; None: left out."""
+
+    edits: int
+    batch: int
+    every: int
+    first: int
+    untouched: int
+    neighbours: int | None
+    text: Sequence[str] | None
+    tasks: Sequence[str]
+    task_limit: int | None
+
+
+@typed
+def sequential(
+    model: EditableModel,
+    records: str | Path | Sequence[Mapping[str, Any]],
+    methods: Sequence[str],
+    out: str | Path,
+    *,
+    params: Any = None,
+    params_of: Mapping[str, Any] | None = None,
+    moments: Moments | None = None,
+    edits: Count | None = None,
+    batch: Count = 10,
+    every: Count = 1,
+    seeds: Sequence[Seed] = (0,),
+    first: Count = 50,
+    untouched: Natural = 100,
+    untouched_records: Any = None,
+    neighbours: Count | None = None,
+    text: Sequence[str] | None = None,
+    tasks: Sequence[str] = (),
+    task_limit: Count | None = None,
+    progress: bool = False,
+) -> Sequential:
+    """Edit facts in batches, one on top of the other, and look every few batches at what there is.
+
+    records: CounterFact (also the flat schema). A seed shuffles them: the first `edits` (None: all, less `untouched`)
+        are edited, the next `untouched` of them are not, unless `untouched_records` gives others. Every method meets
+        the same facts in the same order.
+    methods: "memit", "memit+history" (each batch with `earlier=` those before it), "memit+history:mu=1,layers=5-9"; see
+        `Treatment.of`. Methods of a single fact edit those of a batch one after the other. params: of all of them, a
+        preset's name; params_of: {method: parameters}, as `ke.edit` takes them.
+    every: batches from one look to the next (there is one after the last batch too). A look: rewrite, paraphrase and
+        neighbourhood scores of all edits so far and of the `first` ones; of untouched facts the share that is said,
+        and preferred to another object; perplexity of `text`; |W - W0| / |W0| of each edited weight. neighbours: of
+        each record's neighbourhood at most so many are asked.
+    tasks: of lm-eval, see `general_ability`: on the unedited model and after the last edit.
+    out: folder; a study that was killed at any moment goes on at its batch, to the same numbers. The same call in
+        several processes shares the methods and seeds among them; more of these may be asked for later. The batches'
+        edits stay there (`Edit.load`). `study.json`, `.csv`, `.md` and `.png` are of all that this call asked for.
+
+    A sequence that breaks (numbers that are not finite, a system that cannot be solved) ends there, and the result says
+    so. The sum of all edits is added to the first weights, in float64, and rounded once. The model is left as it was.
+    Raises ValueError for records, methods or settings that cannot do, before anything is computed.
+    """
+    check_tasks(tasks)
+    chosen = treatments(methods, params, params_of)
+    whole = _counterfact(records, neighbours)
+    edits = edits or len(whole) - (untouched if untouched_records is None else 0)
+    others = None if untouched_records is None else _counterfact(untouched_records, neighbours)
+    _check_counts(len(whole), edits, batch, untouched, others)
+    _check_moments(model, chosen, moments)
+    usable(model, whole, "counterfact", False)
+    if others is not None:
+        usable(model, others, "counterfact", False)
+    plan = Plan(edits, batch, every, first, untouched, neighbours, text, tasks, task_limit)
+    study = {
+        "run": "sequential",
+        "model": identity(model),
+        "records": marked(json.dumps(whole, sort_keys=True)),
+        "untouched_records": None if others is None else marked(json.dumps(others, sort_keys=True)),
+        **{key: getattr(plan, key) for key in ("edits", "batch", "every", "first", "untouched", "task_limit")},
+        "text": None if text is None else marked(*text),
+        "tasks": list(tasks),
+    }
+    by_label = {treatment.label: treatment for treatment in chosen}
+    described = {t.label: t.describe() | {"moments": _describe_moments(t, moments)} for t in chosen}
+    cells = [Cell(label, edits, seed, described[label]) for seed in seeds for label in by_label]
+    bar = tqdm(total=len(cells) * edits, desc="editing", unit="edit", disable=not progress)
+
+    def compute(cell: Cell, folder: Path) -> dict[str, Any]:
+        facts = _facts(whole, others, plan, cell.seed)
+        return _Sequence(model, by_label[cell.label], moments, plan, cell.seed, facts, folder, bar).run()
+
+    def finish(results: Sequence[tuple[Cell, dict[str, Any]]]) -> None:
+        Sequential.of(results, study).save(out)
+
+    with bar:
+        return Sequential.of(run_cells(out, study, cells, compute, finish), study)
+
+
+class _Sequence:
+    """One method, one seed."""
+
+    def __init__(
+        self,
+        model: EditableModel,
+        treatment: Treatment,
+        moments: Moments | None,
+        plan: Plan,
+        seed: int,
+        facts: tuple[Records, Records],
+        folder: Path,
+        bar: tqdm,
+    ) -> None:
+        self.model, self.treatment, self.plan, self.seed, self.folder, self.bar = (
+            model, treatment, plan, seed, folder, bar,
+        )  # fmt: skip
+        self.moments = moments
+        self.edited, self.untouched = facts
+        self.now: Edit | None = None  # the sum of all edits so far
+        self.placed: Edit | None = None  # what of it is in the model
+
+    def run(self) -> dict[str, Any]:
+        """{"looks": [...], "ended": None or {"edits", "why"}}"""
+        looks, ended = [], None
+        batches = [self.edited[n : n + self.plan.batch] for n in range(0, len(self.edited), self.plan.batch)]
+        try:
+            looks.append(self._look(0))
+            count = 0
+            for number, batch in enumerate(batches, 1):
+                try:
+                    self._add(number, batch)
+                    count += len(batch)
+                    if number % self.plan.every == 0 or number == len(batches):
+                        looks.append(self._look(count))
+                except COLLAPSES as error:
+                    if number == 1:
+                        raise
+                    ended = {"edits": count, "why": f"{type(error).__name__}: {error}"}
+                    break
+                self.bar.update(len(batch))
+        finally:
+            self._place(None)
+        return {"looks": looks, "ended": ended}
+
+    def _add(self, number: int, batch: Sequence[Record]) -> None:
+        path = self.folder / f"edit_{number:05d}.safetensors"
+        if path.exists():
+            edit = Edit.load(path)
+        else:
+            self._place(self.now)
+            edit = self._made(batch)
+            edit.save(path)
+        self.now = _sum(self.now, edit)
+
+    def _made(self, batch: Sequence[Record]) -> Edit:
+        if not self.treatment.method.single:
+            return self._edit(batch, self.now)
+        made = None
+        for record in batch:
+            edit = self._edit([record], _sum(self.now, made))
+            made = _sum(made, edit)
+            self._place(_sum(self.now, made))
+        return made
+
+    def _edit(self, records: Sequence[Record], before: Edit | None) -> Edit:
+        method = self.treatment.method
+        options = {"moments": self.moments if self.treatment.uses_moments else None, "seed": self.seed}
+        if self.treatment.history and before is not None:
+            options["earlier"] = [before]
+        taken = {name: value for name, value in options.items() if method.takes(name)}
+        return method.edit(self.model, list(records), self.treatment.params, **taken)
+
+    def _place(self, edit: Edit | None) -> None:
+        """Have the model hold this edit and no other."""
+        if edit is not self.placed:
+            if self.placed is not None:
+                self.placed.revert(self.model)
+                self.placed = None
+            if edit is not None:
+                edit.apply(self.model)
+                self.placed = edit
+
+    def _look(self, count: int) -> dict[str, Any]:
+        path = self.folder / f"look_{count:06d}.json"
+        if path.exists():
+            return load_json(path, sealed=True)
+        self._place(self.now)
+        ask = partial(evaluate, self.model, dataset="counterfact", generation=False)
+        there = self.edited[: max(count, self.plan.first)] if count == 0 else self.edited[:count]
+        report = ask(Records(there))
+        look: dict[str, Any] = {"edits": count, "all": _means(report.summary("pre"))}
+        report.cases = report.cases[: self.plan.first]
+        look["first"] = _means(report.summary("pre"))
+        if self.untouched:
+            look["untouched"] = _means(ask(self.untouched).summary("pre"))
+        if self.plan.text is not None:
+            look["perplexity"] = text_perplexity(self.model, self.plan.text)
+        look["growth"] = _growth(self.model, self.now)
+        if self.plan.tasks and count in (0, len(self.edited)):
+            look["tasks"] = general_ability(self.model, self.plan.tasks, self.plan.task_limit)
+        write_json(path, look, sealed=True)
+        return look
+
+
+def _sum(so_far: Edit | None, edit: Edit | None) -> Edit | None:
+    return edit if so_far is None else so_far if edit is None else Edit.merge([so_far, edit])
+
+
+def _means(summary: Mapping[str, Any]) -> dict[str, float]:
+    return {column: mean.mean for column, mean in summary.items()}
+
+
+@torch.no_grad()
+def _growth(model: EditableModel, edit: Edit | None) -> dict[str, float]:
+    """{weight: |W - W0| / |W0|}, Frobenius."""
+    before, growth = originals(model), {}
+    for name in () if edit is None else edit.changes:
+        parameter = find_weight(model.hf, name).parameter
+        if parameter is not None:  # quantised: the change stands beside it
+            first = before[name].double()
+            growth[name] = float((parameter.double() - first).norm() / first.norm())
+    return growth
+
+
+def _counterfact(records: Any, neighbours: int | None) -> Records:
+    whole, kind = load(records, None, skip_bad=False, limit=None)
+    if kind != "counterfact":
+        raise ValueError(f"the records are of {kind}: a study of sequential edits takes CounterFact's")
+    return Records(
+        {
+            "case_id": number,  # of several files there may be two of one number
+            "requested_rewrite": record["requested_rewrite"],
+            "paraphrase_prompts": record["paraphrase_prompts"],
+            "neighborhood_prompts": record["neighborhood_prompts"][:neighbours],
+        }
+        for number, record in enumerate(whole)
+    )
+
+
+def _check_counts(whole: int, edits: int, batch: int, untouched: int, others: Records | None) -> None:
+    needed = edits + (untouched if others is None else 0)
+    if edits < 1 or needed > whole:
+        raise ValueError(
+            f"{edits} edits and {untouched} untouched facts asked for, but there are {whole} records: ask for fewer, "
+            "or give untouched_records"
+        )
+    if others is not None and len(others) < untouched:
+        raise ValueError(f"{untouched} untouched facts asked for, but there are {len(others)} untouched records")
+    if batch > edits:
+        raise ValueError(f"batch is {batch}: there are {edits} edits in all")
+
+
+def _check_moments(model: EditableModel, chosen: Sequence[Treatment], moments: Moments | None) -> None:
+    for treatment in chosen:
+        outside = [layer for layer in treatment.params.layers if not 0 <= layer < model.num_layers]
+        if outside:
+            raise ValueError(f"method '{treatment.label}': layer {outside[0]} is not one of {model.num_layers}")
+        if treatment.uses_moments:
+            absent = [n for n in treatment.params.layers if moments is None or n not in moments]
+            if absent:
+                raise ValueError(f"method '{treatment.label}' needs moments of layer {absent[0]}: ke.collect_moments")
+
+
+def _describe_moments(treatment: Treatment, moments: Moments | None) -> dict[str, Any]:
+    if moments is None or not treatment.uses_moments:
+        return {}
+    return {str(n): [moments[n].count, checksum(moments[n].matrix())] for n in treatment.params.layers}
+
+
+def _facts(whole: Records, others: Records | None, plan: Plan, seed: int) -> tuple[Records, Records]:
+    """Those that are edited, in their order, and those that are not, whose new target is the true one."""
+    order = random.Random(seed).sample(list(whole), len(whole))
+    left = order[plan.edits :] if others is None else random.Random(seed).sample(list(others), len(others))
+    return Records(order[: plan.edits]), Records(map(_true, left[: plan.untouched]))
+
+
+def _true(record: Record) -> Record:
+    """The rewrite alone, with the truth as what is to be said: its scores tell whether it still is."""
+    rewrite = record["requested_rewrite"]
+    swapped = rewrite | {"target_new": rewrite["target_true"], "target_true": rewrite["target_new"]}
+    return {"case_id": record["case_id"], "requested_rewrite": swapped}
