@@ -14,9 +14,11 @@ import torch
 from tqdm import tqdm
 
 from ..checks import Count, Natural, Seed, typed
+from ..datasets import DATASETS
 from ..datasets.records import Record, Records
 from ..editing.edit import Edit, originals
 from ..evaluation.evaluate import evaluate, load, usable
+from ..evaluation.metrics import asking
 from ..model.identity import checksum, identity
 from ..model.load import EditableModel
 from ..model.weights import find_weight
@@ -98,9 +100,9 @@ def sequential(
     others = None if untouched_records is None else _counterfact(untouched_records, neighbours)
     _check_counts(len(whole), edits, batch, untouched, others)
     _check_moments(model, chosen, moments)
-    usable(model, whole, "counterfact", False)
+    usable(model, whole, asking(DATASETS["counterfact"].ask), False)
     if others is not None:
-        usable(model, others, "counterfact", False)
+        usable(model, others, asking(DATASETS["counterfact"].ask), False)
     plan = Plan(edits, batch, every, first, untouched, neighbours, text, tasks, task_limit)
     study = {
         "run": "sequential",
