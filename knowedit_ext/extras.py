@@ -10,7 +10,6 @@ EXTRAS = {
     "sklearn": ("scikit-learn", "consistency with reference texts (RS)", "eval"),
     "datasets": ("datasets", "a data set by its name", "data"),
     "peft": ("peft", "loading an adapter", "peft"),
-    "lm_eval": ("lm-eval", "a task of the lm-evaluation-harness", "lm-eval"),
 }
 
 

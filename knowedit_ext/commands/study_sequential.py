@@ -12,7 +12,6 @@ import knowedit_ext as ke
 from ..editing.methods import METHODS, method_of
 from ..moments.corpora import open_corpus
 from ..studies import sequential as run_sequential
-from ..studies.ability import check_tasks
 from ..studies.treatment import treatments
 from ..world import load_world
 from .options import Device, Dtype, ModelName, MomentsFolder, file_to_read, folder_to_fill, load
@@ -45,8 +44,6 @@ def sequential(
     neighbours: Annotated[int | None, typer.Option(min=1, help="At most so many neighbours a record.")] = None,
     text: Annotated[Path | None, typer.Option(help="Text for the perplexity (file or folder).")] = None,
     max_texts: Annotated[int | None, typer.Option(min=1, help="Only the first N texts of it.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="A task of lm-eval, or its YAML file; may be repeated")] = None,
-    task_limit: Annotated[int | None, typer.Option(min=1, help="Examples of a task.")] = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -57,7 +54,6 @@ def sequential(
     of_world = model == "world"
     if data is None and not of_world:
         raise ValueError("--data FILE is missing (only the built-in world has facts of its own)")
-    check_tasks(task or ())
     chosen = _params(params or (["world"] if of_world else []))
     lines = treatments(method, *chosen)
     held = None if moments is None else ke.Moments.load(moments)
@@ -88,8 +84,6 @@ def sequential(
         untouched_records=untouched_data,
         neighbours=neighbours,
         text=texts,
-        tasks=task or (),
-        task_limit=task_limit,
         progress=True,
     )
     typer.echo(study.table() if study.rows else "all of it is being computed by other processes")

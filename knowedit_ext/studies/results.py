@@ -99,7 +99,7 @@ class Sequential:
         return "\n".join(lines + ([""] + broken if broken else [])) + "\n"
 
     def csv(self) -> str:
-        """A line a row; measures of single weights and tasks are in the JSON alone."""
+        """A line a row; the growth of single weights is in the JSON alone."""
         file = io.StringIO()
         writer = csv.DictWriter(file, ("method", "seed", "edits", *COLUMNS), extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
@@ -156,6 +156,4 @@ def _row(look: Mapping[str, Any]) -> dict[str, Any]:
         value = look.get(group, {}).get(measure) if group else look.get(measure)
         row[name] = max(value.values(), default=0.0) if isinstance(value, Mapping) else value
     row["growth of"] = look["growth"]
-    if "tasks" in look:
-        row["tasks"] = look["tasks"]
     return row

@@ -25,7 +25,7 @@ from ..model.weights import find_weight
 from ..moments import Moments
 from ..runs.files import load_json, write_json
 from ..runs.settings import marked
-from .ability import check_tasks, general_ability, text_perplexity
+from .ability import text_perplexity
 from .cells import Cell, run_cells
 from .results import Sequential
 from .treatment import Treatment, treatments
@@ -45,8 +45,6 @@ class Plan:
     untouched: int
     neighbours: int | None
     text: Sequence[str] | None
-    tasks: Sequence[str]
-    task_limit: int | None
 
 
 @typed
@@ -68,8 +66,6 @@ def sequential(
     untouched_records: Any = None,
     neighbours: Count | None = None,
     text: Sequence[str] | None = None,
-    tasks: Sequence[str] = (),
-    task_limit: Count | None = None,
     progress: bool = False,
 ) -> Sequential:
     """Edit facts in batches, one on top of the other, and look every few batches at what there is.
@@ -84,7 +80,6 @@ def sequential(
         neighbourhood scores of all edits so far and of the `first` ones; of untouched facts the share that is said,
         and preferred to another object; perplexity of `text`; |W - W0| / |W0| of each edited weight. neighbours: of
         each record's neighbourhood at most so many are asked.
-    tasks: of lm-eval, see `general_ability`: on the unedited model and after the last edit.
     out: folder; a study that was killed at any moment goes on at its batch, to the same numbers. The same call in
         several processes shares the methods and seeds among them; more of these may be asked for later. The batches'
         edits stay there (`Edit.load`). `study.json`, `.csv`, `.md` and `.png` are of all that this call asked for.
@@ -93,7 +88,6 @@ def sequential(
     so. The sum of all edits is added to the first weights, in float64, and rounded once. The model is left as it was.
     Raises ValueError for records, methods or settings that cannot do, before anything is computed.
     """
-    check_tasks(tasks)
     chosen = treatments(methods, params, params_of)
     whole = _counterfact(records, neighbours)
     edits = edits or len(whole) - (untouched if untouched_records is None else 0)
@@ -103,15 +97,14 @@ def sequential(
     usable(model, whole, asking(DATASETS["counterfact"].ask), False)
     if others is not None:
         usable(model, others, asking(DATASETS["counterfact"].ask), False)
-    plan = Plan(edits, batch, every, first, untouched, neighbours, text, tasks, task_limit)
+    plan = Plan(edits, batch, every, first, untouched, neighbours, text)
     study = {
         "run": "sequential",
         "model": identity(model),
         "records": marked(json.dumps(whole, sort_keys=True)),
         "untouched_records": None if others is None else marked(json.dumps(others, sort_keys=True)),
-        **{key: getattr(plan, key) for key in ("edits", "batch", "every", "first", "untouched", "task_limit")},
+        **{key: getattr(plan, key) for key in ("edits", "batch", "every", "first", "untouched")},
         "text": None if text is None else marked(*text),
-        "tasks": list(tasks),
     }
     by_label = {treatment.label: treatment for treatment in chosen}
     described = {t.label: t.describe() | {"moments": _describe_moments(t, moments)} for t in chosen}
@@ -228,8 +221,6 @@ class _Sequence:
         if self.plan.text is not None:
             look["perplexity"] = text_perplexity(self.model, self.plan.text)
         look["growth"] = _growth(self.model, self.now)
-        if self.plan.tasks and count in (0, len(self.edited)):
-            look["tasks"] = general_ability(self.model, self.plan.tasks, self.plan.task_limit)
         write_json(path, look, sealed=True)
         return look
 
