@@ -99,7 +99,7 @@ def test_shares_are_a_plain_loops(model, records, tmp_path) -> None:
             assert look["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-4)
             for name, growth in look["growth of"].items():
                 now = model.hf.get_parameter(name)
-                want_growth = float((now - before[name]).norm() / before[name].norm())
+                want_growth = float((now - before[name]).detach().norm() / before[name].norm())
                 assert growth == pytest.approx(want_growth, rel=1e-3)
     finally:
         for edit in reversed(edits):
@@ -197,7 +197,7 @@ def test_single_methods_go_one_after_the_other(model, records, tmp_path) -> None
         ("memit:nu=1", "'nu=1' is no parameter=value"),
         ("memit:mu=1,mu=2", "update_norm_lambda is given twice"),
         ("memit:mu=-1", "update_norm_lambda is -1"),
-        ("memit:layers=x", "layers is 'x'"),
+        ("memit:layers=x", r"layers\[0\] is 'x'"),
     ],
 )
 def test_bad_methods(label: str, error: str) -> None:
@@ -252,8 +252,8 @@ def test_intervals_are_students() -> None:
 
 def test_differences_pair_the_seeds(model, records, tmp_path) -> None:
     made = study(model, records, tmp_path, seeds=[0, 1])
-    by = {(row["method"], row["seed"]): row["growth"] for row in made.rows if row["edits"] == 7}
+    by = {(row["method"], row["seed"]): row["growth"] for row in made.rows if row["edits"] == 6}
     want = Spread.of([by[TWO[0], seed] - by[TWO[1], seed] for seed in (0, 1)])
-    assert made.difference(*TWO, "growth", 7) == want
+    assert made.difference(*TWO, "growth", 6) == want
     with pytest.raises(ValueError, match="no seed has 'growth'"):
         made.difference(*TWO, "growth", 5)
