@@ -38,11 +38,11 @@ def mend_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
     texts = [text_of_request(model, request.fact()) for request in requests]
 
     def loop() -> list[dict[str, torch.Tensor]]:
-        found = []
+        changes = []
         for text in texts:
             rows = naive_editors.gradient_rows(model.hf, text.ids, len(text.scored), names)
-            found.append(naive_editors.changes(tensors, rows, names))
-        return found
+            changes.append(naive_editors.changes(tensors, rows, names))
+        return changes
 
     plain, plain_seconds = timed(loop, 1)
     pairs = [(edit.delta(name), one[name]) for edit, one in zip(ours, plain, strict=True) for name in names]
@@ -64,11 +64,11 @@ def train_editor_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
         with torch.no_grad():  # statistics stand still, so that both loops have the same
             for transform in editor.network.mend.values():
                 transform.observe = lambda *_: None
-        found = []
+        losses = []
         for n, text in enumerate(texts):
-            said = training.step([text], [text], loc[2 * n : 2 * n + 2])
-            found.append((said["loss/edit"], said["loss/loc"]))
-        return found, editor.network.edit_lrs.grad
+            report = training.step([text], [text], loc[2 * n : 2 * n + 2])
+            losses.append((report["loss/edit"], report["loss/loc"]))
+        return losses, editor.network.edit_lrs.grad
 
     def loop() -> tuple[list[tuple[float, float]], torch.Tensor]:
         editor = mend_editor(model)
@@ -76,12 +76,12 @@ def train_editor_case(model: ke.EditableModel, repeat: int) -> dict[str, Any]:
         names = [weight.name for weight in editor.weights]
         for parameter in model.hf.parameters():
             parameter.requires_grad_(True)
-        found = []
+        losses = []
         for n, text in enumerate(texts):
             asked = (text.ids, len(text.scored))
             given = [each.ids for each in loc[2 * n : 2 * n + 2]]
-            found.append(naive_editors.iteration(model.hf, tensors, names, asked, asked, given, 0.1, 1.0, 1000))
-        return found, editor.network.edit_lrs.grad
+            losses.append(naive_editors.iteration(model.hf, tensors, names, asked, asked, given, 0.1, 1.0, 1000))
+        return losses, editor.network.edit_lrs.grad
 
     (losses, gradient), seconds = timed(ours, repeat)
     (plain, plain_gradient), plain_seconds = timed(loop, 1)

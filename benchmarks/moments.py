@@ -108,26 +108,3 @@ def solve_case(model: ke.EditableModel | None, repeat: int, d: int = WIDTH, n: i
         "first_peak_mb": first_memory,
         "plain_peak_mb": plain_memory,
     }
-
-
-def main() -> None:
-    import argparse
-    import json
-
-    from shared import small_gpt2
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only compare the numbers, once and small")
-    parser.add_argument("--repeat", type=int, default=3)
-    args = parser.parse_args()
-    repeat = 1 if args.check else args.repeat
-    model, _ = small_gpt2()
-    measured = {
-        "moments": moments_case(model, timed, repeat, **({"tokens": 1500} if args.check else {})),
-        "solve": solve_case(model, timed, repeat, **({"d": 512, "n": 20} if args.check else {})),
-    }
-    print(json.dumps(measured, indent=1))
-
-
-if __name__ == "__main__":
-    main()

@@ -31,7 +31,7 @@ def gradient_rows(hf: nn.Module, ids: Sequence[int], count: int, names: Sequence
 def changes(tensors: Tensors, rows: Sequence[tuple], names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Dense changes [d_in, d_out] from trained statistics (mend.py, GradientTransform)."""
     seen: dict[str, int] = {}
-    found = {}
+    gradients = {}
     for number, (name, (x, d)) in enumerate(zip(names, rows, strict=True)):
         shape = f"mend.({x.shape[1]}, {d.shape[1]})"
         mode = seen.get(shape, 0)
@@ -45,8 +45,8 @@ def changes(tensors: Tensors, rows: Sequence[tuple], names: Sequence[str]) -> di
             inner = inner * tensors[layer + "mode_scale.weight"][mode] + tensors[layer + "mode_shift.weight"][mode]
             z = z + inner.clamp(min=0)
         left, right = z.split([x.shape[1], d.shape[1]], 1)
-        found[name] = tensors["edit_lrs"][number] * left.T @ right
-    return found
+        gradients[name] = tensors["edit_lrs"][number] * left.T @ right
+    return gradients
 
 
 def iteration(

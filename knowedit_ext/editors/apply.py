@@ -40,7 +40,7 @@ def mend(
 
     The model is left as it was. Raises ValueError for bad requests, another model's editor and one without statistics.
     """
-    found = check_requests(requests)
+    asked = check_requests(requests)
     editor.check_model(model)
     if compat is None:
         editor.check_statistics()
@@ -48,8 +48,8 @@ def mend(
         editor = _as_released(model, editor)
     check_gradients(model, editor.layers[0], model.num_layers)
     with learning(model):
-        rows, _ = gradient_rows(model, [text_of_request(model, r.fact()) for r in found], editor.weights, together=True)
-    return _edit(model, editor, editor.factors(rows), found, scale, compat)
+        rows, _ = gradient_rows(model, [text_of_request(model, r.fact()) for r in asked], editor.weights, together=True)
+    return _edit(model, editor, editor.factors(rows), asked, scale, compat)
 
 
 @at_rest
@@ -61,16 +61,16 @@ def mend_each(
     scale: Positive = 1.0,
 ) -> list[Edit]:
     """An edit of each request by itself, as `mend` would make it, all in one packed pass."""
-    found = [EditRequest.of(request) for request in requests]
-    for request in found:
+    asked = [EditRequest.of(request) for request in requests]
+    for request in asked:
         check_requests(request)
     editor.check_model(model)
     editor.check_statistics()
     check_gradients(model, editor.layers[0], model.num_layers)
-    texts = [text_of_request(model, request.fact()) for request in found]
+    texts = [text_of_request(model, request.fact()) for request in asked]
     edits = []
     for part in parts_of([len(text.ids) for text in texts], default_max_rows(model)):
-        for request, factors in zip(found[part], _each(model, editor, texts[part]), strict=True):
+        for request, factors in zip(asked[part], _each(model, editor, texts[part]), strict=True):
             edits.append(_edit(model, editor, factors, [request], scale, None))
     return edits
 
@@ -78,15 +78,15 @@ def mend_each(
 def _each(model: EditableModel, editor: MEND, texts: Sequence[Text]) -> list[Factors]:
     with learning(model):
         rows, text_of_row = gradient_rows(model, texts, editor.weights, together=False)
-    found: list[Factors] = [{} for _ in texts]
+    factors_by_text: list[Factors] = [{} for _ in texts]
     for number, weight in enumerate(editor.weights):
         x, delta, kept = editor.counted_rows(rows, weight)
         x, delta = editor.transform(x, delta, weight)
         counts = torch.bincount(text_of_row[kept.cpu()], minlength=len(texts)).tolist()
         scaled = editor.network.edit_lrs[number] * x
-        for factors, *own in zip(found, scaled.split(counts), delta.split(counts), strict=True):
+        for factors, *own in zip(factors_by_text, scaled.split(counts), delta.split(counts), strict=True):
             factors[weight.name] = tuple(own)
-    return found
+    return factors_by_text
 
 
 @at_rest
@@ -102,16 +102,16 @@ def efk(
 
     The model is left as it was. Raises ValueError for a bad request and another model's editor.
     """
-    found = check_requests(request)
-    if len(found) != 1:
-        raise ValueError(f"efk edits one fact at a time, got {len(found)} requests")
+    asked = check_requests(request)
+    if len(asked) != 1:
+        raise ValueError(f"efk edits one fact at a time, got {len(asked)} requests")
     editor.check_model(model)
     check_gradients(model, editor.layers[0], model.num_layers)
-    text = text_of_request(model, found[0].fact())
+    text = text_of_request(model, asked[0].fact())
     with learning(model):
         rows, _ = gradient_rows(model, [text], editor.weights, together=True)
     scale = 1.0 if compat == "reference" else scale
-    return _edit(model, editor, editor.factors(rows, text.ids), found, scale, compat)
+    return _edit(model, editor, editor.factors(rows, text.ids), asked, scale, compat)
 
 
 def _as_released(model: EditableModel, editor: MEND) -> MEND:

@@ -39,13 +39,13 @@ def split_records(records: Iterable[Mapping[str, Any]], held: int) -> tuple[list
 
     Raises ValueError where nothing is left for training.
     """
-    found = list(records)
-    kept = found[len(found) - held :]
+    usable = list(records)
+    kept = usable[len(usable) - held :]
     subjects = {EditRequest.of(record).subject for record in kept}
-    train = [record for record in found[: len(found) - held] if EditRequest.of(record).subject not in subjects]
+    train = [record for record in usable[: len(usable) - held] if EditRequest.of(record).subject not in subjects]
     if not train or len(kept) < held:
         raise ValueError(
-            f"{len(found)} records with {held} of them left out for validation leave {len(train)} for training whose "
+            f"{len(usable)} records with {held} of them left out for validation leave {len(train)} for training whose "
             "subjects are not among these: give more records, or lower val_edits"
         )
     return train, kept

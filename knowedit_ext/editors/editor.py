@@ -96,10 +96,10 @@ class LearnedEditor:
         raise NotImplementedError
 
 
-def _check_shapes(own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:
-    if differing := sorted(own.keys() ^ found.keys()):
+def _check_shapes(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> None:
+    if differing := sorted(own.keys() ^ given.keys()):
         which = "lacks" if differing[0] in own else "has an unknown"
         raise ValueError(f"it {which} '{differing[0]}'" + (f" and {len(differing) - 1} more" * (len(differing) > 1)))
     for name, tensor in own.items():
-        if tensor.shape != found[name].shape:
-            raise ValueError(f"'{name}' is {list(found[name].shape)}, expected {list(tensor.shape)}")
+        if tensor.shape != given[name].shape:
+            raise ValueError(f"'{name}' is {list(given[name].shape)}, expected {list(tensor.shape)}")

@@ -61,8 +61,8 @@ class _Conditioner(nn.Module):
     def forward(self, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """cola [c], softmax(rowa) [r], colb [c], softmax(rowb) [r], sigmoid(norm)."""
         rows, columns = self.shape
-        said = self.conditioners["2"](self.conditioners["0"](condition).tanh())[0]
-        cola, rowa, colb, rowb, norm = said.split([columns, rows, columns, rows, 1])
+        parts = self.conditioners["2"](self.conditioners["0"](condition).tanh())[0]
+        cola, rowa, colb, rowb, norm = parts.split([columns, rows, columns, rows, 1])
         return cola, rowa.softmax(0), colb, rowb.softmax(0), norm.sigmoid()
 
 
@@ -103,10 +103,10 @@ class EFK(LearnedEditor):
     @classmethod
     def _weights_in(cls, tensors: Mapping[str, torch.Tensor], model: EditableModel) -> list[EditedWeight]:
         named = {f"editor.conditioners.{_part(w)}.": w.name for w in edited_weights(model, range(model.num_layers))}
-        found = [name for part, name in named.items() if any(key.startswith(part) for key in tensors)]
-        if not found:
+        names = [name for part, name in named.items() if any(key.startswith(part) for key in tensors)]
+        if not names:
             raise ValueError("it has no tensors for a weight of the model")
-        return named_weights(model, found)
+        return named_weights(model, names)
 
     @classmethod
     def _network_for(
@@ -126,7 +126,7 @@ class EFK(LearnedEditor):
         editor = self.network.editor
         device = next(self.network.parameters()).device
         condition = editor["condition"](torch.tensor([list(ids)], device=device))
-        found = {}
+        factors = {}
         for weight in self.weights:
             cola, rowa, colb, rowb, norm = editor["conditioners"][_part(weight)](condition)
             x, delta = rows[weight.name]
@@ -134,5 +134,5 @@ class EFK(LearnedEditor):
             x, delta = x[kept], delta[kept]
             down, across = (x, delta) if weight.input_first else (delta, x)
             down, across = torch.cat([down * rowa, rowb[None]]), torch.cat([across * cola, colb[None]]) * norm
-            found[weight.name] = (down, across) if weight.input_first else (across, down)
-        return found
+            factors[weight.name] = (down, across) if weight.input_first else (across, down)
+        return factors

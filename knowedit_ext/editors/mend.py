@@ -142,11 +142,11 @@ class MEND(LearnedEditor):
 
     def factors(self, rows: Rows, ids: Sequence[int] = ()) -> Factors:
         """In training mode the rows of a weight are counted, then it is transformed, then the next one's are."""
-        found = {}
+        factors = {}
         for number, weight in enumerate(self.weights):
             x, delta, _ = self.counted_rows(rows, weight)
             if self.network.training:
                 self.network.mend[weight.key].observe(x, delta)
             x, delta = self.transform(x, delta, weight)
-            found[weight.name] = (self.network.edit_lrs[number] * x, delta)
-        return found
+            factors[weight.name] = (self.network.edit_lrs[number] * x, delta)
+        return factors

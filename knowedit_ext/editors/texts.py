@@ -45,11 +45,11 @@ class Text:
 
 def texts_of(batch: Mapping[str, Any]) -> list[Text]:
     """Of a padded batch: input_ids, attention_mask, labels, [records, tokens] each."""
-    found = []
+    texts = []
     for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
         kept = [n for n, one in enumerate(mask) if int(one)]
-        found.append(Text(tuple(int(ids[n]) for n in kept), tuple(int(labels[n]) for n in kept)))
-    return found
+        texts.append(Text(tuple(int(ids[n]) for n in kept), tuple(int(labels[n]) for n in kept)))
+    return texts
 
 
 def text_of_request(model: EditableModel, fact: Any) -> Text:
@@ -66,8 +66,8 @@ def nll_shares(texts: Sequence[Text], together: bool) -> list[float]:
 
 def scored_rows(packed: PackedPrompts, texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor]:
     """(rows of the packed matrix, tokens) of all that is scored."""
-    found = [(packed.row(number, at), token) for number, text in enumerate(texts) for at, token in text.scored]
-    rows, tokens = zip(*found, strict=True)
+    scored = [(packed.row(number, at), token) for number, text in enumerate(texts) for at, token in text.scored]
+    rows, tokens = zip(*scored, strict=True)
     return torch.tensor(rows), torch.tensor(tokens)
 
 
@@ -90,5 +90,5 @@ def gradient_rows(
 
     with torch.no_grad():
         hidden = packed.run(packed.start, 0, first)
-    _, found = module_rows(packed, hidden, first, {weight.name: weight.module_in(model) for weight in weights}, loss)
-    return {name: (x.float(), d.float()) for name, (x, d) in found.items()}, packed.prompt_of_row
+    _, gathered = module_rows(packed, hidden, first, {weight.name: weight.module_in(model) for weight in weights}, loss)
+    return {name: (x.float(), d.float()) for name, (x, d) in gathered.items()}, packed.prompt_of_row

@@ -68,11 +68,11 @@ def _settings(
 ) -> dict[str, Any]:
     begun = [str((x.shape, float(x.nan_to_num().double().sum()))) for x in editor.tensors.values()]
     about = {"method": editor.name, "weights": [weight.name for weight in editor.weights], "start": marked(*begun)}
-    told = {k: v for k, v in asdict(params).items() if k not in ("iterations", "early_stop_patience")}
+    asked = {k: v for k, v in asdict(params).items() if k not in ("iterations", "early_stop_patience")}
     return {
         "model": {k: v for k, v in identity(model).items() if k != "name"},
         "editor": about,
-        "params": told,
+        "params": asked,
         "compat": compat,
         "data": marked(repr(data)),
     }
@@ -106,9 +106,9 @@ class _Run:
                 if training.iteration % params.val_interval == 0 and not self._validated(training.iteration):
                     self._validate()
                     continue
-                said = training.step(*self._batch(training.iteration))
+                report = training.step(*self._batch(training.iteration))
                 bar.update()
-                bar.set_postfix(edit=f"{said['loss/edit']:.3f}", loc=f"{said['loss/loc']:.3f}")
+                bar.set_postfix(edit=f"{report['loss/edit']:.3f}", loc=f"{report['loss/loc']:.3f}")
         if training.iteration >= params.iterations and not self._validated(training.iteration):
             self._validate()
         if (self.out / BEST).exists():
@@ -166,13 +166,13 @@ class _Run:
         for number, moments in self.training.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{key}": torch.as_tensor(x) for key, x in moments.items()}
         # Validations of before are in the state, so that a kill between two files loses none.
-        told = {"iteration": self.training.iteration, "best": self.best if self.best < math.inf else None}
-        about = json.dumps(told | {"best_at": self.best_at, "log": self.log})
+        state = {"iteration": self.training.iteration, "best": self.best if self.best < math.inf else None}
+        about = json.dumps(state | {"best_at": self.best_at, "log": self.log})
         write_tensors(self.out / STATE, tensors, {"state": about})
 
     def _resume(self) -> None:
         tensors, about = read_tensors(self.out / STATE)
-        told = json.loads(about["state"])
+        state = json.loads(about["state"])
         take = lambda part: {n.removeprefix(part): x for n, x in tensors.items() if n.startswith(part)}  # noqa: E731
         self.editor.network.load_state_dict(take("editor."))
         gradients = take("gradient.")
@@ -184,8 +184,8 @@ class _Run:
             moments.setdefault(int(number), {})[key] = x
         groups = self.training.optimizer.state_dict()["param_groups"]
         self.training.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.training.iteration, self.log = told["iteration"], told["log"]
-        self.best, self.best_at = math.inf if told["best"] is None else told["best"], told["best_at"]
+        self.training.iteration, self.log = state["iteration"], state["log"]
+        self.best, self.best_at = math.inf if state["best"] is None else state["best"], state["best_at"]
 
 
 def _counted(editor: MEND) -> bool:

@@ -77,17 +77,17 @@ class Frozen:
 
     def packed(self, texts: Sequence[tuple[int, ...]]) -> tuple[PackedPrompts, torch.Tensor]:
         """The texts as packed rows, and the rows that enter the layer."""
-        found = {ids: self._kept[ids] for ids in texts if ids in self._kept}
-        if new := [ids for ids in dict.fromkeys(texts) if ids not in found]:
+        states = {ids: self._kept[ids] for ids in texts if ids in self._kept}
+        if new := [ids for ids in dict.fromkeys(texts) if ids not in states]:
             runs = clean_runs(self.model, new)
             packed = PackedPrompts(self.model, runs)
             with torch.no_grad():
                 hidden = packed.run(packed.start, 0, self.first)
             for ids, run, rows in zip(new, runs, hidden.split([len(ids) for ids in new]), strict=True):
-                found[ids] = run, rows.clone()
-                self._keep(ids, found[ids])
-        packed = PackedPrompts(self.model, [found[ids][0] for ids in texts])
-        return packed, torch.cat([found[ids][1] for ids in texts])
+                states[ids] = run, rows.clone()
+                self._keep(ids, states[ids])
+        packed = PackedPrompts(self.model, [states[ids][0] for ids in texts])
+        return packed, torch.cat([states[ids][1] for ids in texts])
 
     def _keep(self, ids: tuple[int, ...], entry: tuple[CleanRun, torch.Tensor]) -> None:
         size = 2 * entry[1].numel() * entry[1].element_size()
@@ -145,12 +145,12 @@ class EditorTraining:
             self.editor.network.eval()
         named = dict(self.editor.network.named_parameters())
         norms = {name: 0.0 if p.grad is None else float(p.grad.norm()) for name, p in named.items()}
-        said: dict[str, Any] = {f"loss/{name}": float(loss) for name, loss in losses.items()}
-        said |= {"norms": norms, "stepped": self.iteration > 0 and self.iteration % self.params.accumulate_bs == 0}
-        if said["stepped"]:
-            said["grad"] = self._step()
+        report: dict[str, Any] = {f"loss/{name}": float(loss) for name, loss in losses.items()}
+        report |= {"norms": norms, "stepped": self.iteration > 0 and self.iteration % self.params.accumulate_bs == 0}
+        if report["stepped"]:
+            report["grad"] = self._step()
         self.iteration += 1
-        return said
+        return report
 
     def _step(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.editor.network.parameters(), self.params.grad_clip)
@@ -179,9 +179,9 @@ class EditorTraining:
                 logp = log_probabilities(model, final_states(model, states[rows.to(states.device)]), tokens)
                 return -(logp * shares.to(logp.device)).sum()
 
-            _, found = module_rows(packed, hidden, self.first, modules, loss)
+            _, gathered = module_rows(packed, hidden, self.first, modules, loss)
             with torch.set_grad_enabled(asked):
-                given = {name: (x.float(), delta.float()) for name, (x, delta) in found.items()}
+                given = {name: (x.float(), delta.float()) for name, (x, delta) in gathered.items()}
                 factors = self.editor.factors(given, edit[0].ids)
                 packed, hidden = self.frozen.packed([*(text.run for text in outer), *(text.ids for text in loc)])
                 begun = packed.row(len(outer), 0)

@@ -47,12 +47,12 @@ def edited_weights(model: EditableModel, layers: Sequence[int] | None = None) ->
     parts = ["up_projection", "down_projection"]
     if model.modules.model_type in DOWN_FIRST:
         parts.reverse()
-    found = []
+    weights = []
     for layer in layers:
         if not 0 <= layer < model.num_layers:
             raise ValueError(f"layer {layer} is out of range: the model has layers 0..{model.num_layers - 1}")
-        found += [_weight(model, layer, f"{model.modules.parameter_name(layer, part)}.weight") for part in parts]
-    return found
+        weights += [_weight(model, layer, f"{model.modules.parameter_name(layer, part)}.weight") for part in parts]
+    return weights
 
 
 def named_weights(model: EditableModel, names: Sequence[str]) -> list[EditedWeight]:

@@ -345,8 +345,8 @@ class _Study:
             for n, reason in zip(group, self._before(problem, group)["reasons"], strict=True)
             if reason is not None
         ]
-        told = {name: value for name, value in self.settings.items() if name != "facts"}
-        return Localization.of(rows, effects, {**told, "facts": len(self.records)}, left_out)
+        settings = {name: value for name, value in self.settings.items() if name != "facts"}
+        return Localization.of(rows, effects, {**settings, "facts": len(self.records)}, left_out)
 
     def _row(
         self,

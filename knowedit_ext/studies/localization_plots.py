@@ -132,12 +132,12 @@ def explained(study: Localization) -> Figure:
     panels = figure.subplots(1, len(problems), sharey=True, squeeze=False)[0]
     for axes, problem in zip(panels, problems, strict=True):
         for place, method in enumerate(methods):
-            (found,) = (
+            (regression,) = (
                 r
                 for r in study.regressions
                 if (r["problem"], r["method"], r["metric"], r["null"]) == (problem, method, "rewrite", True)
             )
-            layer, gain = found["r2_layer"] or 0.0, found["gain"] or 0.0
+            layer, gain = regression["r2_layer"] or 0.0, regression["gain"] or 0.0
             axes.bar(place, layer, color=OKABE_ITO[0], label="layer" if not place else None)
             axes.bar(
                 place, gain, bottom=layer, color=OKABE_ITO[2], label="tracing effect beside it" if not place else None

@@ -63,7 +63,7 @@ class Localization:
 
     def means(self) -> list[dict[str, Any]]:
         """n, mean and standard deviation of every score by problem, method and layer (the paper's table)."""
-        found = []
+        summaries = []
         for problem in self.names("problem"):
             for method in self.names("method"):
                 for layer in sorted(self.names("layer")):
@@ -74,8 +74,8 @@ class Localization:
                             values = np.array([row[metric] for row in rows])
                             summary[metric] = float(values.mean())
                             summary[f"{metric}_sd"] = float(values.std(ddof=1)) if len(values) > 1 else None
-                        found.append(summary)
-        return found
+                        summaries.append(summary)
+        return summaries
 
     def table(self, metric: str = "rewrite") -> str:
         """Markdown: what explains a score, by problem and method."""

@@ -67,7 +67,7 @@ class Sequential:
         for row in self.rows:
             if row["method"] == method and row.get(column) is not None:
                 values.setdefault(row["edits"], []).append(row[column])
-        return {edits: Spread.of(found) for edits, found in sorted(values.items())}
+        return {edits: Spread.of(seeds) for edits, seeds in sorted(values.items())}
 
     def difference(self, method: str, other: str, column: str, edits: int) -> Spread:
         """method - other after so many edits, of the seeds that both have: they met the same facts.

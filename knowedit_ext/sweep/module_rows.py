@@ -45,8 +45,8 @@ def module_rows(
         for name, module in modules.items():
             hooks.before(module, partial(keep_input, name))
             hooks.behind(module, partial(keep_output, name))
-        found = loss(packed.run(hidden.detach().requires_grad_(), first, model.num_layers))
-        if not torch.isfinite(found):
-            raise ValueError(f"the loss is {float(found)}: NaN or infinity in weights or activations")
-        gradients = torch.autograd.grad(found, [given[name] for name in modules])
-    return float(found.detach()), {n: (read[n], rows_of(g)) for n, g in zip(modules, gradients, strict=True)}
+        total = loss(packed.run(hidden.detach().requires_grad_(), first, model.num_layers))
+        if not torch.isfinite(total):
+            raise ValueError(f"the loss is {float(total)}: NaN or infinity in weights or activations")
+        gradients = torch.autograd.grad(total, [given[name] for name in modules])
+    return float(total.detach()), {n: (read[n], rows_of(g)) for n, g in zip(modules, gradients, strict=True)}

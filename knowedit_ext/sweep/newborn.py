@@ -61,15 +61,15 @@ class NewbornRows:
         """Layers to run together, so that what the backward pass needs stays within half of the free memory."""
         born = copies * len(self.places)
         most = free_bytes(self.model.device) // 2 // row_bytes(self.model)
-        found: list[list[int]] = [[]]
+        groups: list[list[int]] = [[]]
         kept = 0
         for layer in reversed(layers):
             kept += born * (self.model.num_layers - layer)
-            if found[-1] and (kept > most or born * (len(found[-1]) + 1) > default_max_rows(self.model)):
-                found.append([])
+            if groups[-1] and (kept > most or born * (len(groups[-1]) + 1) > default_max_rows(self.model)):
+                groups.append([])
                 kept = born * (self.model.num_layers - layer)
-            found[-1].insert(0, layer)
-        return found
+            groups[-1].insert(0, layer)
+        return groups
 
     def run(self, patched: dict[int, torch.Tensor]) -> torch.Tensor:
         """patched: by layer, ascending, [places, copies, neurons], what the activation function is to read instead.

@@ -17,12 +17,12 @@ Tensors = Mapping[str, torch.Tensor]
 
 def texts(model: ke.EditableModel, requests: Sequence[ke.EditRequest]) -> list[tuple[list[int], int]]:
     """(ids of prompt and target, how many are the target's)."""
-    found = []
+    texts = []
     for request in requests:
         prompt = request.prompt.replace("{}", request.subject)
         ids = model.tokenizer(prompt + request.target_new).input_ids
-        found.append((ids, len(ids) - len(model.tokenizer(prompt).input_ids)))
-    return found
+        texts.append((ids, len(ids) - len(model.tokenizer(prompt).input_ids)))
+    return texts
 
 
 def rows_and_gradient(
@@ -49,20 +49,20 @@ def rows_and_gradient(
     (loss / total).backward()
     for handle in handles:
         handle.remove()
-    found = {}
+    rows = {}
     for name in names:
         weight = hf.get_parameter(name)
-        found[name] = torch.cat(read[name]), torch.cat([out.grad[0] for out in given[name]]), weight.grad.clone()
+        rows[name] = torch.cat(read[name]), torch.cat([out.grad[0] for out in given[name]]), weight.grad.clone()
         weight.grad = None
     hf.zero_grad()
-    return found
+    return rows
 
 
 def mend_deltas(
     model: ke.EditableModel, tensors: Tensors, names: Sequence[str], requests: Sequence[ke.EditRequest]
 ) -> dict[str, torch.Tensor]:
     """Dense changes, token by token."""
-    found = {}
+    changes = {}
     seen: dict[str, int] = {}
     for number, (name, (inputs, gradients, dense)) in enumerate(rows_and_gradient(model, requests, names).items()):
         shape = f"mend.({inputs.shape[1]}, {gradients.shape[1]})"
@@ -81,8 +81,8 @@ def mend_deltas(
                 z = z + inner.clamp(min=0)
             change += torch.outer(z[: len(x)], z[len(x) :])
         change = tensors["edit_lrs"][number] * change
-        found[name] = change if dense.shape == change.shape and conv1d(model, name) else change.T
-    return found
+        changes[name] = change if dense.shape == change.shape and conv1d(model, name) else change.T
+    return changes
 
 
 def efk_deltas(
@@ -96,19 +96,21 @@ def efk_deltas(
     _, (last, _) = lstm(embedded[:, None])
     linear = "editor.condition.linear._linear_layers.0."
     condition = torch.tanh(tensors[linear + "weight"] @ torch.cat([last[0, 0], last[1, 0]]) + tensors[linear + "bias"])
-    found = {}
+    changes = {}
     for name, (_, _, gradient) in rows_and_gradient(model, [request], names).items():
-        said = condition
+        conditioned = condition
         for number in "02":
             part = f"editor.conditioners.{name.replace('.', '_')}_conditioner.conditioners.{number}."
             v = tensors[part + "weight_v"]
-            said = (tensors[part + "weight_g"] * v / v.norm(dim=1, keepdim=True)) @ said + tensors[part + "bias"]
-            said = said.tanh() if number == "0" else said
+            conditioned = (tensors[part + "weight_g"] * v / v.norm(dim=1, keepdim=True)) @ conditioned + tensors[
+                part + "bias"
+            ]
+            conditioned = conditioned.tanh() if number == "0" else conditioned
         r, c = gradient.shape
-        cola, rowa, colb, rowb, norm = said.split([c, r, c, r, 1])
+        cola, rowa, colb, rowb, norm = conditioned.split([c, r, c, r, 1])
         a, b = torch.outer(rowa.softmax(0), cola), torch.outer(rowb.softmax(0), colb)
-        found[name] = (norm.sigmoid() * (gradient * a + b)).detach()
-    return found
+        changes[name] = (norm.sigmoid() * (gradient * a + b)).detach()
+    return changes
 
 
 def conv1d(model: ke.EditableModel, name: str) -> bool:

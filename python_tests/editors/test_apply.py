@@ -76,13 +76,13 @@ def _observing(model: ke.EditableModel, editor: MEND) -> dict[str, torch.Tensor]
     """Rows counted weight by weight, each transformed by what was counted until then."""
     from .plain import rows_and_gradient
 
-    found = {}
+    deltas = {}
     for weight in editor.weights:
         inputs, gradients, _ = rows_and_gradient(model, REQUESTS[:1], [weight.name])[weight.name]
         kept = inputs.any(1) & gradients.any(1)
         editor.network.mend[weight.key].observe(inputs[kept], gradients[kept])
-        found[weight.name] = mend_deltas(model, editor.tensors, names(editor), REQUESTS[:1])[weight.name]
-    return found
+        deltas[weight.name] = mend_deltas(model, editor.tensors, names(editor), REQUESTS[:1])[weight.name]
+    return deltas
 
 
 def test_each_is_as_one_by_one(monkeypatch) -> None:

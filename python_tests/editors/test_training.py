@@ -61,9 +61,9 @@ def test_an_iteration_is_that_of_the_loop(kind: str, family: str, monkeypatch) -
     factors_of = editor.factors
     monkeypatch.setattr(editor, "factors", lambda rows, ids: kept.setdefault("now", factors_of(rows, ids)))
     before = snapshot(model.hf)
-    said = training.step(EDIT, OUTER, LOC)
+    report = training.step(EDIT, OUTER, LOC)
     assert_unchanged(before, model.hf)
-    found = {name: p.grad.clone() for name, p in editor.network.named_parameters()}
+    gradients = {name: p.grad.clone() for name, p in editor.network.named_parameters()}
     editor.network.zero_grad()
     if kind == "mend":  # as step began: statistics were counted once, and are not counted again
         monkeypatch.undo()
@@ -72,11 +72,11 @@ def test_an_iteration_is_that_of_the_loop(kind: str, family: str, monkeypatch) -
     rows = _rows(model, again)
     losses = plain_losses(model, again, again.factors(rows, EDIT[0].ids))
     for name, loss in losses.items():
-        assert said[f"loss/{name}"] == pytest.approx(float(loss), rel=1e-4, abs=1e-6)
+        assert report[f"loss/{name}"] == pytest.approx(float(loss), rel=1e-4, abs=1e-6)
     ((0.1 * losses["edit"] + losses["loc"]) / 2).backward()
     for name, p in again.network.named_parameters():
         if p.grad is not None:
-            assert (found[name] - p.grad).norm() <= 2e-3 * p.grad.norm() + 1e-7, name
+            assert (gradients[name] - p.grad).norm() <= 2e-3 * p.grad.norm() + 1e-7, name
 
 
 def _rows(model, editor):

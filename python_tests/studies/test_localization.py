@@ -142,16 +142,16 @@ def test_effects_are_those_of_traces(model, whole) -> None:
 def test_regressions_with_and_without_edits_that_change_nothing(whole) -> None:
     _, results = whole
     assert len(results.regressions) == 3 * 2 * 4 * 2
-    for found in results.regressions:
-        rows = results.chosen(problem=found["problem"], method=found["method"])
-        rows = [row for row in rows if found["null"] or not row["null"]]
-        assert found["n"] == len(rows) == (3 if found["method"] == "rome" and not found["null"] else 6)
-        score = [row[found["metric"]] for row in rows]
+    for regression in results.regressions:
+        rows = results.chosen(problem=regression["problem"], method=regression["method"])
+        rows = [row for row in rows if regression["null"] or not row["null"]]
+        assert regression["n"] == len(rows) == (3 if regression["method"] == "rome" and not regression["null"] else 6)
+        score = [row[regression["metric"]] for row in rows]
         if np.ptp(score) == 0:
-            assert found["r2_layer"] is None
+            assert regression["r2_layer"] is None
         else:
             want = ke.regress(score, [row["layer"] for row in rows], [row["effect"] for row in rows]).to_dict()
-            assert {name: found[name] for name in want} == want
+            assert {name: regression[name] for name in want} == want
 
 
 def test_files(whole) -> None:
@@ -215,7 +215,7 @@ def test_essence(model, moments, tmp_path) -> None:
 
 
 def test_what_a_study_cannot_be(model, moments, whole, tmp_path) -> None:
-    for changes, said in [
+    for changes, message in [
         ({"problems": ["forcing"]}, "unknown problem 'forcing'"),
         ({"methods": ["ft"]}, "unknown method 'ft' of the study"),
         ({"methods": ["rome", "rome"]}, "expected at least one, each once"),
@@ -223,7 +223,7 @@ def test_what_a_study_cannot_be(model, moments, whole, tmp_path) -> None:
         ({"layers": [3]}, "moments of layers 3 are missing"),
         ({"layers": []}, "expected at least one"),
     ]:
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             study(model, tmp_path / "new", moments, **changes)
     with pytest.raises(ValueError, match="level|noise"):
         study(model, whole[0], moments, noise=0.2)

@@ -47,19 +47,19 @@ def plain_nll(model: ke.EditableModel, prompt: str, target: str) -> tuple[float,
 
 def plain_shares(model: ke.EditableModel, records: list[dict]) -> dict[str, float]:
     """Means over records, in %: said, preferred, neighbourhood."""
-    said, preferred, kept = [], [], []
+    likeliest, preferred, kept = [], [], []
     for record in records:
         rewrite = record["requested_rewrite"]
         new, true = rewrite["target_new"]["str"], rewrite["target_true"]["str"]
         prompt = rewrite["prompt"].format(rewrite["subject"])
-        said.append(plain_nll(model, prompt, new)[1])
+        likeliest.append(plain_nll(model, prompt, new)[1])
         preferred.append(plain_nll(model, prompt, new)[0] < plain_nll(model, prompt, true)[0])
         near = [
             plain_nll(model, text, true)[0] < plain_nll(model, text, new)[0]
             for text in record["neighborhood_prompts"][:2]
         ]
         kept.append(sum(near) / len(near))
-    return {name: 100 * sum(x) / len(x) for name, x in (("EA", said), ("ES", preferred), ("NS", kept))}
+    return {name: 100 * sum(x) / len(x) for name, x in (("EA", likeliest), ("ES", preferred), ("NS", kept))}
 
 
 def test_shares_are_a_plain_loops(model, records, tmp_path) -> None:
