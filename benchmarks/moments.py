@@ -1,6 +1,6 @@
 """Cases of `run.py`: moments of five layers in one pass, the solve with its factor kept; against the published loops.
 
-    python benchmarks/moments.py [--check] [--repeat 3]
+    python benchmarks/run.py moments solve [--check] [--repeat 3]
 
 Peak memory is what a call holds beyond what was held before it (Linux; nan elsewhere).
 """
