@@ -18,7 +18,8 @@ from .wrappers import inside
 class Family:
     """Module paths of one architecture: `base` from the model, those from `attn` on from a layer.
 
-    gate_projection: whose output (its first columns, as many as there are neurons) the activation function reads.
+    gate_projection: whose output (its first columns, as many as there are neurons) the activation function reads. This
+    and up_projection are for the methods that ask for them (KN, MEND, KE); others do without.
     """
 
     base: str  # module that owns embedding, layers and final norm
@@ -28,8 +29,8 @@ class Family:
     attn: str
     mlp: str
     down_projection: str
-    up_projection: str
-    gate_projection: str
+    up_projection: str = ""
+    gate_projection: str = ""
 
 
 def _gpt(base: str, layers: str, embedding: str, norm: str, attn: str, down: str, up: str) -> Family:
@@ -84,8 +85,8 @@ class ModuleMap:
                 f"{type(hf).__name__} has no language-model head: load the model with AutoModelForCausalLM"
             )
         for layer in self.layers:
-            for part in ("attn", "mlp", "down_projection", "up_projection", "gate_projection"):
-                self._find(layer, getattr(self.family, part), f"{self.family.base}.{self.family.layers}.*")
+            for part in ("attn", "mlp", "down_projection"):
+                self._in_layer(layer, part)
 
     def _find(self, module: nn.Module, path: str, where: str = "") -> nn.Module:
         try:
@@ -97,6 +98,17 @@ class ModuleMap:
                 "in knowedit_ext.model.families.FAMILIES names (a mixture-of-experts or custom block?)"
             ) from error
 
+    def _in_layer(self, layer: nn.Module, part: str) -> nn.Module:
+        return self._find(layer, self._path(part), f"{self.family.base}.{self.family.layers}.*")
+
+    def _path(self, part: str) -> str:
+        path = getattr(self.family, part)
+        if not path:
+            raise UnsupportedModelError(
+                f"the entry of '{self.model_type}' in knowedit_ext.model.families.FAMILIES names no {part}"
+            )
+        return path
+
     def attn(self, layer: int) -> nn.Module:
         return inside(self.layers[layer].get_submodule(self.family.attn))
 
@@ -107,10 +119,10 @@ class ModuleMap:
         return inside(self.layers[layer].get_submodule(self.family.down_projection))
 
     def up_projection(self, layer: int) -> nn.Module:
-        return inside(self.layers[layer].get_submodule(self.family.up_projection))
+        return self._in_layer(self.layers[layer], "up_projection")
 
     def gate_projection(self, layer: int) -> nn.Module:
-        return inside(self.layers[layer].get_submodule(self.family.gate_projection))
+        return self._in_layer(self.layers[layer], "gate_projection")
 
     def site(self, site: str, layer: int) -> nn.Module:
         """The module whose output is the site: "layer" (the residual stream after it), "attn" or "mlp"."""
@@ -120,7 +132,7 @@ class ModuleMap:
 
     def parameter_name(self, layer: int, part: str = "down_projection") -> str:
         """Full name of a layer's part, e.g. `transformer.h.3.mlp.c_proj`."""
-        return f"{self.family.base}.{self.family.layers}.{layer}.{getattr(self.family, part)}"
+        return f"{self.family.base}.{self.family.layers}.{layer}.{self._path(part)}"
 
     @property
     def max_positions(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,8 @@ def planted(monkeypatch: pytest.MonkeyPatch, kind: str, seed: int = 0, **more) -
     if kind not in CONFIG_MAPPING:
         pytest.skip(f"this transformers has no '{kind}'")
     path = "mlp.fc2" if kind == "nanochat" else "mlp.down_proj"
-    monkeypatch.setitem(families.FAMILIES, kind, families._llama_like(down_projection=path))
+    line = dataclasses.replace(families.FAMILIES["llama"], down_projection=path)
+    monkeypatch.setitem(families.FAMILIES, kind, line)
     shape = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)
     ends = dict(max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=None)
     config = CONFIG_MAPPING[kind](**(shape | ends | dict(num_key_value_heads=4, head_dim=8) | more))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizer
@@ -11,6 +13,7 @@ from transformers.models.qwen2_moe import Qwen2MoeConfig
 from transformers.models.t5 import T5Config
 
 import knowedit_ext as ke
+from knowedit_ext.model import families
 
 from ..support.families import FAMILIES, LAYERS, POSITIONS, WIDTH, tiny_hf, tiny_model
 from ..support.tokenizers import byte_bpe, word_level
@@ -232,3 +235,15 @@ def test_a_known_family_with_a_foreign_block_names_the_module() -> None:
     del hf.model.layers[2].mlp.down_proj
     with pytest.raises(ke.UnsupportedModelError, match=r"LlamaForCausalLM.*no module 'model.layers.\*.mlp.down_proj'"):
         ke.load_model((hf, word_level()))
+
+
+def test_a_family_without_up_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its line in the table is enough for all but the methods that ask for that projection, which say so."""
+    line = dataclasses.replace(families.FAMILIES["llama"], up_projection="", gate_projection="")
+    monkeypatch.setitem(families.FAMILIES, "llama", line)
+    model = ke.load_model((tiny_hf("llama"), word_level(60)))
+    ke.trace(model, ke.Fact("{} w4 w5", "w3"), samples=2, noise=0.5)
+    with pytest.raises(ke.UnsupportedModelError, match="'llama' .* names no up_projection"):
+        ke.MEND.new(model)
+    with pytest.raises(ke.UnsupportedModelError, match="'llama' .* names no gate_projection"):
+        ke.knowledge_neurons(model, ke.EditRequest("{} w4 w5", "w3", "w6"), ke.KNParams())

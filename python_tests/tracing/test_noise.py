@@ -169,9 +169,11 @@ def test_a_t_without_variance(rule: str) -> None:
         ke.noise_level(tiny_model("gpt2"), rule, texts=TEXTS)
 
 
-@pytest.mark.parametrize("noise", [math.nan, math.inf, -1.0])
-def test_numbers_that_are_no_level(noise: float) -> None:
-    with pytest.raises(ValueError, match=f"noise is {noise}: expected a finite number >= 0"):
+@pytest.mark.parametrize(
+    "noise, expected", [(math.nan, "a finite one"), (math.inf, "a finite one"), (-1.0, "expected at least 0")]
+)
+def test_numbers_that_are_no_level(noise: float, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"noise is {noise}: .*{expected}.* a rule such as 's3'"):
         ke.trace(tiny_model("gpt2"), FACTS[0], noise=noise)
 
 
