@@ -38,8 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from moments import peak_memory
-from run import matmul_gflops, timed
+from shared import matmul_gflops, peak_memory, timed
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from knowedit_ext.compat import easyedit
