@@ -180,10 +180,6 @@ def _describe_noise(
     return {"sampler": marked(*draws[0])}
 
 
-def _keep_level(there: Any) -> str:
-    return f"a rule is over the subjects of all known_ids; noise={there!r} keeps it"
-
-
 def _check_whole(cases: Path, item: KnownFact, kinds: Sequence[str]) -> None:
     """ValueError for a case that is damaged, or was altered; before hours are spent on the others."""
     for kind in kinds:
