@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..model.identity import identity
 from ..model.load import EditableModel
+from ..runs.settings import marked
 from .anchor import anchored
 from .contexts import memit_contexts
 from .edit import Edit
@@ -20,8 +24,9 @@ from .ready import check_ready
 from .request import EditRequest, check_requests, warn_of_known
 from .residual import check_adds_to_residual
 from .spread import Aim, Solve, spread
+from .stored_values import stored_values
 from .tokenized import TokenizedRequest, context_weights, tokenize_requests
-from .values import optimise_values
+from .values import Rule, edits_at_once, optimise_values
 
 Requests = Iterable[EditRequest | Mapping[str, Any]]
 Contexts = Sequence[Sequence[str]] | None
@@ -45,6 +50,7 @@ def closed_form(
     aim: Aim = Aim(),  # noqa: B008  (frozen)
     solve: Solve | None = None,
     problems: bool = False,
+    store: str | Path | None = None,
 ) -> Edit:
     """The edit of method `name`: see `memit` for the arguments, whose metric and aim are handed over here.
 
@@ -60,7 +66,9 @@ def closed_form(
     contexts = context_groups(model, contexts, seed)
     tokenized = _tokenized(model, requests, params, contexts, compat)
     if values is None:
-        values = _optimised(model, tokenized, params, batch, progress, aim, compat)
+        values = _optimised(name, model, tokenized, params, contexts, batch, progress, aim, compat, store)
+    elif store is not None:
+        raise ValueError("values are given, so none are computed and kept: give values= or store=, not both")
     else:
         values = _given(model, values, requests, params, aim)
     edit = Edit({}, name, [r.to_dict() for r in requests], params.to_dict(), contexts, compat, seed=generated)
@@ -71,6 +79,7 @@ def closed_form(
 
 
 def closed_form_values(
+    name: str,
     model: EditableModel,
     requests: Requests,
     params: EditParams,
@@ -78,13 +87,15 @@ def closed_form_values(
     seed: int,
     batch: int | None,
     progress: bool,
+    store: str | Path | None,
 ) -> torch.Tensor:
     """[n, hidden] float32: what `closed_form` would make the last edited layer put out for each request (z)."""
     requests = check_requests(requests, problems=True)
     check_ready(model, params, None, needed=False)
     check_adds_to_residual(model, params.layers)
-    tokenized = _tokenized(model, requests, params, context_groups(model, contexts, seed))
-    return _optimised(model, tokenized, params, batch, progress, Aim(), compat=None)
+    contexts = context_groups(model, contexts, seed)
+    tokenized = _tokenized(model, requests, params, contexts)
+    return _optimised(name, model, tokenized, params, contexts, batch, progress, Aim(), None, store)
 
 
 def _tokenized(
@@ -98,20 +109,51 @@ def _tokenized(
 
 
 def _optimised(
+    name: str,
     model: EditableModel,
     requests: Sequence[TokenizedRequest],
     params: EditParams,
+    contexts: Sequence[Sequence[str]],
     batch: int | None,
     progress: bool,
     aim: Aim,
     compat: str | None,
+    store: str | Path | None,
 ) -> torch.Tensor:
     warn_of_known(model, [request.request for request in requests], [request.facts[0] for request in requests])
-    how = dict(beside=aim.beside, loss_layer=params.v_loss_layer, nll_factor=aim.nll_factor, rule=aim.rule)
-    how["compat"] = compat
-    layer = params.layers[-1]
-    optimised = optimise_values(model, requests, params, aim.site, layer, batch, progress, **how)
-    return anchored(model, requests, params, optimised, aim.site, layer, compat)
+    layer, loss_layer = params.layers[-1], params.v_loss_layer
+
+    def values(numbers: range, batch: int | None, progress: bool) -> torch.Tensor:
+        part = requests[numbers.start : numbers.stop]
+        how = dict(beside=aim.beside, loss_layer=loss_layer, nll_factor=aim.nll_factor, rule=_of(aim.rule, numbers))
+        optimised = optimise_values(model, part, params, aim.site, layer, batch, progress, compat=compat, **how)
+        return anchored(model, part, params, optimised, aim.site, layer, compat)
+
+    if store is None:
+        return values(range(len(requests)), batch, progress)
+    asked = {
+        "method": name,
+        "model": identity(model),
+        "params": params.to_dict(),
+        "contexts": marked(json.dumps([list(group) for group in contexts])),
+        "compat": compat,
+    }
+    return stored_values(
+        store,
+        asked,
+        [request.request for request in requests],
+        batch,
+        batch or edits_at_once(model, requests, params, layer),
+        lambda numbers: values(numbers, len(numbers), False),
+        progress,
+    )
+
+
+def _of(rule: Rule | None, numbers: range) -> Rule | None:
+    """The rule where these requests are optimised without those before them, by whose numbers it may tell edits."""
+    if rule is None or not numbers.start:
+        return rule
+    return lambda seen: rule(replace(seen, edits=[numbers.start + edit for edit in seen.edits]))
 
 
 def _given(

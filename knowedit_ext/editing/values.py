@@ -160,6 +160,12 @@ def optimise_values(
     return optimised
 
 
+def edits_at_once(model: EditableModel, requests: Sequence[TokenizedRequest], params: EditParams, layer: int) -> int:
+    """How many values `optimise_values` optimises in one batch, unless told."""
+    prompts = [_prompts(model, n, request, params.fact_token) for n, request in enumerate(requests)]
+    return _batch_size(model, prompts, model.num_layers - layer)
+
+
 def _prompts(model: EditableModel, edit: int, request: TokenizedRequest, fact_token: str) -> list[Prompt]:
     prompts = []
     asked = request.request

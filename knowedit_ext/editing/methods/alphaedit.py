@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ...checks import Compat, Count, Positive, Seed, Share, typed
@@ -78,6 +79,7 @@ def alphaedit(
     seed: Seed = 0,
     batch: Count | None = None,
     progress: bool = False,
+    store: str | Path | None = None,
 ) -> Edit:
     """Many facts, changes within the null space of the moments at `params.layers`, bottom up.
 
@@ -97,6 +99,7 @@ def alphaedit(
         seed=seed,
         batch=batch,
         progress=progress,
+        store=store,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ...checks import Compat, Count, Positive, Seed, typed
@@ -68,6 +69,7 @@ def emmet(
     seed: Seed = 0,
     batch: Count | None = None,
     progress: bool = False,
+    store: str | Path | None = None,
 ) -> Edit:
     """One fact exactly, or many at once, see above; published with one layer. Arguments and errors are `memit`'s."""
     requests, before = check_requests(requests), earlier_edits(model, earlier)
@@ -87,6 +89,7 @@ def emmet(
         seed=seed,
         batch=batch,
         progress=progress,
+        store=store,
         solve=partial(solve_in_keys, metric, epsilon=0.0) if alone else None,
     )
 

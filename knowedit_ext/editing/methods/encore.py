@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -95,6 +96,7 @@ def encore(
     seed: Seed = 0,
     batch: Count | None = None,
     progress: bool = False,
+    store: str | Path | None = None,
 ) -> Edit:
     """Many facts, one change of the down projection of each of `params.layers`, bottom up.
 
@@ -115,6 +117,7 @@ def encore(
         seed=seed,
         batch=batch,
         progress=progress,
+        store=store,
         aim=Aim(rule=stop_rule(params.prob_cutoff, compat)),
     )
 

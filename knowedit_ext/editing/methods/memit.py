@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -67,6 +68,7 @@ def memit(
     seed: Seed = 0,
     batch: Count | None = None,
     progress: bool = False,
+    store: str | Path | None = None,
 ) -> Edit:
     """Many facts, one change of the down projection of each of `params.layers`, bottom up.
 
@@ -78,6 +80,8 @@ def memit(
     compat: "hase": values never stop early, and noise is drawn as in google/belief-localization (see docs/problems.md).
     values: [n, hidden] what the last edited layer is to put out (z), see `memit_values`; or published files of them,
         see `import_values`; None: optimised here, `batch` edits at once.
+    store: folder where values are kept as they are computed, a file a request: a call that was killed goes on there,
+        and under `torchrun` every rank computes its share (docs/folders.md).
 
     The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed, and
     where a layer does not add the down projection's output to the residual stream as it is (Gemma2, Gemma3 and OLMo2
@@ -97,6 +101,7 @@ def memit(
         seed=seed,
         batch=batch,
         progress=progress,
+        store=store,
         problems=True,
     )
 
@@ -112,13 +117,14 @@ def memit_values(
     seed: Seed = 0,
     batch: Count | None = None,
     progress: bool = False,
+    store: str | Path | None = None,
 ) -> torch.Tensor:
     """[n, hidden] float32: what `memit` makes the last edited layer put out for each request (z); its `values=`.
 
     They take most of an edit's time and need no moments: compute them once, in shares, and keep them with
     `export_values`. Arguments and errors are those of `memit`.
     """
-    return closed_form_values(model, requests, params, contexts, seed, batch, progress)
+    return closed_form_values(METHOD.name, model, requests, params, contexts, seed, batch, progress, store)
 
 
 METHOD = Method(

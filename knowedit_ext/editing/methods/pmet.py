@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -90,6 +91,7 @@ def pmet(
     seed: Seed = 0,
     batch: Count | None = None,
     progress: bool = False,
+    store: str | Path | None = None,
 ) -> Edit:
     """Many facts, one change of the down projection of each of `params.layers`, bottom up.
 
@@ -110,6 +112,7 @@ def pmet(
         seed=seed,
         batch=batch,
         progress=progress,
+        store=store,
         aim=Aim("mlp", beside=("attn",), nll_factor=params.nll_loss_factor, rule=stop_rule, divisor=math.sqrt),
     )
 
