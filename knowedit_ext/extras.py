@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from .runs.interrupts import imported
 
 # package: what pip calls it, what for, and the extra that brings it
 EXTRAS = {
@@ -22,10 +22,8 @@ def require(module: str) -> None:
     package = module.partition(".")[0]
     try:
         for name in (package, module):
-            imported = import_module(name)
-            if (
-                hasattr(imported, "__path__") and getattr(imported, "__file__", None) is None
-            ):  # any folder makes a package
+            there = imported(name)
+            if hasattr(there, "__path__") and getattr(there, "__file__", None) is None:  # any folder makes a package
                 raise ImportError(f"there is only a folder '{name}'")
     except ImportError as error:
         name, purpose, extra = EXTRAS[package]

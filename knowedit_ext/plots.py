@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .runs.files import atomic_write
+from .runs.interrupts import imported
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,9 +18,8 @@ MARKERS = ("o", "s", "D", "^", "v", "x")
 
 def figure_of(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
-    from matplotlib.figure import Figure  # no pyplot: no global state, no display needed
-
-    return Figure(figsize=(width, height), dpi=200, layout="constrained")
+    figure = imported("matplotlib.figure")  # no pyplot: no global state, no display needed
+    return figure.Figure(figsize=(width, height), dpi=200, layout="constrained")
 
 
 def figure_format(path: str | Path) -> str:

@@ -12,7 +12,7 @@ import knowedit_ext as ke
 from knowedit_ext.editing.changes import LowRank
 from knowedit_ext.model.hooks import Hooks, resting
 from knowedit_ext.runs.files import atomic_write, write_tensors
-from knowedit_ext.runs.interrupts import whole_contexts
+from knowedit_ext.runs.interrupts import imported, whole_contexts
 from knowedit_ext.sweep.attention import tree_attention_in
 
 from .editing.models import fresh
@@ -84,3 +84,35 @@ def test_a_file_is_the_old_or_the_new_one_and_nothing_is_left_beside_it(write: s
         contents.add(path.read_bytes())
         path.write_bytes(b"old")
     assert contents == {b"old", new}
+
+
+PACKAGE = {
+    "__init__": "import {0}.a\nimport {0}.b\nnumber = {0}.b.number",
+    "a": "one = 1",
+    "b": "import {0}.a\nnumber = {0}.a.one",  # a new package does not have what was imported for the old one
+}
+
+
+def halves(package: str) -> object:
+    return __import__(package)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("door", [imported, halves])
+def test_a_broken_off_import_does_not_spoil_the_next(
+    door: Callable[[str], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module stays behind the package it was imported for; a plain import is the plant."""
+    monkeypatch.syspath_prepend(tmp_path)
+    spoiled, at, more = 0, 0, True
+    while more:
+        name = f"broken_off_{door.__name__}_{at}"
+        (tmp_path / name).mkdir()
+        for module, code in PACKAGE.items():
+            (tmp_path / name / f"{module}.py").write_text(code.format(name))
+        more, at = interrupt(lambda name=name: door(name), at), at + 3
+        try:
+            spoiled += imported(name).number != 1
+        except (AttributeError, ImportError):
+            spoiled += 1
+    assert at > 10 and bool(spoiled) == (door is halves)

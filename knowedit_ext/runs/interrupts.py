@@ -8,7 +8,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from importlib import import_module
+from types import FrameType, ModuleType
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -36,6 +37,13 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if kept:
             before(*kept[0])
+
+
+def imported(name: str) -> ModuleType:
+    """A module that is not imported before it is needed. One whose import is broken off is left in parts, and cannot
+    be imported any more."""
+    with uninterrupted():
+        return import_module(name)
 
 
 class whole_contexts:  # noqa: N801

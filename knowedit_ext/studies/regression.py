@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..runs.interrupts import imported
+
 RANK = 1e-7  # of a column that the others explain, as R's lm has it
 
 
@@ -84,12 +86,10 @@ def _residual(design: np.ndarray, y: np.ndarray) -> tuple[float, int]:
 
 
 def _f_test(without: float, within: float, df: tuple[int, int]) -> tuple[float, float]:
-    from scipy.stats import f as distribution
-
     if not (df[0] > 0 and df[1] > 0 and within > 0):
         return float("nan"), float("nan")
     value = max(0.0, without - within) / df[0] / (within / df[1])
-    return value, float(distribution.sf(value, *df))
+    return value, float(imported("scipy.stats").f.sf(value, *df))
 
 
 def _correlation(y: np.ndarray, x: np.ndarray) -> float:
