@@ -55,11 +55,13 @@ class Run:
         self._count, counted = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the child can take it
         self.pid = os.fork()
         if not self.pid:
             os.close(self._pipe)
             os.close(self._count)
             _child(job, folder, self._blow, end, counted)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.close(end)
         os.close(counted)
 
@@ -92,6 +94,7 @@ def _child(job: Callable[[], int], folder: Path, blow: Blow, end: int, counted: 
         sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         os.chdir(folder)
         signal.signal(signal.SIGINT, starting.end)  # as while `knowedit` is imported: until the job says `started`
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         _stop_the_clock()
         _watch_changes(folder, blow, counted)
         if blow.file_size is not None:
