@@ -6,7 +6,7 @@ All shares, differences and entropies are times 100, as printed there; essence i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,12 @@ def values_of(measured: Mapping[str, Any]) -> dict[str, float]:
 
 def summarise(cases: Iterable[Mapping[str, Any]], when: str) -> dict[str, Mean]:
     """Means over the cases that have a column; S comes first."""
+    return summary_of([values_of(case[when]) for case in cases if when in case])
+
+
+def summary_of(rows: Sequence[Mapping[str, float]]) -> dict[str, Mean]:
+    """The same of what `values_of` gave."""
     columns: dict[str, list[float]] = {}
-    rows = [values_of(case[when]) for case in cases if when in case]
     for row in rows:
         for name, value in row.items():
             columns.setdefault(name, []).append(value)

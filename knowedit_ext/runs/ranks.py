@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 _PATIENCE = timedelta(days=7)  # ranks may be done at different times
+_by_itself = ContextVar("knowedit_by_itself", default=False)
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Inside, each rank is the one process there is: what it calls is not shared with the others."""
+    token = _by_itself.set(True)
+    try:
+        yield
+    finally:
+        _by_itself.reset(token)
 
 
 class Ranks:
@@ -20,10 +34,13 @@ class Ranks:
     """
 
     def __init__(self) -> None:
+        self._group = None
+        if _by_itself.get():
+            self.size, self.rank = 1, 0
+            return
         begun = dist.is_available() and dist.is_initialized()
         self.size = dist.get_world_size() if begun else int(os.environ.get("WORLD_SIZE", 1))
         self.rank = dist.get_rank() if begun else int(os.environ.get("RANK", 0))
-        self._group = None
         if self.size > 1 and not begun:
             dist.init_process_group("gloo", timeout=_PATIENCE)
             atexit.register(_leave)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..plots import MARKERS, OKABE_ITO, figure_of, finish
+from ..plots import figure_of, finish
 from ..runs.files import atomic_write, write_json
 from .cells import Cell
+from .findings import csv_text
+from .plots import legend, line, named
 from .spread import Spread
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ class Sequential:
     def of(cls, results: Sequence[tuple[Cell, Mapping[str, Any]]], settings: Mapping[str, Any]) -> Sequential:
         rows, ended = [], []
         for cell, result in results:
-            where = {"method": cell.label, "seed": cell.seed}
+            where = {name: cell.key[name] for name in ("method", "seed")}
             rows += [where | _row(look) for look in result["looks"]]
             if result["ended"] is not None:
                 ended.append(where | result["ended"])
@@ -100,11 +98,7 @@ class Sequential:
 
     def csv(self) -> str:
         """A line a row; the growth of single weights is in the JSON alone."""
-        file = io.StringIO()
-        writer = csv.DictWriter(file, ("method", "seed", "edits", *COLUMNS), extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return file.getvalue()
+        return csv_text(("method", "seed", "edits", *COLUMNS), self.rows)
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """A panel a measure, a line a method: the mean over seeds, and from the least to the largest of them."""
@@ -116,25 +110,16 @@ class Sequential:
                 if name in ("rewrite", "first"):
                     looks.pop(0, None)
                 if looks:
-                    colour, style = OKABE_ITO[number % len(OKABE_ITO)], ("-", "--", ":")[number // len(OKABE_ITO) % 3]
-                    x = np.array(list(looks))
-                    panel.plot(
-                        x, [s.mean for s in looks.values()], style, color=colour, label=method, linewidth=1,
-                        marker=MARKERS[number % len(MARKERS)], markersize=3,
-                    )  # fmt: skip
-                    low, high = ([getattr(s, side) for s in looks.values()] for side in ("least", "most"))
-                    panel.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-            panel.set_title(COLUMNS[name][2], fontsize=9)
-            panel.tick_params(labelsize=7)
+                    band = [[getattr(s, side) for s in looks.values()] for side in ("least", "most")]
+                    line(panel, list(looks), [s.mean for s in looks.values()], number, method, band, shade=0.12)
+            named(panel, None, None, COLUMNS[name][2])
             if name in _LOG:
                 panel.set_yscale("log")
             else:
                 panel.set_ylim(-3, 103)
         for panel in axes[3:]:
-            panel.set_xlabel("edits", fontsize=8)
-        if self.rows:
-            handles, labels = axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7)
+            named(panel, "edits")
+        legend(figure, columns=5)
         return finish(figure, path)
 
     def to_dict(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..datasets.records import Record, Records
 from ..editing.edit import Edit, originals
 from ..evaluation.evaluate import evaluate, load, usable
 from ..evaluation.metrics import asking
-from ..model.identity import checksum, identity
+from ..model.identity import identity
 from ..model.load import EditableModel
 from ..model.weights import find_weight
 from ..moments import Moments
@@ -28,10 +28,8 @@ from ..runs.settings import marked
 from .ability import text_perplexity
 from .cells import Cell, run_cells
 from .results import Sequential
-from .treatment import Treatment, treatments
-
-# What ends a sequence and is its result: weights or values that are no longer finite, systems that cannot be solved.
-COLLAPSES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
+from .stack import COLLAPSES, Stack, check_moments, described
+from .treatment import treatments
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def sequential(
     edits = edits or len(whole) - (untouched if untouched_records is None else 0)
     others = None if untouched_records is None else _counterfact(untouched_records, neighbours)
     _check_counts(len(whole), edits, batch, untouched, others)
-    _check_moments(model, chosen, moments)
+    check_moments(model, chosen, moments)
     usable(model, whole, asking(DATASETS["counterfact"].ask), False)
     if others is not None:
         usable(model, others, asking(DATASETS["counterfact"].ask), False)
@@ -107,13 +105,14 @@ def sequential(
         "text": None if text is None else marked(*text),
     }
     by_label = {treatment.label: treatment for treatment in chosen}
-    described = {t.label: t.describe() | {"moments": _describe_moments(t, moments)} for t in chosen}
-    cells = [Cell(label, edits, seed, described[label]) for seed in seeds for label in by_label]
+    settings = {label: described(treatment, moments) for label, treatment in by_label.items()}
+    cells = [Cell({"method": label, "n": edits, "seed": seed}, settings[label]) for seed in seeds for label in by_label]
     bar = tqdm(total=len(cells) * edits, desc="editing", unit="edit", disable=not progress)
 
     def compute(cell: Cell, folder: Path) -> dict[str, Any]:
-        facts = _facts(whole, others, plan, cell.seed)
-        return _Sequence(model, by_label[cell.label], moments, plan, cell.seed, facts, folder, bar).run()
+        seed = cell.key["seed"]
+        stack = Stack(model, by_label[cell.key["method"]], moments, seed)
+        return _Sequence(stack, plan, _facts(whole, others, plan, seed), folder, bar).run()
 
     def finish(results: Sequence[tuple[Cell, dict[str, Any]]]) -> None:
         Sequential.of(results, study).save(out)
@@ -127,22 +126,14 @@ class _Sequence:
 
     def __init__(
         self,
-        model: EditableModel,
-        treatment: Treatment,
-        moments: Moments | None,
+        stack: Stack,
         plan: Plan,
-        seed: int,
         facts: tuple[Records, Records],
         folder: Path,
         bar: tqdm,
     ) -> None:
-        self.model, self.treatment, self.plan, self.seed, self.folder, self.bar = (
-            model, treatment, plan, seed, folder, bar,
-        )  # fmt: skip
-        self.moments = moments
+        self.stack, self.plan, self.folder, self.bar = stack, plan, folder, bar
         self.edited, self.untouched = facts
-        self.now: Edit | None = None  # the sum of all edits so far
-        self.placed: Edit | None = None  # what of it is in the model
 
     def run(self) -> dict[str, Any]:
         """{"looks": [...], "ended": None or {"edits", "why"}}"""
@@ -153,7 +144,7 @@ class _Sequence:
             count = 0
             for number, batch in enumerate(batches, 1):
                 try:
-                    self._add(number, batch)
+                    self.stack.add(batch, self.folder / f"edit_{number:05d}.safetensors")
                     count += len(batch)
                     if number % self.plan.every == 0 or number == len(batches):
                         looks.append(self._look(count))
@@ -164,53 +155,16 @@ class _Sequence:
                     break
                 self.bar.update(len(batch))
         finally:
-            self._place(None)
+            self.stack.place(None)
         return {"looks": looks, "ended": ended}
-
-    def _add(self, number: int, batch: Sequence[Record]) -> None:
-        path = self.folder / f"edit_{number:05d}.safetensors"
-        if path.exists():
-            edit = Edit.load(path)
-        else:
-            self._place(self.now)
-            edit = self._made(batch)
-            edit.save(path)
-        self.now = _sum(self.now, edit)
-
-    def _made(self, batch: Sequence[Record]) -> Edit:
-        if not self.treatment.method.single:
-            return self._edit(batch, self.now)
-        made = None
-        for record in batch:
-            edit = self._edit([record], _sum(self.now, made))
-            made = _sum(made, edit)
-            self._place(_sum(self.now, made))
-        return made
-
-    def _edit(self, records: Sequence[Record], before: Edit | None) -> Edit:
-        method = self.treatment.method
-        options = {"moments": self.moments if self.treatment.uses_moments else None, "seed": self.seed}
-        if self.treatment.history and before is not None:
-            options["earlier"] = [before]
-        taken = {name: value for name, value in options.items() if method.takes(name)}
-        return method.edit(self.model, list(records), self.treatment.params, **taken)
-
-    def _place(self, edit: Edit | None) -> None:
-        """Have the model hold this edit and no other."""
-        if edit is not self.placed:
-            if self.placed is not None:
-                self.placed.revert(self.model)
-                self.placed = None
-            if edit is not None:
-                edit.apply(self.model)
-                self.placed = edit
 
     def _look(self, count: int) -> dict[str, Any]:
         path = self.folder / f"look_{count:06d}.json"
         if path.exists():
             return load_json(path, sealed=True)
-        self._place(self.now)
-        ask = partial(evaluate, self.model, dataset="counterfact", generation=False)
+        model = self.stack.model
+        self.stack.place(self.stack.now)
+        ask = partial(evaluate, model, dataset="counterfact", generation=False)
         there = self.edited[: max(count, self.plan.first)] if count == 0 else self.edited[:count]
         report = ask(Records(there))
         look: dict[str, Any] = {"edits": count, "all": _means(report.summary("pre"))}
@@ -219,14 +173,10 @@ class _Sequence:
         if self.untouched:
             look["untouched"] = _means(ask(self.untouched).summary("pre"))
         if self.plan.text is not None:
-            look["perplexity"] = text_perplexity(self.model, self.plan.text)
-        look["growth"] = _growth(self.model, self.now)
+            look["perplexity"] = text_perplexity(model, self.plan.text)
+        look["growth"] = _growth(model, self.stack.now)
         write_json(path, look, sealed=True)
         return look
-
-
-def _sum(so_far: Edit | None, edit: Edit | None) -> Edit | None:
-    return edit if so_far is None else so_far if edit is None else Edit.merge([so_far, edit])
 
 
 def _means(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -271,23 +221,6 @@ def _check_counts(whole: int, edits: int, batch: int, untouched: int, others: Re
         raise ValueError(f"{untouched} untouched facts asked for, but there are {len(others)} untouched records")
     if batch > edits:
         raise ValueError(f"batch is {batch}: there are {edits} edits in all")
-
-
-def _check_moments(model: EditableModel, chosen: Sequence[Treatment], moments: Moments | None) -> None:
-    for treatment in chosen:
-        outside = [layer for layer in treatment.params.layers if not 0 <= layer < model.num_layers]
-        if outside:
-            raise ValueError(f"method '{treatment.label}': layer {outside[0]} is not one of {model.num_layers}")
-        if treatment.uses_moments:
-            absent = [n for n in treatment.params.layers if moments is None or n not in moments]
-            if absent:
-                raise ValueError(f"method '{treatment.label}' needs moments of layer {absent[0]}: ke.collect_moments")
-
-
-def _describe_moments(treatment: Treatment, moments: Moments | None) -> dict[str, Any]:
-    if moments is None or not treatment.uses_moments:
-        return {}
-    return {str(n): [moments[n].count, checksum(moments[n].matrix())] for n in treatment.params.layers}
 
 
 def _facts(whole: Records, others: Records | None, plan: Plan, seed: int) -> tuple[Records, Records]:

@@ -16,9 +16,24 @@ from knowedit_ext.studies import Treatment, sequential
 from knowedit_ext.studies.spread import Spread
 from knowedit_ext.world import load_world
 
+from ..support.processes import TWO_RANKS, finish, hashes, start
+
 ULTRA = "ultraedit+history"
 TWO = (ULTRA, "ultraedit:lr=1e-4")
 ASKED = dict(params="world", edits=7, batch=3, first=4, untouched=5, neighbours=2)
+SCRIPT = f"""
+import sys
+import torch
+torch.set_num_threads(1)
+import knowedit_ext as ke
+from knowedit_ext.studies import sequential
+from knowedit_ext.world import load_world
+world = load_world()
+model = ke.load_model(world.folder, dtype="float32")
+made = sequential(model, world.records()[:20], {TWO}, sys.argv[1], seeds=[0, 1], text=world.fillers(2), **{ASKED})
+there = {{(row["method"], row["seed"]) for row in made.rows}}
+assert len(there) == 4, there
+"""
 
 
 @pytest.fixture(scope="module")
@@ -237,10 +252,10 @@ def test_bad_input_comes_before_any_work(model, records, tmp_path, asked, error)
     assert not list(tmp_path.rglob("edit_*")) and not model.applied_edits
 
 
-def test_not_under_torchrun(model, records, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="start the same command several times"):
-        study(model, records, tmp_path)
+def test_two_ranks_share_the_cells(model, records, tmp_path) -> None:
+    study(model, records, tmp_path / "one", seeds=[0, 1])
+    finish(start(SCRIPT, tmp_path / "two", *TWO_RANKS))
+    assert hashes(tmp_path / "two") == hashes(tmp_path / "one")
 
 
 def test_intervals_are_students() -> None:

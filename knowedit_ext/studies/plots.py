@@ -1,0 +1,90 @@
+"""What the figures of studies share: looks of lines, bands, bars, heat maps and legends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..plots import MARKERS, OKABE_ITO
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LABEL, SMALL = 8, 7  # of texts, in points
+DASHES = ("-", "--", ":")
+Band = tuple[Sequence[float], Sequence[float]]  # from, to
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour, marker and dashes of a line, told apart without colour vision."""
+    colour, dashes = OKABE_ITO[number % len(OKABE_ITO)], DASHES[number // len(OKABE_ITO) % len(DASHES)]
+    return {"color": colour, "marker": MARKERS[number % len(MARKERS)], "linestyle": dashes}
+
+
+def line(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    number: int,
+    label: str | None = None,
+    band: Band | None = None,
+    shade: float = 0.15,
+) -> None:
+    """A line of a panel, the `number`-th there is, with what its band spans."""
+    axes.plot(x, y, label=label, linewidth=1, markersize=3, **look(number))
+    if band is not None:
+        axes.fill_between(x, *band, color=look(number)["color"], alpha=shade, linewidth=0)
+
+
+def line_of_rows(axes: Axes, rows: Sequence[Mapping[str, Any]], x: str, y: str, number: int, label: str) -> None:
+    """Rows' means against their x, with the 95 % band that they have ("Y_half")."""
+    rows = sorted((row for row in rows if row.get(y) is not None), key=lambda row: row[x])
+    if rows:
+        mean = np.array([row[y] for row in rows])
+        half = np.array([row.get(f"{y}_half") or 0.0 for row in rows])
+        line(axes, [row[x] for row in rows], mean, number, label, (mean - half, mean + half))
+
+
+def grouped_bars(axes: Axes, groups: Sequence[str], series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """series: label -> (height, half width of its interval) of each group."""
+    width = 0.8 / max(1, len(series))
+    for number, (label, values) in enumerate(series.items()):
+        x = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
+        heights, halves = zip(*values, strict=True)
+        axes.bar(x, heights, width, yerr=halves, color=look(number)["color"], label=label, error_kw={"linewidth": 0.6})
+    axes.set_xticks(range(len(groups)), groups, rotation=60 if len(groups) > 6 else 0, fontsize=SMALL)
+
+
+def heat_map(figure: Figure, axes: Axes, values: np.ndarray, both_ways: bool) -> None:
+    """[rows, columns]; both_ways: white is 0, colours go as far to either side."""
+    reach = float(np.abs(values).max()) or 1e-6
+    limits = {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach} if both_ways else {"cmap": "Blues", "vmin": 0.0}
+    bar = figure.colorbar(axes.pcolormesh(values, **limits), ax=axes)
+    bar.ax.tick_params(labelsize=SMALL)
+    axes.set_xticks(np.arange(0, values.shape[1], max(1, values.shape[1] // 10)) + 0.5)
+    axes.set_xticklabels([str(int(x)) for x in axes.get_xticks()])
+    axes.set_yticks(np.arange(0, values.shape[0], max(1, values.shape[0] // 10)) + 0.5)
+    axes.set_yticklabels([str(int(y)) for y in axes.get_yticks()])
+    axes.tick_params(labelsize=SMALL)
+
+
+def named(axes: Axes, x: str | None = None, y: str | None = None, title: str | None = None) -> Axes:
+    """A panel's labels."""
+    if x is not None:
+        axes.set_xlabel(x, fontsize=LABEL)
+    if y is not None:
+        axes.set_ylabel(y, fontsize=LABEL)
+    if title is not None:
+        axes.set_title(title, fontsize=LABEL)
+    axes.tick_params(labelsize=SMALL)
+    return axes
+
+
+def legend(figure: Figure, axes: Axes | None = None, columns: int = 6) -> None:
+    """One for all panels, of what one of them (None: the first) shows."""
+    handles, labels = (axes or figure.axes[0]).get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=SMALL, frameon=False)
