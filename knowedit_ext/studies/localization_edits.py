@@ -52,6 +52,10 @@ class StudyMethod:
     def optimises(self) -> bool:
         return self.kind != "ft"
 
+    @property
+    def uses_moments(self) -> bool:
+        return getattr(self.params, "mom2_adjustment", False)
+
     def params_at(self, layer: int, layers: int, problem: str) -> LayerParams:
         """As published for each problem, in proportion to the method's own parameters."""
         params = replace(self.params, layers=window_layers(layer, self.window, layers))
@@ -70,12 +74,15 @@ class StudyMethod:
         params: LayerParams,
         moments: Moments | None,
         contexts: Any,
+        compat: str | None = None,
     ) -> Iterable[Edit]:
         """One edit a request: values of all are optimised at once; fine-tuning goes one by one, when asked for."""
         if self.kind == "ft":
-            return (finetune(model, [request], params) for request in requests)
+            return (finetune(model, [request], params, compat=compat) for request in requests)
         if self.kind == "rome":
-            return rome_each(model, requests, params, moments, contexts=contexts)
+            return rome_each(model, requests, params, moments, contexts=contexts, compat=compat)
+        if compat is not None:  # its noise is drawn edit by edit
+            return [memit(model, [request], params, moments, contexts, compat=compat) for request in requests]
         values = memit_values(model, requests, params, contexts=contexts)
         return [
             memit(model, [request], params, moments, contexts, values[n : n + 1]) for n, request in enumerate(requests)

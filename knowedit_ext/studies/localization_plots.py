@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..plots import MARKERS, OKABE_ITO, figure_of, finish
+from ..plots import OKABE_ITO, figure_of, finish
+from .plots import SMALL, legend, line, look, named
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from .localization_results import Localization
 
 FACETS = 8  # edited layers that one figure shows
-SMALL = 7  # of labels, in points
 
 
 def plot_all(study: Localization, folder: Path, formats: Sequence[str]) -> list[Path]:
@@ -42,16 +42,12 @@ def effect_by_layer(study: Localization) -> Figure:
     figure = figure_of(4.6, 3.0)
     axes = figure.add_subplot()
     layers, mean = np.arange(effects.shape[1]), effects.mean(0)
-    axes.plot(layers, mean, color=OKABE_ITO[0], marker="o", markersize=3)
-    if len(effects) > 1:
-        half = 1.96 * effects.std(0, ddof=1) / np.sqrt(len(effects))
-        axes.fill_between(layers, mean - half, mean + half, color=OKABE_ITO[0], alpha=0.2, linewidth=0)
+    half = 1.96 * effects.std(0, ddof=1) / np.sqrt(len(effects)) if len(effects) > 1 else np.zeros(len(mean))
+    line(axes, layers, mean, 0, band=(mean - half, mean + half))
     window = study.settings["trace"]["window"]
-    axes.set_xlabel(f"centre of {window} restored MLP layers", fontsize=8)
-    axes.set_ylabel("share of the effect restored", fontsize=8)
-    axes.set_title(f"Tracing effect, {len(effects)} facts", fontsize=9)
+    title = f"Tracing effect, {len(effects)} facts"
+    named(axes, f"centre of {window} restored MLP layers", "share of the effect restored", title)
     axes.set_ylim(0, 1)
-    axes.tick_params(labelsize=SMALL)
     return figure
 
 
@@ -62,10 +58,7 @@ def peaks(study: Localization) -> Figure:
     axes = figure.add_subplot()
     counts = np.bincount(effects.argmax(1), minlength=effects.shape[1])
     axes.bar(np.arange(len(counts)), counts, color=OKABE_ITO[1])
-    axes.set_xlabel("layer where a fact's effect is largest", fontsize=8)
-    axes.set_ylabel("facts", fontsize=8)
-    axes.set_title(f"Peaks of the tracing effect, {len(effects)} facts", fontsize=9)
-    axes.tick_params(labelsize=SMALL)
+    named(axes, "layer where a fact's effect is largest", "facts", f"Peaks of the tracing effect, {len(effects)} facts")
     return figure
 
 
@@ -81,8 +74,9 @@ def score_against_effect(study: Localization) -> Figure:
     panels = list(grid.flat)
     for axes, layer in zip(panels, layers, strict=False):
         title = []
-        for method, colour, marker in zip(study.names("method"), OKABE_ITO, MARKERS, strict=False):
+        for number, method in enumerate(study.names("method")):
             rows = study.chosen(problem=problem, method=method, layer=layer)
+            colour, marker = (look(number)[name] for name in ("color", "marker"))
             x, y = (np.array([row[name] for row in rows]) for name in ("effect", "rewrite"))
             axes.scatter(x, y, s=6, color=colour, marker=marker, alpha=0.5, linewidths=0, label=method)
             if len(x) > 1 and np.ptp(x) > 0:
@@ -97,7 +91,7 @@ def score_against_effect(study: Localization) -> Figure:
         axes.set_visible(False)
     figure.supxlabel("tracing effect at the edited layer", fontsize=8)
     figure.supylabel(f"rewrite score, {problem}", fontsize=8)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -109,10 +103,10 @@ def scores_by_layer(study: Localization) -> Figure:
     panels = figure.subplots(len(problems), len(metrics), sharex=True, squeeze=False)
     for row, problem in zip(panels, problems, strict=True):
         for axes, metric in zip(row, metrics, strict=True):
-            for method, colour, marker in zip(study.names("method"), OKABE_ITO, MARKERS, strict=False):
+            for number, method in enumerate(study.names("method")):
                 chosen = [study.chosen(problem=problem, method=method, layer=layer) for layer in layers]
                 mean = [np.mean([r[metric] for r in rows]) if rows else np.nan for rows in chosen]
-                axes.plot(layers, mean, color=colour, marker=marker, markersize=3, linewidth=1, label=method)
+                line(axes, layers, mean, number, method)
             axes.tick_params(labelsize=6)
             axes.set_ylim(min(0.9 if metric == "neighborhood" else 0.0, axes.get_ylim()[0]), 1.02)
     for axes, metric in zip(panels[0], metrics, strict=True):
@@ -121,7 +115,7 @@ def scores_by_layer(study: Localization) -> Figure:
         axes.set_xlabel("edited layer", fontsize=SMALL)
     for row, problem in zip(panels, problems, strict=True):
         row[0].set_ylabel(problem.replace("_", " "), fontsize=SMALL)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -147,10 +141,5 @@ def explained(study: Localization) -> Figure:
         axes.tick_params(axis="y", labelsize=SMALL)
     panels[0].set_ylabel("R² of the rewrite score", fontsize=8)
     panels[0].set_ylim(0, 1)
-    _legend(figure)
+    legend(figure)
     return figure
-
-
-def _legend(figure: Figure) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=6, fontsize=SMALL, frameon=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 
 from ..evaluation.problem_scores import KINDS, problem_scores
 from ..runs.files import atomic_write, load_json, write_json
+from .findings import write_csv
 from .regression import regress
 
 METRICS = (*KINDS, "overall")
@@ -118,14 +117,14 @@ class Localization:
         folder = Path(folder)
         write_json(folder / "table.json", self.to_dict())
         write_json(folder / "regressions.json", {"regressions": self.regressions})
-        _write_csv(folder / "table.csv", [name for name in COLUMNS if name in self.rows[0]], self.rows)
+        write_csv(folder / "table.csv", [name for name in COLUMNS if name in self.rows[0]], self.rows)
         means = self.means()
-        _write_csv(folder / "means.csv", list(means[0]), means)
+        write_csv(folder / "means.csv", list(means[0]), means)
         flat = [{k: v for k, v in r.items() if k != "correlation"} for r in self.regressions]
         for row, whole in zip(flat, self.regressions, strict=True):
             row |= {f"correlation_{layer}": value for layer, value in (whole["correlation"] or {}).items()}
         columns = list(dict.fromkeys(name for row in flat for name in row))
-        _write_csv(folder / "regressions.csv", columns, flat)
+        write_csv(folder / "regressions.csv", columns, flat)
         self.plot(folder / "figures")
         text = page(self, folder / "figures")
         atomic_write(folder / "study.html", lambda file: file.write(text.encode()))
@@ -169,11 +168,3 @@ def _explained(rows: Sequence[Mapping[str, Any]], metric: str, null: bool) -> di
     except ValueError:
         names = ("r2_layer", "r2_trace", "r2_both", "gain", "f", "p", "df", "correlation")
         return {"n": len(rows)} | dict.fromkeys(names)
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic_write(path, lambda file: file.write(text.getvalue().encode()))

@@ -25,6 +25,7 @@ def measure(
     requests: Sequence[EditRequest],
     edits: Iterable[Edit] | None = None,
     texts: Sequence[Sequence[str] | None] | None = None,
+    compat: str | None = None,
 ) -> list[dict[str, Any]]:
     """For each record p(target) by kind of prompt, under its edit where there are edits, and, of `texts` about its
     subject, the mean perplexity ("essence"). A list of edits is read in one batch, what gives one after the other is
@@ -32,10 +33,10 @@ def measure(
     texts = [None] * len(records) if texts is None else texts
     items = list(zip(records, requests, texts, strict=True))
     if edits is None:
-        return _part(model, items, None)
+        return _part(model, items, None, compat)
     if isinstance(edits, Sequence):
-        return _part(model, items, Edited(model, edits))
-    return [_part(model, [item], Edited(model, edit))[0] for item, edit in zip(items, edits, strict=True)]
+        return _part(model, items, Edited(model, edits), compat)
+    return [_part(model, [item], Edited(model, edit), compat)[0] for item, edit in zip(items, edits, strict=True)]
 
 
 def essence_before(model: EditableModel, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -51,11 +52,12 @@ def _part(
     model: EditableModel,
     items: Sequence[tuple[Mapping[str, Any], EditRequest, Sequence[str] | None]],
     edited: Edited | None,
+    compat: str | None,
 ) -> list[dict[str, Any]]:
     asked = []
     for number, (record, request, _) in enumerate(items):
         ask = under_noise(_ask(request), lambda _, request=request: request.noise)
-        asked.append(ask(model, record, number))
+        asked.append(ask(model, record, number, compat=compat))
     before, after = score(model, [q for questions, _ in asked for q in questions], edited, before=edited is None)
     left = iter(before if edited is None else after)
     measured = [read([next(left) for _ in questions]) for questions, read in asked]
