@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..checks import Compat, as_type
+from ..checks import StudyCompat, as_type
 from ..editing.methods import METHODS
+from ..editing.problems import PROBLEMS
 from ..evaluation.command import NONE, run
 from .options import (
     ContextSeed,
@@ -22,6 +23,7 @@ from .options import (
     file_to_read,
     folder_to_fill,
     load,
+    number_or_rule,
 )
 
 
@@ -47,15 +49,20 @@ def evaluate(
     generation: Annotated[bool, typer.Option(help="Fluency and consistency of generated text.")] = True,
     baseline: Annotated[bool, typer.Option(help="Also measure the unedited model.")] = True,
     skip_bad: Annotated[bool, typer.Option(help="Leave bad records out, and count them.")] = False,
-    compat: Annotated[str | None, typer.Option(help='"reference": the published code\'s quirks too.')] = None,
+    problem: Annotated[str | None, typer.Option(help=f"What to make of each record: {', '.join(PROBLEMS)}.")] = None,
+    noise: Annotated[str, typer.Option(help='Of the subject, for --problem: "s3", or a number.')] = "s3",
+    compat: Annotated[
+        str | None, typer.Option(help='"reference", "hase": the quirks of the published code, or of Hase et al., too.')
+    ] = None,
     seed: ContextSeed = 0,
     max_rows: MaxRows = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Edit facts and measure the edits: the papers' table for one method; runs under torchrun too."""
-    as_type("compat", compat, Compat)  # before anything is loaded
+    as_type("compat", compat, StudyCompat)  # before anything is loaded
     choices = dict(method=method, params=params, moments=moments, num_edits=num_edits, seed=seed)
+    choices |= dict(problem=problem, noise=number_or_rule(noise))
     texts = dict(generation=generation, snippets=snippets, tfidf=tfidf)
     chosen = dict(limit=limit, zsre_target=zsre_target, skip_bad=skip_bad)
     asked = dict(baseline=baseline, compat=compat, max_rows=max_rows)

@@ -86,3 +86,11 @@ def load(model: str, device: str | None, dtype: str | None) -> ke.EditableModel:
     if model == "world":
         return ke.load_model(load_world().folder, device=device, dtype=dtype or "float32")
     return ke.load_model(model, device=device, dtype=dtype)
+
+
+def number_or_rule(text: str) -> float | str:
+    """A level of noise."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -90,13 +90,14 @@ def as_problem(
 
 
 def problem_record(record: Mapping[str, Any], request: EditRequest) -> dict[str, Any]:
-    """The record as its evaluation is to ask it: about the request's target (see `evaluate`)."""
+    """The record as it is edited and evaluated: about the request's target, in its direction, under its noise."""
     rewrite = record["requested_rewrite"]
     targets = {
         "target_new": {**rewrite["target_new"], "str": request.target_new},
         "target_true": {**rewrite["target_true"], "str": request.target_true},
     }
-    return {**record, "requested_rewrite": {**rewrite, **targets, "space": False}}
+    asked = {"minimise": request.minimise, "noise": None if request.noise is None else request.noise.to_dict()}
+    return {**record, "requested_rewrite": {**rewrite, **targets, "space": False, **asked}}
 
 
 def _settled(model: EditableModel, noise: SubjectNoise, subject: str) -> SubjectNoise:

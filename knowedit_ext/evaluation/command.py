@@ -9,9 +9,10 @@ from time import perf_counter
 from typing import Any
 
 from ..datasets import DATASETS, load_snippets, load_tfidf, wanted_snippets
-from ..datasets.records import Records
+from ..datasets.records import BadRecord, Records, describe_bad
 from ..editing.edit import Edit
 from ..editing.methods import METHODS, method_of
+from ..editing.problems import as_problem, problem_of, problem_record
 from ..model.identity import identity
 from ..model.load import EditableModel
 from ..moments import Moments, collect_moments
@@ -20,10 +21,11 @@ from ..runs.lock import alone
 from ..runs.ranks import Ranks
 from ..runs.settings import check_same
 from ..world import load_world
-from .evaluate import evaluate, load, usable
+from .evaluate import evaluate, load, places, usable
 from .methods import Editing
 from .metrics import asking
 from .metrics.consistency import TfIdf
+from .problem_scores import problem_table
 from .texts import require_extras
 
 NONE = "none"  # no method: the model as it is
@@ -40,16 +42,25 @@ def run(
     settings: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """Files are read and checked before the model. choices: method, params, moments, num_edits, seed; texts:
-    generation, snippets, tfidf; chosen, of the records: limit, skip_bad, zsre_target; settings: baseline, compat."""
+    """Files are read and checked before the model. choices: method, params, moments, num_edits, seed, problem, noise;
+    texts: generation, snippets, tfidf; chosen, of the records: limit, skip_bad, zsre_target; settings: baseline and
+    compat."""
     _check(data, of_world, choices, texts)
-    records, kind = load(load_world().records() if data is None else data, None, **chosen)
+    problem = choices["problem"]
+    # The truth may be what is asked for; an ordinary edit to it is a mistake.
+    equal = problem is not None or choices["method"] == NONE
+    source = load_world().records() if data is None else data
+    records, kind = load(source, None, **chosen, equal_targets=equal)
+    if problem is not None and kind != "counterfact":
+        raise ValueError(f"--problem is about CounterFact's records, these are of {kind}")
     settings |= {"skip_bad": chosen["skip_bad"]}
     described = _texts(data, texts, records if kind == "counterfact" else Records())
     method = None if choices["method"] == NONE else method_of(choices["method"])
     params = None if method is None else method.params_of(choices["params"])
     moments = None if choices["moments"] is None else Moments.load(choices["moments"])
     model = load_model()
+    if problem is not None:
+        records = _as_problems(model, records, choices, settings["compat"], chosen["skip_bad"])
     if moments is None and data is None and getattr(params, "mom2_adjustment", False):
         moments = collect_moments(model, load_world().statements(), params.layers)
     edit: Editing | Edit | None = None
@@ -66,13 +77,35 @@ def run(
     report = evaluate(model, records, edit, out=out, group=group, progress=True, **described, **settings)
     if not int(os.environ.get("RANK", 0)):
         say(report.table())
+        if problem is not None and params is not None and settings["baseline"]:
+            say(problem_table(model, problem, records, report.cases, out / "problem.json"))
         say(str(out / "report.md"))
+
+
+def _as_problems(
+    model: EditableModel, records: Records, choices: dict[str, Any], compat: str | None, skip_bad: bool
+) -> Records:
+    """The records as a problem asks them, less those of which it cannot be made."""
+    asked = Records(bad=records.bad)
+    for place, record in zip(places(records), records, strict=True):
+        try:
+            of = "hase" if compat == "hase" else None
+            request = as_problem(model, record, choices["problem"], choices["noise"], compat=of)
+            asked.append(problem_record(record, request))
+        except ValueError as error:
+            asked.bad.append(BadRecord(place, record["case_id"], "requested_rewrite", str(error)))
+    if len(asked) < len(records) and not (skip_bad and asked):
+        raise ValueError(describe_bad(asked.bad[len(records.bad) :], "the records"))
+    asked.bad.sort(key=lambda bad: bad.index)
+    return asked
 
 
 def _check(data: Path | None, of_world: bool, choices: dict[str, Any], texts: dict[str, Any]) -> None:
     method = choices["method"]
     if method not in (NONE, *METHODS):
         raise ValueError(f"unknown method '{method}': expected one of {', '.join((NONE, *METHODS))}")
+    if choices["problem"] is not None:
+        problem_of(choices["problem"])
     if data is None and not of_world:
         raise ValueError("--data FILE is missing (only the built-in world has facts of its own)")
     if method in METHODS and not choices["params"]:

@@ -83,7 +83,7 @@ def evaluate(
     compat: "reference": zsRE's answers cut into texts token by token, essence over N instead of N - 1, as published.
         "hase": that essence, and noise on the rows that google/belief-localization puts it on (docs/problems.md).
     noise: prompts with a record's subject are asked with that subject noised (`SubjectNoise`, or its level); None: as
-        the edits' requests were, where they say so. Generated texts go on from the clean prompt.
+        the records (`requested_rewrite.noise`) or the edits' requests say. Generated texts go on from the clean prompt.
     skip_bad: leave out records that cannot be evaluated, and count them in the report; else they are a ValueError.
     group: records computed together (part of the settings: rounding depends on it). max_rows: rows held at once.
     """
@@ -91,10 +91,8 @@ def evaluate(
         edit = as_type("edit", edit, Sequence[Edit])
     noise = SubjectNoise.of(noise)
     loaded, kind = load(records, dataset, skip_bad, limit, equal_targets=True)  # the truth, erased or amplified
-    if noise is None and edit is not None and not callable(edit):
-        noise_of = own_noise(edit)
-    else:
-        noise_of = lambda record: noise  # noqa: E731
+    given = () if edit is None or callable(edit) else edit
+    noise_of = own_noise(given) if noise is None else lambda record: noise
     ask = under_noise(asking(DATASETS[kind].ask), noise_of)
     texts = Texts(model, snippets, tfidf, max_length, compat) if generation and DATASETS[kind].generates else None
     total, numbers = len(loaded) + len(loaded.bad), places(loaded)

@@ -32,13 +32,14 @@ class _Part:
 
 
 def own_noise(edits: Edit | Sequence[Edit]) -> NoiseOf:
-    """The noise under which a record's fact was edited, by prompt and subject; None for facts that were not."""
+    """The noise that a record says, or under which its fact was edited, by prompt and subject; None for others."""
     requests = [r for edit in ([edits] if isinstance(edits, Edit) else edits) for r in edit.requests]
     asked = {(r.get("prompt"), r.get("subject")): SubjectNoise.of(r.get("noise")) for r in requests}
 
     def noise_of(record: Mapping[str, Any]) -> SubjectNoise | None:
         rewrite = record["requested_rewrite"]
-        return asked.get((rewrite["prompt"], rewrite["subject"]))
+        own = SubjectNoise.of(rewrite.get("noise"))
+        return own or asked.get((rewrite["prompt"], rewrite["subject"]))
 
     return noise_of
 

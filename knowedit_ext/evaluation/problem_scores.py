@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
 import numpy as np
 
+from ..datasets.questions import Question, filled
 from ..editing.problems import problem_of
+from ..model.load import EditableModel
+from ..model.spelling import spaced
+from ..runs.files import write_json
+from .mean import Mean
+from .nll import tokenize_question
 
 KINDS = ("rewrite", "paraphrase", "neighborhood")
 LEAST = 2e-8  # of a probability that was to rise, as released
@@ -72,3 +80,43 @@ def _probability(side: Mapping[str, Any], kind: str, name: str) -> np.ndarray:
     if not ((value >= 0) & (value <= 1 + 1e-6)).all():
         raise ValueError(f"{name}.{kind} is {brief(side[kind])}: expected probabilities, from 0 to 1")
     return np.minimum(value, 1.0)
+
+
+def problem_table(
+    model: EditableModel,
+    problem: str,
+    records: Sequence[Mapping[str, Any]],
+    cases: Sequence[Mapping[str, Any]],
+    path: Path,
+) -> str:
+    """Markdown: means of a problem's scores over evaluated cases, of the first prompt of each kind; a file has each."""
+    by_id = {record["case_id"]: record for record in records}
+    scored = []
+    for case in cases:
+        sides = _probabilities(model, by_id[case["case_id"]], case)
+        scored.append({"case_id": case["case_id"], **problem_scores(problem, *sides)})
+    means = {name: Mean.of([scores[name] for scores in scored]) for name in (*KINDS, "overall", "harmonic")}
+    summary = {name: mean.to_dict() for name, mean in means.items()}
+    write_json(path, {"problem": problem, "summary": summary, "cases": scored})
+    head = f"| {problem} | n | {' | '.join(means)} |\n|---|--:|" + "--:|" * len(means)
+    shown = [f"{x.mean:.3f}" + ("" if x.stderr is None else f" ({x.stderr:.3f})") for x in means.values()]
+    return f"{head}\n| score, 0 to 1 | {len(scored)} | {' | '.join(shown)} |\n"
+
+
+def _probabilities(
+    model: EditableModel, record: Mapping[str, Any], case: Mapping[str, Any]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """p(target), before and after, of a case, which holds the mean over the target's tokens."""
+    rewrite, before, after = record["requested_rewrite"], {}, {}
+    prompts = {
+        "rewrite": filled(rewrite),
+        "paraphrase": record["paraphrase_prompts"][0],
+        "neighborhood": record["neighborhood_prompts"][0],
+    }
+    for kind, prompt in prompts.items():
+        target = spaced(rewrite["target_new"]["str"], prompt, rewrite.get("space"))
+        question = tokenize_question(model, Question(prompt, (target,)))
+        tokens = len(question.joint[0]) - question.shared[0]
+        for side, when in ((before, "pre"), (after, "post")):
+            side[kind] = math.exp(-case[when][f"{kind}_prompts_probs"][0]["target_new"] * tokens)
+    return before, after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,47 @@ def test_one_edit_belongs_to_its_records_and_model(run, tmp_path: Path) -> None:
     (tmp_path / "out" / "edit.json").write_text(json.dumps(description))
     status, _, err = run(*arguments, "--limit", "2")
     assert status == 2 and "other model.weights" in err
+
+
+def test_a_problem_of_every_record(run, tmp_path: Path) -> None:
+    """Scores as from `as_problem`, an edit and probabilities by hand; the noise of forcing is each record's own."""
+    model = ke.load_model(load_world().folder, dtype="float32")
+    for name in ("fact_erasure", "fact_forcing"):
+        status, out, err = run(*WORLD, "--method", "ft-l", "--problem", name, "--noise", "0.3", "--out", name)
+        assert status == 0 and f"| {name} | n | rewrite |" in out, err
+        cases = json.loads((tmp_path / name / "problem.json").read_text())["cases"]
+        for record, case in zip(load_world().records()[:3], cases, strict=True):
+            request = ke.as_problem(model, record, name, noise=0.3)
+            assert request.target_new == request.target_true
+            edit = ke.finetune(model, [request], ke.FTParams.preset("world/ft-l"))
+            asked = json.loads(json.dumps(record))
+            asked["requested_rewrite"]["target_new"]["str"] = request.target_new
+            measured = ke.evaluate(model, [asked], edit, generation=False, noise=request.noise).cases[0]
+            tokens = len(model.tokenizer(request.target_new).input_ids)
+            sides = [
+                {
+                    kind: math.exp(-measured[when][f"{kind}_prompts_probs"][0]["target_new"] * tokens)
+                    for kind in ("rewrite", "paraphrase", "neighborhood")
+                }
+                for when in ("pre", "post")
+            ]
+            want = ke.problem_scores(name, *sides)
+            assert {key: case[key] for key in want} == pytest.approx(want, abs=2e-3)
+    status, _, err = run(*WORLD, "--method", "ft-l", "--problem", "forcing", "--out", "new")
+    assert status == 2 and "unknown problem 'forcing'" in err and not (tmp_path / "new").exists()
+    status, _, err = run(*WORLD, "--method", "alphaedit", "--problem", "fact_erasure", "--out", "new")
+    assert status == 2 and "does not take" in err.replace("\n", " ")
+
+
+def test_targets_that_are_the_truth(run, tmp_path: Path) -> None:
+    """They are what erasure and amplification are about; nothing to edit otherwise."""
+    records = json.loads(json.dumps(load_world().records()[:2]))
+    for record in records:
+        record["requested_rewrite"]["target_new"] = record["requested_rewrite"]["target_true"]
+    (tmp_path / "equal.json").write_text(json.dumps(records))
+    asked = ["evaluate", "world", "--data", "equal.json", "--no-generation"]
+    for more in (["--method", "none"], ["--method", "ft-l", "--params", "world", "--problem", "fact_amplification"]):
+        status, _, err = run(*asked, *more, "--out", more[-1])
+        assert status == 0, err
+    status, _, err = run(*asked, "--method", "ft-l", "--params", "world", "--out", "edited")
+    assert status == 2 and "the true target: nothing to edit" in err
