@@ -30,16 +30,24 @@ class Attending:
     """The layer in progress: its table (int32 [n, 5], see `tree_attention`) and keys and values of frozen rows.
 
     frozen: (k, v), [frozen rows, kv_heads, d] each, in front of the layer's own. recorded: filled with the layer's own.
+    queries: its own [rows, heads, d], with scale, sliding window and softcap (0: none).
     nearest: how far away the nearest key lies for a row that does not see itself: the table has that key in its place.
     """
 
     segments: torch.Tensor
     frozen: tuple[torch.Tensor, torch.Tensor] | None = None
     recorded: tuple[torch.Tensor, torch.Tensor] | None = None
+    queries: tuple[torch.Tensor, float, int, float] | None = None
     nearest: int = 0
 
 
 _attending: ContextVar[Attending] = ContextVar("knowedit_attending")
+
+
+def layer_in_progress() -> Attending:
+    """For hooks inside of it."""
+    return _attending.get()
+
 
 # Keyword arguments that change nothing here, and the values they may have (None always may): rows are placed by the
 # table and by their rotary angles, there is no cache, and what a row sees is causal.
@@ -81,7 +89,7 @@ def _attend(
         )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [rows, heads, d]
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    layer.recorded = (k, v)
+    layer.recorded, layer.queries = (k, v), (q, scale, sliding_window or 0, softcap or 0.0)
     if layer.frozen is not None:
         k, v = (torch.cat(pair) for pair in zip(layer.frozen, (k, v), strict=True))
     out = tree_attention(q, k, v, layer.segments.to(q.device), scale, sliding_window or 0, softcap or 0.0)
