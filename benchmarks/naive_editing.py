@@ -135,3 +135,82 @@ def insert(
     for projection, weights in zip(projections, before, strict=True):
         projection.weight.copy_(weights)
     return changes
+
+
+def rome(
+    hf: nn.Module,
+    mlp: nn.Module,
+    projection: nn.Module,
+    rewriting: Sequence[Text],
+    prompts: Sequence[Text],
+    kl: Text,
+    inverse: torch.Tensor,
+    params: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(left [d_in], right [d_out]) whose outer product changes a Conv1D's weight (rome/compute_u.py, compute_v.py),
+    with google/belief-localization's loss.
+
+    rewriting: the prompt in its contexts, with the target; prompts: without it, the bare one first; inverse: of the
+    second moment of the layer's keys.
+    """
+    value, initial = _rome_value(hf, mlp, rewriting, kl, params)
+    keys: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        keys.append(args[0].detach())
+        outputs.append(output.detach())
+
+    handle = projection.register_forward_hook(keep)
+    with torch.no_grad():
+        hf(**padded(prompts, hf.device))
+        hf(**padded(prompts[:1], hf.device))
+    handle.remove()
+    key = torch.stack([keys[0][row, text.lookup] for row, text in enumerate(prompts)]).mean(0)
+    left = inverse @ key
+    left = left / left.norm()
+    at = prompts[0].lookup
+    now, reached = keys[1][0, at], outputs[1][0, at]
+    return left, (initial + value - reached) / (now @ left)
+
+
+def _rome_value(
+    hf: nn.Module, mlp: nn.Module, rewriting: Sequence[Text], kl: Text, params: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    texts = [*rewriting, kl]
+    batch = padded(texts, hf.device)
+    delta = torch.zeros(hf.config.hidden_size, device=hf.device, requires_grad=True)
+    initial: list[torch.Tensor] = []
+
+    def add(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        if not initial:
+            initial.append(output[0, texts[0].lookup].detach().clone())
+        output = output.clone()
+        for row, text in enumerate(texts):
+            output[row, text.lookup] += delta
+        return output
+
+    optimiser = torch.optim.Adam([delta], lr=params.v_lr)
+    handle, first = mlp.register_forward_hook(add), None
+    for step in range(params.v_num_grad_steps):
+        optimiser.zero_grad()
+        logp = hf(**batch).logits.log_softmax(-1)
+        current = logp[-1, kl.lookup]
+        first = current.detach() if first is None else first
+        losses = []
+        for row, text in enumerate(rewriting):
+            places = torch.arange(len(text.ids) - len(text.target), len(text.ids))
+            losses.append(-logp[row, places, torch.tensor(text.target)].mean())
+        divergence = nn.functional.kl_div(first[None], current[None], log_target=True, reduction="batchmean")
+        decay = params.v_weight_decay * delta.norm() / initial[0].norm() ** 2
+        loss = torch.stack(losses).mean() + params.kl_factor * divergence + decay
+        if step == params.v_num_grad_steps - 1:
+            break
+        loss.backward()
+        optimiser.step()
+        with torch.no_grad():
+            most = params.clamp_norm_factor * initial[0].norm()
+            if delta.norm() > most:
+                delta.copy_(delta * most / delta.norm())
+    handle.remove()
+    return delta.detach(), initial[0]

@@ -9,6 +9,7 @@ trace   state map of a GPT-2-small-sized random model (12 layers, 768, vocabular
         reached, and those of a plain large matmul
 values  z of 32 edits at layer 8 of that model
 insert  MEMIT's insertion of 32 edits over its layers 4-8
+layers  32 facts edited by ROME and scored at layers 0, 2, .. 10, against edit, score, restore, one by one
 moments second moments of its layers 7-11 in one pass, against five passes
 alphaedit  AlphaEdit's update (d = 3072, 100 requests, 1,000 earlier ones) against the published LU of the d x d system
 history what 2,000 earlier edits add to a batch of 100 by MEMIT and AlphaEdit
@@ -35,6 +36,7 @@ import closed_form
 import editing
 import editors
 import evaluation
+import layers
 import moments
 import neurons
 import torch
@@ -58,6 +60,7 @@ CASES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "alphaedit": small_gpt2_case(closed_form.alphaedit_case),
     "history": small_gpt2_case(closed_form.history_case),
     "solve": small_gpt2_case(moments.solve_case),
+    "layers": small_gpt2_case(layers.layers_case),
     "mend": small_gpt2_case(editors.mend_case),
     "train_editor": small_gpt2_case(editors.train_editor_case),
     "neurons": small_gpt2_case(neurons.neurons_case),
