@@ -23,6 +23,8 @@ from .commands.evaluate import evaluate
 from .commands.mistakes import explain
 from .commands.moments import moments
 from .commands.report import report
+from .commands.study_edits import categories, layer_token, layers, mixes, scaling
+from .commands.study_facts import attention, pairs, reversal, severed
 from .commands.study_localization import localization
 from .commands.study_sequential import sequential
 from .commands.trace import trace
@@ -52,8 +54,9 @@ app.add_typer(study, name="study")
 for command in (trace, edit, moments, train_editor, convert_editor, evaluate, report, download, demo, doctor):
     app.command()(_begun(command))
 world.command()(_begun(train))
-study.command()(_begun(localization))
-study.command()(_begun(sequential))
+of_studies = (localization, sequential, scaling, layers, categories, mixes, layer_token)
+for command in (*of_studies, severed, attention, reversal, pairs):
+    study.command(command.__name__.replace("_", "-"))(_begun(command))
 
 
 def main() -> None:

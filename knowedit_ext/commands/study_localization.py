@@ -11,9 +11,11 @@ import knowedit_ext as ke
 
 from ..editing.problems import PROBLEMS
 from ..studies.localization import METHODS
+from ..studies.localization_edits import PUBLISHED
 from ..world import load_world
 from .moments import layers_of
-from .options import Device, Dtype, ModelName, MomentsFolder, file_to_read, folder_to_fill, load
+from .options import Device, Dtype, ModelName, MomentsFolder, file_to_read, folder_to_fill, load, number_or_rule
+from .study_inputs import of_world, params_by_method
 
 
 def localization(
@@ -27,26 +29,32 @@ def localization(
     ] = None,
     layers: Annotated[str, typer.Option(help='Edited layers, e.g. "0,4,8-11"; default: all.')] = "",
     facts: Annotated[int | None, typer.Option(min=1, help="Only the first N facts that the model knows.")] = None,
-    params: Annotated[str, typer.Option(help="A preset of all methods; default: as published for GPT-J.")] = "",
+    params: Annotated[
+        list[str] | None,
+        typer.Option(help="A preset of all methods, or ft=, rome=, memit=PRESET-OR-FILE; default: as for GPT-J."),
+    ] = None,
     window: Annotated[int, typer.Option(min=1, help="Layers that MEMIT edits.")] = 5,
     noise: Annotated[str, typer.Option(help='Of traces and problems: "s3", or a number.')] = "s3",
     trace_window: Annotated[int, typer.Option(min=1, help="MLP layers restored together.")] = 5,
     samples: Annotated[int, typer.Option(min=1, help="Noise draws of a trace.")] = 10,
     essence: Annotated[bool, typer.Option(help="Also the perplexity of texts about the subject.")] = False,
+    compat: Annotated[str | None, typer.Option(help='"hase": problems, edits and scores as released.')] = None,
     group: Annotated[int, typer.Option(min=1, help="Facts computed together.")] = 8,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Trace every known fact, edit it at every layer by every method for every problem, score, regress.
 
-    Runs under torchrun too. Writes one tidy table, the regressions, figures and a page.
+    The same command started several times shares the work, and so does torchrun.
+    Writes one tidy table, the regressions, figures and a page.
     """
-    of_world = model == "world"
-    if data is None and not of_world:
-        raise ValueError("--data FILE is missing (only the built-in world has facts of its own)")
+    world = of_world(model, data)
+    shared, by_method = params_by_method(params or (["world"] if world else []))
+    if unknown := set(by_method) - set(PUBLISHED):
+        raise ValueError(f"--params {min(unknown)}=: expected one of {', '.join(PUBLISHED)}")
     held = None if moments is None else ke.Moments.load(moments)
     loaded = load(model, device, dtype)
-    if held is None and of_world:
+    if held is None and world:
         held = ke.collect_moments(loaded, load_world().statements(), list(range(loaded.num_layers)))
     results = ke.localization_study(
         loaded,
@@ -57,21 +65,15 @@ def localization(
         methods=method or list(METHODS),
         layers=layers_of(layers) if layers else None,
         facts=facts,
-        params=params or ("world" if of_world else None),
+        params={kind: by_method.get(kind, shared) for kind in PUBLISHED},
         window=window,
-        noise=_number(noise),
+        noise=number_or_rule(noise),
         trace_window=trace_window,
         samples=samples,
         essence=essence,
+        compat=compat,
         group=group,
         progress=True,
     )
     typer.echo(results.table())
     typer.echo(str(out / "study.html"))
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import knowedit_ext as ke
 
-from ..editing.methods import METHODS, method_of
 from ..moments.corpora import open_corpus
 from ..studies import sequential as run_sequential
 from ..studies.treatment import treatments
 from ..world import load_world
 from .options import Device, Dtype, ModelName, MomentsFolder, file_to_read, folder_to_fill, load
+from .study_inputs import GivenParams, of_world, params_by_method, world_moments
 
 
 def sequential(
@@ -24,10 +24,7 @@ def sequential(
         list[str],
         typer.Option(help='METHOD[+history][:parameter=value,...], e.g. "memit+history:mu=1"; may be repeated.'),
     ],
-    params: Annotated[
-        list[str] | None,
-        typer.Option(help="A preset or a file for all methods, or METHOD=PRESET-OR-FILE for one; may be repeated."),
-    ] = None,
+    params: GivenParams = None,
     data: Annotated[
         Path | None, file_to_read("JSON of CounterFact (also the flat schema); default: the world's facts.")
     ] = None,
@@ -51,22 +48,19 @@ def sequential(
 
     The same command started several times shares methods and seeds among the processes.
     """
-    of_world = model == "world"
-    if data is None and not of_world:
-        raise ValueError("--data FILE is missing (only the built-in world has facts of its own)")
-    chosen = _params(params or (["world"] if of_world else []))
+    world = of_world(model, data)
+    chosen = params_by_method(params or (["world"] if world else []))
     lines = treatments(method, *chosen)
     held = None if moments is None else ke.Moments.load(moments)
     texts = None
     if text is not None:
         corpus = open_corpus(text, max_texts)
         texts = [corpus[n] for n in range(len(corpus))]
-    elif of_world:
+    elif world:
         texts = load_world().fillers()[:max_texts]
     loaded = load(model, device, dtype)
-    if held is None and of_world and data is None:
-        layers = sorted({layer for line in lines if line.uses_moments for layer in line.params.layers})
-        held = ke.collect_moments(loaded, load_world().statements(), layers) if layers else None
+    if held is None and world and data is None:
+        held = world_moments(loaded, lines)
     study = run_sequential(
         loaded,
         load_world().records() if data is None else data,
@@ -88,17 +82,3 @@ def sequential(
     )
     typer.echo(study.table() if study.rows else "all of it is being computed by other processes")
     typer.echo(str(out / "study.md"))
-
-
-def _params(given: list[str]) -> tuple[str | None, dict[str, Any]]:
-    """(for all methods, {method: for it})"""
-    shared, by_method = None, {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if equals:
-            by_method[method_of(name).name] = value
-        elif shared is not None:
-            raise ValueError(f"--params {shared} and {text} are both for all methods ({', '.join(METHODS)})")
-        else:
-            shared = text
-    return shared, by_method

@@ -1,9 +1,38 @@
 """The papers' studies, on what the rest of the package gives."""
 
+from .attention import attention
+from .categories import categories
+from .findings import Findings
+from .layer_token import layer_token
+from .layers import layers
 from .localization import localization_study
 from .localization_results import Localization
+from .mixes import mixes
+from .pairs import export_pairs, read_pairs
 from .regression import Regression, regress
+from .reversal import reversal
+from .scaling import scaling
 from .sequential import Sequential, sequential
+from .severed import severed
 from .treatment import Treatment
 
-__all__ = ["Localization", "Regression", "Sequential", "Treatment", "localization_study", "regress", "sequential"]
+__all__ = [
+    "Findings",
+    "Localization",
+    "Regression",
+    "Sequential",
+    "Treatment",
+    "attention",
+    "categories",
+    "export_pairs",
+    "layer_token",
+    "layers",
+    "localization_study",
+    "mixes",
+    "read_pairs",
+    "regress",
+    "reversal",
+    "scaling",
+    "sequential",
+    "severed",
+]

@@ -1,0 +1,203 @@
+"""`knowedit study`: methods over numbers of edits, relations, layers and tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import studies
+from ..studies.layer_token import TOKENS
+from ..studies.layers import spelled, windows_of
+from ..studies.treatment import Treatment
+from .moments import layers_of
+from .options import ContextSeed, Device, Dtype, ModelName, MomentsFolder, Params
+from .study_inputs import (
+    Data,
+    Generation,
+    GivenParams,
+    Labels,
+    Out,
+    Seeds,
+    SkipBad,
+    Snippets,
+    compared_with,
+    inputs,
+    numbers,
+    of_world,
+    tell,
+)
+
+Counts = Annotated[str, typer.Option(help='Numbers of edits, e.g. "1,10,100"; default: the published grid.')]
+Least = Annotated[int, typer.Option(min=1, help="Facts to score for each number: small ones are edited several times.")]
+
+
+def scaling(
+    model: ModelName,
+    out: Out,
+    method: Labels,
+    params: GivenParams = None,
+    data: Data = None,
+    moments: MomentsFolder = None,
+    counts: Counts = "",
+    least: Least = 1,
+    seeds: Seeds = 1,
+    shuffle: Annotated[bool, typer.Option(help="Take the facts in an order of the seed's.")] = False,
+    generation: Generation = False,
+    snippets: Snippets = None,
+    skip_bad: SkipBad = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """1 to 10,000 edits: the scores of all of them, a curve a method (MEMIT, figure 5)."""
+    compared = compared_with(of_world(model, data), generation, snippets)
+    given = inputs(model, data, moments, device, dtype, method, params)
+    study = studies.scaling(
+        given.model,
+        given.records,
+        method,
+        out,
+        **given.options(),
+        counts=numbers(counts),
+        least=least,
+        seeds=list(range(seeds)),
+        shuffle=shuffle,
+        generation=generation,
+        snippets=compared,
+        skip_bad=skip_bad,
+        progress=True,
+    )
+    tell(study, out)
+
+
+def layers(
+    model: ModelName,
+    out: Out,
+    method: Annotated[str, typer.Option(help="METHOD[:parameter=value,...].")] = "memit",
+    params: Params = "",
+    window: Annotated[
+        list[str] | None, typer.Option(help='Layers edited together, e.g. "3-5"; may be repeated; default: see docs.')
+    ] = None,
+    data: Data = None,
+    moments: MomentsFolder = None,
+    counts: Counts = "",
+    least: Least = 1,
+    skip_bad: SkipBad = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """How many layers to edit, and which: the curves of one method with several windows."""
+    chosen = params or ("world" if of_world(model, data) else None)
+    own = Treatment.of(method, chosen, {}).params.layers
+    windows = None if window is None else [layers_of(text) for text in window]
+    given = inputs(model, data, moments, device, dtype, [method], [chosen] if chosen else None, every_layer=True)
+    if windows is None:
+        windows = windows_of(own, given.model.num_layers)
+        if moments is not None:  # a folder may not have them all
+            windows = [one for one in windows if set(one) <= set(given.moments.layers)] or windows
+            typer.echo(f"windows: {', '.join(map(spelled, windows))}", err=True)
+    study = studies.layers(
+        given.model,
+        given.records,
+        out,
+        method=method,
+        params=chosen,
+        windows=windows,
+        moments=given.moments,
+        counts=numbers(counts),
+        least=least,
+        skip_bad=skip_bad,
+        progress=True,
+    )
+    tell(study, out)
+
+
+def categories(
+    model: ModelName,
+    out: Out,
+    method: Labels,
+    params: GivenParams = None,
+    data: Data = None,
+    moments: MomentsFolder = None,
+    edits: Annotated[int, typer.Option(min=1, help="Facts of a relation that are edited together.")] = 300,
+    relation: Annotated[list[str] | None, typer.Option(help="relation_id; may be repeated; default: all.")] = None,
+    seeds: Seeds = 1,
+    skip_bad: SkipBad = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Facts of one relation edited together: which are easy to change (MEMIT, figure 6)?"""
+    given = inputs(model, data, moments, device, dtype, method, params)
+    options = dict(edits=edits, relations=relation, seeds=list(range(seeds)), skip_bad=skip_bad, progress=True)
+    tell(studies.categories(given.model, given.records, method, out, **given.options(), **options), out)
+
+
+def mixes(
+    model: ModelName,
+    out: Out,
+    method: Labels,
+    params: GivenParams = None,
+    data: Data = None,
+    moments: MomentsFolder = None,
+    pair: Annotated[list[str] | None, typer.Option(help='Two relation_ids, "P19+P103"; may be repeated.')] = None,
+    counts: Counts = "",
+    seeds: Seeds = 1,
+    skip_bad: SkipBad = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Facts of two relations edited together, against each alone (MEMIT, figure 7)."""
+    pairs = None if pair is None else [_pair(text) for text in pair]
+    given = inputs(model, data, moments, device, dtype, method, params)
+    options = dict(
+        pairs=pairs, counts=numbers(counts), seeds=list(range(seeds)), skip_bad=skip_bad, progress=True
+    )  # fmt: skip
+    tell(studies.mixes(given.model, given.records, method, out, **given.options(), **options), out)
+
+
+def layer_token(
+    model: ModelName,
+    out: Out,
+    method: Annotated[str, typer.Option(help="rome or r_rome, with parameters if need be.")] = "rome",
+    params: Params = "",
+    data: Data = None,
+    moments: MomentsFolder = None,
+    layers: Annotated[str, typer.Option(help='e.g. "0,4,8-11"; default: all.')] = "",
+    token: Annotated[list[str] | None, typer.Option(help=f"{', '.join(TOKENS)}; may be repeated.")] = None,
+    facts: Annotated[int, typer.Option(min=1, help="Only the first N.")] = 100,
+    seed: ContextSeed = 0,
+    generation: Generation = False,
+    snippets: Snippets = None,
+    skip_bad: SkipBad = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """ROME at every layer and token: where does an edit work (ROME, figure 5)?"""
+    world = of_world(model, data)
+    compared = compared_with(world, generation, snippets)
+    chosen = params or ("world" if world else None)
+    given = inputs(model, data, moments, device, dtype, [method], [chosen] if chosen else None, every_layer=True)
+    study = studies.layer_token(
+        given.model,
+        given.records,
+        out,
+        method=method,
+        params=chosen,
+        moments=given.moments,
+        layers=layers_of(layers) if layers else None,
+        tokens=token or list(TOKENS),
+        facts=facts,
+        seed=seed,
+        generation=generation,
+        snippets=compared,
+        skip_bad=skip_bad,
+        progress=True,
+    )
+    tell(study, out)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    first, plus, second = (part.strip() for part in text.partition("+"))
+    if not (first and plus and second):
+        raise ValueError(f"--pair '{text}': expected two relation_ids, e.g. P19+P103")
+    return first, second

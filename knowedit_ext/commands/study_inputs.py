@@ -1,0 +1,122 @@
+"""What the commands of several studies take: facts, methods with their parameters, moments, texts to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import knowedit_ext as ke
+
+from ..datasets import load_snippets
+from ..editing.methods import METHODS, method_of
+from ..studies import Findings, Treatment
+from ..studies.treatment import treatments
+from ..world import load_world
+from .options import file_to_read, folder_to_fill, load
+
+Out = Annotated[Path, folder_to_fill("Folder; a study that was killed goes on there.")]
+Labels = Annotated[
+    list[str],
+    typer.Option("--method", help='METHOD[:parameter=value,...], e.g. "memit:layers=3-5"; may be repeated.'),
+]
+GivenParams = Annotated[
+    list[str] | None,
+    typer.Option(help="A preset or a file for all methods, or METHOD=PRESET-OR-FILE for one; may be repeated."),
+]
+Data = Annotated[Path | None, file_to_read("JSON of CounterFact (also the flat schema); default: the world's facts.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Seeds 0 .. SEEDS - 1.")]
+SkipBad = Annotated[bool, typer.Option(help="Leave out records that cannot be edited, or not with the others.")]
+Generation = Annotated[bool, typer.Option(help="Also fluency (GE), and with snippets consistency (RS).")]
+Snippets = Annotated[Path | None, file_to_read("attribute_snippets.json, for consistency.")]
+
+
+@dataclass
+class Inputs:
+    """params, params_of: of all methods, and of single ones. records: a file, or the world's."""
+
+    model: ke.EditableModel
+    records: Any
+    params: str | None
+    params_of: dict[str, Any]
+    moments: ke.Moments | None
+
+    def options(self) -> dict[str, Any]:
+        return {"params": self.params, "params_of": self.params_of, "moments": self.moments}
+
+
+def of_world(model: str, data: Path | None) -> bool:
+    """ValueError where there are no facts."""
+    if data is None and model != "world":
+        raise ValueError("--data FILE is missing (only the built-in world has facts of its own)")
+    return model == "world"
+
+
+def inputs(
+    model: str,
+    data: Path | None,
+    moments: Path | None,
+    device: str | None,
+    dtype: str | None,
+    labels: Sequence[str],
+    params: Sequence[str] | None,
+    every_layer: bool = False,
+) -> Inputs:
+    """All is checked before the model is loaded. every_layer: moments of all are needed, not of the methods' own."""
+    world = of_world(model, data)
+    shared, by_method = params_by_method(params or (["world"] if world else []))
+    lines = treatments(labels, shared, by_method)
+    held = None if moments is None else ke.Moments.load(moments)
+    loaded = load(model, device, dtype)
+    if held is None and world and data is None:
+        held = world_moments(loaded, lines, every_layer)
+    return Inputs(loaded, load_world().records() if data is None else data, shared, by_method, held)
+
+
+def world_moments(model: ke.EditableModel, lines: Sequence[Treatment], every_layer: bool = False) -> ke.Moments | None:
+    """Of the layers that the methods edit, or of all."""
+    used = [line for line in lines if line.uses_moments]
+    own = {n for line in used for n in line.params.layers}
+    wanted = list(range(model.num_layers)) if used and every_layer else sorted(own)
+    return ke.collect_moments(model, load_world().statements(), wanted) if wanted else None
+
+
+def params_by_method(given: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
+    """(for all methods, {method: for it})"""
+    shared, by_method = None, {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if equals:
+            by_method[method_of(name).name] = value
+        elif shared is not None:
+            raise ValueError(f"--params {shared} and {text} are both for all methods ({', '.join(METHODS)})")
+        else:
+            shared = text
+    return shared, by_method
+
+
+def compared_with(world: bool, generation: bool, snippets: Path | None) -> Any:
+    """The snippets of a study that generates."""
+    if snippets is not None and not generation:
+        raise ValueError("--snippets are for the consistency of generated texts: give --generation too")
+    if not generation:
+        return None
+    return load_world().snippets() if world and snippets is None else snippets and load_snippets(snippets)
+
+
+def numbers(text: str) -> list[int] | None:
+    """ "1,10,100"; None for nothing."""
+    if not text:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"'{text}' is no list of numbers: expected e.g. 1,10,100")
+    return [int(part) for part in parts]
+
+
+def tell(study: Findings, out: Path) -> None:
+    typer.echo(study.table() if study.rows or study.notes else "all of it is being computed by other processes")
+    typer.echo(str(out / "study.md"))
