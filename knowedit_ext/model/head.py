@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from ..ops import target_logprob
+from ..ops.logprob import Learned
 from ..ops.reference import compute_dtype
 from .families import UnsupportedModelError, on_device
 from .load import EditableModel
 
 HEAD_ROWS = 512  # rows of logits held at once
-FEW_LOGITS = 1 << 24
 
 # How a ForCausalLM scales (read in transformers 5.24), by its config's name for the factor: what, and to which power.
 _SCALES = {
@@ -93,7 +93,7 @@ def log_probabilities(model: EditableModel, states: torch.Tensor, targets: torch
     head, form = model.modules.head, LogitForm.of(model.modules.config)
     states = on_device(states, head)
     targets = targets.to(states.device)
-    if not _plain(head, states) or _few_to_learn_from(states, head) or not _exact_factor(form.scale, states.dtype):
+    if not _plain(head, states) or not _exact_factor(form.scale, states.dtype):
         wide = targets.view(len(targets), -1)
         size = len(states) if states.requires_grad else HEAD_ROWS  # autograd would keep all parts
         parts = zip(states.split(max(1, size)), wide.split(max(1, size)), strict=True)
@@ -102,6 +102,8 @@ def log_probabilities(model: EditableModel, states: torch.Tensor, targets: torch
     if form.scale != 1.0:
         states = states * form.scale
         bias = None if bias is None else bias * form.logits_scale
+    if _learned_through(states, head):
+        return Learned.apply(states, head.weight, bias, targets, form.softcap)
     return target_logprob(states, head.weight, bias, targets, form.softcap)
 
 
@@ -142,10 +144,11 @@ def _plain(head: nn.Module, states: torch.Tensor) -> bool:
     )
 
 
-def _few_to_learn_from(states: torch.Tensor, head: nn.Linear) -> bool:
-    """Logits that autograd can as well keep: the op would compute them anew, twice, for the backward pass."""
+def _learned_through(states: torch.Tensor, head: nn.Linear) -> bool:
+    """Do gradients go to the states alone? The op would compute the logits twice more for its backward pass."""
+    asking = torch.is_grad_enabled() and states.requires_grad
     exact = states.dtype == compute_dtype(states.dtype)
-    return exact and states.requires_grad and len(states) * head.out_features <= FEW_LOGITS
+    return asking and exact and not any(p.requires_grad for p in head.parameters())
 
 
 def _exact_factor(factor: float, dtype: torch.dtype) -> bool:

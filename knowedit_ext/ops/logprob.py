@@ -6,14 +6,17 @@ The CUDA kernel where there is one, torch GEMMs elsewhere and backward.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import _native, launch_cuda
 from .reference import compute_dtype
 
 _TILE = 1 << 22  # logits held at a time
+_LOGITS = 1 << 24  # held at a time while a gradient is taken from them
 _ROWS = 1 << 12  # rows taken at a time: with more, a tile would get too narrow for a good GEMM
 
 
@@ -100,3 +103,43 @@ def backward(
                 db[start:end] += dl.sum(0)
     cast = hidden.dtype
     return tuple(None if x is None else x.to(cast) for x in (dx, dw, db))
+
+
+class Learned(torch.autograd.Function):
+    """`target_logprob` for gradients in `hidden` alone, in float32 or float64: the logits are computed once.
+
+    d log p(t) / dx = c_t W_t - E, where c = 1 - (logits / softcap)^2, or 1, and E [rows, d] is the mean of c_w W_w over
+    p, taken from each part of the logits while it is there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float
+    ) -> Tensor:
+        wide, expected = _columns(targets), torch.empty_like(hidden)
+        logp, steep = hidden.new_empty(wide.shape), hidden.new_ones(wide.shape)
+        size = max(1, _LOGITS // len(weight))
+        for first in range(0, len(hidden), size):
+            at = slice(first, first + size)
+            logits = hidden[at] @ weight.T if bias is None else torch.addmm(bias, hidden[at], weight.T)
+            slope = None
+            if softcap > 0:
+                logits = softcap * torch.tanh(logits / softcap)
+                slope = 1 - (logits / softcap) ** 2
+                steep[at] = slope.gather(1, wide[at])
+            scores = logits.log_softmax(1)
+            logp[at] = scores.gather(1, wide[at])
+            shares = scores.exp_() if slope is None else scores.exp_().mul_(slope)
+            torch.mm(shares, weight, out=expected[at])
+        ctx.save_for_backward(weight, wide, expected, steep)
+        return logp.view(targets.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, wide, expected, steep = ctx.saved_tensors
+        up = _columns(grad)
+        dx = up.sum(1, keepdim=True) * -expected
+        for column, of in zip((up * steep).unbind(1), wide.unbind(1), strict=True):
+            dx.addcmul_(column[:, None], weight[of])
+        return dx, None, None, None, None

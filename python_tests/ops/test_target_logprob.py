@@ -90,3 +90,25 @@ def test_bad_arguments():
         ops.target_logprob(hidden, weight, bias, targets[1:])
     with pytest.raises(ValueError, match="head_weight is torch.float16"):
         ops.target_logprob(hidden, weight.half(), bias, targets)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("k", [None, 3])
+@pytest.mark.parametrize("logits", [1, 1 << 24])
+def test_learned_through(device, logits, k, softcap, monkeypatch):
+    """Where gradients go to the hidden states alone: values and gradients of the op's in float64."""
+    monkeypatch.setattr(logprob, "_LOGITS", logits)
+    for bias in (True, False):
+        for dtype, close in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+            hidden, weight, shift, targets = problem(9, 6, 300, k, torch.float64, device, bias)
+            up = torch.randn(targets.shape, dtype=torch.float64, device=device)
+            truth = ops.target_logprob(hidden.requires_grad_(), weight, shift, targets, softcap)
+            (want,) = torch.autograd.grad((truth * up).sum(), hidden)
+            x, w, b = (None if t is None else t.detach().to(dtype) for t in (hidden, weight, shift))
+            out = logprob.Learned.apply(x.requires_grad_(), w, b, targets, softcap)
+            (got,) = torch.autograd.grad((out * up.to(dtype)).sum(), x)
+            assert out.shape == targets.shape and out.dtype == got.dtype == dtype
+            assert (
+                float((out - truth).detach().abs().max()) < 10 * close and float((got - want).abs().max()) < 10 * close
+            )
+    assert logprob.Learned.apply(x[:0], w, b, targets[:0], softcap).shape == targets[:0].shape
