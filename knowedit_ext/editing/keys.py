@@ -8,7 +8,6 @@ import torch
 
 from ..model.hooks import Hooks
 from ..model.load import EditableModel
-from ..sweep.capture import clean_runs
 from ..sweep.engine import default_max_rows
 from ..sweep.packed import PackedPrompts, parts_of
 from .tokenized import TokenizedRequest
@@ -38,7 +37,7 @@ class KeyRows:
         noises = [noise for request in requests for noise in request.inputs()]
         self.parts: list[tuple[PackedPrompts, torch.Tensor]] = []  # prompts, and their last tokens' rows
         for part in parts_of([len(each) for each in ids], max_rows or default_max_rows(model)):
-            packed = PackedPrompts(model, clean_runs(model, ids[part], noises[part]))
+            packed = PackedPrompts.sharing(model, ids[part], noises[part])
             lookups = [packed.row(prompt, len(each) - 1) for prompt, each in enumerate(ids[part])]
             self.parts.append((packed, torch.tensor(lookups)))
         self.start = [packed.start for packed, _ in self.parts]

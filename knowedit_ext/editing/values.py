@@ -16,14 +16,16 @@ import torch
 from tqdm import tqdm
 
 from ..checks import quoted
+from ..model.activations import fused_gelu
 from ..model.facts import Fact, tokenize_fact
 from ..model.gradients import check_gradients
 from ..model.head import distribution, likeliest, log_probabilities
 from ..model.hooks import at_rest, learning
 from ..model.load import EditableModel
 from ..ops.reference import compute_dtype
-from ..sweep.capture import EmbeddingNoise, clean_runs
-from ..sweep.packed import FrozenPrompts, PackedPrompts
+from ..sweep.capture import EmbeddingNoise
+from ..sweep.frozen import FrozenPrompts
+from ..sweep.packed import PackedPrompts
 from .params import EditParams
 from .request import lookup
 from .tokenized import TokenizedRequest
@@ -32,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 STOP_LOSS = 5e-2
 KL_PROMPT = "{} is a"
-LEAVE = 0.75  # converged edits leave the batch when no more than this share of it is still going
+LEAVE = 0.9  # converged edits leave the batch when no more than this share of it is still going
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch.optim.Adam's
 
 
@@ -134,7 +136,7 @@ def optimise_values(
     size = batch or _batch_size(model, prompts, after - layer)
     parts = []
     check_gradients(model, layer + 1, after)
-    with learning(model):
+    with learning(model), fused_gelu(model.hf):
         for first in tqdm(range(0, len(requests), size), desc="values", unit="batch", disable=not progress):
             part = slice(first, first + size)
             task = _Batch(
@@ -222,8 +224,7 @@ class _Batch:
     def optimise(self) -> Values:
         params, n = self.params, self.count
         planned = list(range(n))
-        self._plan(planned)
-        stale = False
+        self._freeze(planned)
         # The values of the bare prompts, which are the first of an edit's prompts: [edits, sites, hidden].
         values, firsts = self.frozen.initial.to(compute_dtype(self.model.dtype)), self.bare.tolist()
         initial = torch.stack([values[at : at + k].mean(0) for at, k in zip(firsts, self.draws, strict=True)])
@@ -234,9 +235,8 @@ class _Batch:
         weight = torch.full((n,), self.nll_factor)
         self.kl_initial: dict[int, torch.Tensor] = {}
         for step in range(params.v_num_grad_steps):
-            if stale or (step and self.redrawn):
-                self._plan(planned)
-                stale = False
+            if step and self.redrawn:
+                self._freeze(planned)
             variable = delta[planned].requires_grad_()
             loss, seen = self._loss(variable, initial[planned], planned, weight[planned])
             going = alive[planned]
@@ -263,8 +263,10 @@ class _Batch:
             norm = moved.norm(dim=-1, keepdim=True)
             delta[here] = torch.where(norm > most, moved * (most / norm), moved)
             steps[here.cpu()] += 1
-            if going.sum() <= LEAVE * len(planned) and not self.redrawn:  # planning anew costs about a step
-                planned, stale = torch.tensor(planned)[going].tolist(), True
+            if going.sum() <= LEAVE * len(planned) and not self.redrawn:
+                kept = going[self.owner].nonzero()[:, 0].tolist()
+                planned, self.frozen = torch.tensor(planned)[going].tolist(), self.frozen.only(kept)
+                self._number(planned)
         return Values((initial + delta)[:, 0], initial[:, 0], losses, steps)
 
     def _gradient(
@@ -282,13 +284,18 @@ class _Batch:
             )
         return gradient
 
-    def _plan(self, planned: Sequence[int]) -> None:
-        """Freeze the prompts of the edits that are still optimised."""
+    def _freeze(self, planned: Sequence[int]) -> None:
+        """Run the prompts of some edits as far as they do not change."""
         chosen = [prompt for edit in planned for prompt in self.prompts[edit]]
         noises = [noise for edit in planned for noise in self._noises(edit)]
-        packed = PackedPrompts(self.model, clean_runs(self.model, [prompt.ids for prompt in chosen], noises))
+        packed = PackedPrompts.sharing(self.model, [prompt.ids for prompt in chosen], noises)
         tokens, readout = [p.token for p in chosen], [p.readout for p in chosen]
         self.frozen = FrozenPrompts(packed, self.sites, self.layer, tokens, readout, self.after)
+        self._number(planned)
+
+    def _number(self, planned: Sequence[int]) -> None:
+        """Whose the prompts and the rows that are read out are, and what is scored there."""
+        chosen = [prompt for edit in planned for prompt in self.prompts[edit]]
         counts = [len(self.prompts[edit]) for edit in planned]
         self.owner = torch.arange(len(planned)).repeat_interleave(torch.tensor(counts))  # prompt -> place in planned
         self.bare = torch.tensor([0, *counts]).cumsum(0)[:-1]

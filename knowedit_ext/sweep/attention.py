@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from ..model.families import ModuleMap, UnsupportedModelError
+from ..model.hooks import Stop
 from ..ops import tree_attention
 
 NAME = "knowedit_tree"
@@ -29,12 +30,13 @@ NAME = "knowedit_tree"
 class Attending:
     """The layer in progress: its table (int32 [n, 5], see `tree_attention`) and keys and values of frozen rows.
 
+    segments: None where only keys and values are wanted: the layer is stopped (`Stop`) when they are there.
     frozen: (k, v), [frozen rows, kv_heads, d] each, in front of the layer's own. recorded: filled with the layer's own.
     queries: its own [rows, heads, d], with scale, sliding window and softcap (0: none).
     nearest: how far away the nearest key lies for a row that does not see itself: the table has that key in its place.
     """
 
-    segments: torch.Tensor
+    segments: torch.Tensor | None
     frozen: tuple[torch.Tensor, torch.Tensor] | None = None
     recorded: tuple[torch.Tensor, torch.Tensor] | None = None
     queries: tuple[torch.Tensor, float, int, float] | None = None
@@ -90,6 +92,8 @@ def _attend(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [rows, heads, d]
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     layer.recorded, layer.queries = (k, v), (q, scale, sliding_window or 0, softcap or 0.0)
+    if layer.segments is None:
+        raise Stop
     if layer.frozen is not None:
         k, v = (torch.cat(pair) for pair in zip(layer.frozen, (k, v), strict=True))
     out = tree_attention(q, k, v, layer.segments.to(q.device), scale, sliding_window or 0, softcap or 0.0)
@@ -146,7 +150,7 @@ def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
 @contextmanager
 def attending(
     attention: nn.Module,
-    segments: torch.Tensor,
+    segments: torch.Tensor | None,
     frozen: tuple[torch.Tensor, torch.Tensor] | None = None,
     nearest: int = 0,
 ) -> Iterator[Attending]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 
 from ..model.families import ModuleMap, on_device
-from ..model.hooks import first_of
+from ..model.hooks import Stop, first_of
 from .attention import attending
 from .capture import RowArguments
 
@@ -30,3 +32,12 @@ def run_layer(
     with attending(modules.attn(number), segments, frozen, nearest) as attended:
         out = layer(hidden[None], **arguments.layer(number, len(hidden), hidden.device))
     return first_of(out)[0], attended.recorded
+
+
+def keys_values(modules: ModuleMap, number: int, hidden: torch.Tensor, arguments: RowArguments) -> KeysValues:
+    """A layer's keys and values of rows [rows, hidden] that enter it; the layer is stopped there."""
+    layer = modules.layers[number]
+    hidden = on_device(hidden, layer)
+    with suppress(Stop), attending(modules.attn(number), None) as attended:
+        layer(hidden[None], **arguments.layer(number, len(hidden), hidden.device))
+    return attended.recorded

@@ -1,25 +1,18 @@
-"""Whole prompts as packed rows, run layer by layer; and patched rows over them, frozen, with gradients.
-
-Editing needs little of a prompt: keys and values at one token, and, while a value is optimised, the rows from that
-token on, in the layers behind the edited one. What lies left of the token or below the layer is computed once.
-"""
+"""Whole prompts as packed rows, run layer by layer; what several of them begin with is computed once."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
 
-from ..model.head import final_states
-from ..model.hooks import Hooks
 from ..model.load import EditableModel
 from .attention import tree_attention_in
-from .capture import CleanRun, RowArguments
-from .interventions import Interventions, Patch
-from .layer import KeysValues, run_layer
-from .layout import Layout, lay_out
+from .capture import CleanRun, EmbeddingNoise, RowArguments, clean_runs
+from .interventions import Interventions
+from .layer import KeysValues, keys_values, run_layer
+from .layout import lay_out
 from .probe import probe
 from .segments import Planner
 
@@ -41,9 +34,9 @@ class PackedPrompts:
     ) -> None:
         probe(model)
         self.model, self.prompts = model, prompts
-        self._begins = list(begins or [None] * len(prompts))
+        self.begins = list(begins or [None] * len(prompts))
         self.interventions = Interventions()
-        for number, (prompt, begin) in enumerate(zip(prompts, self._begins, strict=True)):
+        for number, (prompt, begin) in enumerate(zip(prompts, self.begins, strict=True)):
             parent, first = begin or (None, 0)
             self.interventions.add_root(prompt.hidden[:, first:], prompt=number, start=first, parent=parent)
         planner = Planner(self.interventions.roots, range(len(prompts)), model.num_layers)
@@ -57,8 +50,19 @@ class PackedPrompts:
         self.offsets = torch.tensor([0, *itertools.accumulate(len(prompt.ids) for prompt in prompts)])
         self._arguments = RowArguments(prompts, self.offsets[self._layout.prompt] + self._layout.position)
 
+    @classmethod
+    def sharing(
+        cls,
+        model: EditableModel,
+        prompts: Sequence[Sequence[int]],
+        noises: Sequence[EmbeddingNoise | None] | None = None,
+    ) -> PackedPrompts:
+        """Prompts by their tokens and what is added to their embeddings; what several begin with has its rows once."""
+        noises = noises or [None] * len(prompts)
+        return cls(model, clean_runs(model, prompts, noises), _begins(prompts, noises))
+
     def row(self, prompt: int, token: int) -> int:
-        begin = self._begins[prompt]
+        begin = self.begins[prompt]
         if begin is None:
             return self._first_rows[prompt] + token
         return self._first_rows[prompt] + token - begin[1] if token >= begin[1] else self.row(begin[0], token)
@@ -75,107 +79,26 @@ class PackedPrompts:
                     keep[number] = own
         return hidden
 
+    def keys_values(self, hidden: torch.Tensor, layer: int) -> KeysValues:
+        """Those of one layer, of rows that enter it, and no more of the layer."""
+        with tree_attention_in(self.model.modules):
+            return keys_values(self.model.modules, layer, hidden, self._arguments)
 
-class FrozenPrompts:
-    """Rows from a token on, over frozen prompts, as a differentiable function of what is added at that token.
-
-    packed: the prompts. tokens: for each prompt the token whose output at `sites` of `layer` is changed. readout: for
-    each prompt the positions whose final state is wanted. depth: layers computed (the model's number, or fewer when the
-    loss is read from an earlier layer).
-
-    `initial` [prompts, sites, hidden] is the sites' own output at those tokens. Calling it with [prompts, sites,
-    hidden] to add gives the states behind the final norm, [all readouts in order, hidden].
-    """
-
-    def __init__(
-        self,
-        packed: PackedPrompts,
-        sites: Sequence[str],
-        layer: int,
-        tokens: Sequence[int],
-        readout: Sequence[Sequence[int]],
-        depth: int | None = None,
-    ) -> None:
-        self.model, self.sites, self.edited = packed.model, tuple(sites), layer
-        self.depth = self.model.num_layers if depth is None else depth
-        self.roots = packed.rows
-        layout = self._plan(packed, tokens, readout)
-        self._layout = layout
-        self._at = []  # of each site one row a prompt, in the prompts' order
-        for site in self.sites:
-            restored = layout.restores[("input", layer + 1) if site == "layer" else (site, layer)]
-            self._at.append(torch.cat([r.rows for r in restored]) - self.roots)
-        self._frozen_run(packed, tokens)
-        index = packed.offsets[layout.prompt] + layout.position
-        self._arguments = RowArguments(packed.prompts, index[self.roots :])
-        self._segments = [self._without_root_queries(table) for table in layout.segments]
-        self._readout = torch.cat([torch.from_numpy(rows).reshape(-1) for rows in layout.readout])
-
-    def _plan(self, packed: PackedPrompts, tokens: Sequence[int], readout: Sequence[Sequence[int]]) -> Layout:
-        planned = Interventions()
-        planned.roots = packed.interventions.roots
-        nothing = torch.zeros(self.model.hidden_size)
-        for number, (token, positions) in enumerate(zip(tokens, readout, strict=True)):
-            patches = [Patch(site, (self.edited,), (token,), nothing, "add") for site in self.sites]
-            planned.add_run(number, patches, positions)
-        planner = Planner(planned.roots, range(len(planned.roots)), self.depth)
-        return lay_out(planner.plan(planned.runs), self.depth)
-
-    @torch.no_grad()
-    def _frozen_run(self, packed: PackedPrompts, tokens: Sequence[int]) -> None:
-        """Run the prompts once; keep keys and values, the rows that newborn ones are copies of, the site's outputs."""
-        rows = torch.tensor([packed.row(prompt, token) for prompt, token in enumerate(tokens)])
-        self._keys_values: dict[int, KeysValues] = {}
-        self._born: dict[int, torch.Tensor] = {}
-        states: dict[str, torch.Tensor] = {}
-
-        def record(site: str, out: torch.Tensor) -> None:
-            states[site] = out[0, rows.to(out.device)].clone()
-
-        hidden = packed.start
-        with Hooks() as hooks:
-            for site in self.sites:
-                hooks.behind(self.model.modules.site(site, self.edited), partial(record, site))
-            for layer in range(self.depth + 1):
-                births = self._layout.births[layer]
-                if len(births):
-                    self._born[layer] = hidden[births.to(hidden.device)]
-                if layer < self.depth:
-                    keep = self._keys_values if layer >= self.edited else None
-                    hidden = packed.run(hidden, layer, layer + 1, keep)
-        self.initial = torch.stack([states[site].to(hidden.device) for site in self.sites], dim=1)
-        self._final = hidden  # rows of the prompts behind the last layer, for readouts left of the patch
-
-    def _without_root_queries(self, table: torch.Tensor) -> torch.Tensor:
-        table = table.clone()
-        queries = table[:, 0]
-        table[:, 0] = torch.where(queries >= self.roots, queries - self.roots, -1)
-        return table
-
-    def __call__(self, added: torch.Tensor) -> torch.Tensor:
-        modules = self.model.modules
-        hidden = None
-
-        def inject(place: int, out: torch.Tensor) -> torch.Tensor:
-            at = self._at[place].to(out.device)
-            return out[0].index_add(0, at, added[:, place].to(out.device, out.dtype))[None]
-
-        with tree_attention_in(modules), Hooks() as hooks:
-            for place, site in enumerate(self.sites):
-                if site != "layer":
-                    hooks.behind(modules.site(site, self.edited), partial(inject, place))
-            for number in range(self.edited, self.depth + 1):
-                born = self._born.get(number)
-                if born is not None:
-                    hidden = born if hidden is None else torch.cat([hidden, born.to(hidden.device)])
-                if "layer" in self.sites and number == self.edited + 1:
-                    hidden = inject(self.sites.index("layer"), hidden[None])[0]
-                if hidden is None or number == self.depth:
-                    continue
-                segments, frozen = self._segments[number], self._keys_values[number]
-                hidden, _ = run_layer(modules, number, hidden, self._arguments, segments, frozen)
-        rows = torch.cat([self._final.to(hidden.device), hidden])[self._readout.to(hidden.device)]
-        return final_states(self.model, rows)
+    def left_of(self, tokens: Sequence[int]) -> tuple[PackedPrompts | None, torch.Tensor]:
+        """The prompts' parts left of a token each, and where their rows are among these; None where there are none."""
+        ends = list(tokens)
+        for number, begin in reversed(list(enumerate(self.begins))):
+            if begin is not None:
+                ends[begin[0]] = max(ends[begin[0]], min(begin[1], ends[number]))
+        starts = [0 if begin is None else begin[1] for begin in self.begins]
+        chosen = [n for n, (start, end) in enumerate(zip(starts, ends, strict=True)) if start < end]
+        if not chosen:
+            return None, torch.empty(0, dtype=torch.int64)
+        place = {number: at for at, number in enumerate(chosen)}
+        begins = [begin and (place[begin[0]], begin[1]) for begin in (self.begins[n] for n in chosen)]
+        runs = clean_runs(self.model, [self.prompts[n].ids[: ends[n]] for n in chosen])
+        rows = [torch.arange(ends[n] - starts[n]) + self._first_rows[n] for n in chosen]
+        return PackedPrompts(self.model, runs, begins), torch.cat(rows)
 
 
 def parts_of(rows: Sequence[int], most: int) -> Iterator[slice]:
@@ -188,3 +111,18 @@ def parts_of(rows: Sequence[int], most: int) -> Iterator[slice]:
         held += count
     if rows:
         yield slice(first, len(rows))
+
+
+def _begins(prompts: Sequence[Sequence[int]], noises: Sequence[EmbeddingNoise | None]) -> list[tuple[int, int] | None]:
+    """For each prompt the earlier one with which it has the most tokens in common, and how many these are: at most all
+    but its last, and none that noise is added to."""
+    first_with: dict[tuple[int, ...], int] = {}
+    begins: list[tuple[int, int] | None] = []
+    for number, (ids, noise) in enumerate(zip(prompts, noises, strict=True)):
+        clean = len(ids) if noise is None else min(len(ids), noise.start)
+        beginnings = [tuple(ids[:count]) for count in range(1, clean + 1)]
+        shared = next((b for b in reversed(beginnings) if b in first_with and len(b) < len(ids)), None)
+        begins.append(None if shared is None else (first_with[shared], len(shared)))
+        for beginning in beginnings:
+            first_with.setdefault(beginning, number)
+    return begins

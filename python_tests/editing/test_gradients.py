@@ -10,7 +10,8 @@ import torch
 
 import knowedit_ext as ke
 from knowedit_ext.sweep.capture import clean_runs
-from knowedit_ext.sweep.packed import FrozenPrompts, PackedPrompts
+from knowedit_ext.sweep.frozen import FrozenPrompts
+from knowedit_ext.sweep.packed import PackedPrompts
 
 from ..support.families import FAMILIES, WIDTH, tiny_hf
 from ..support.oracle import Plain
@@ -28,14 +29,28 @@ def double(family: str) -> ke.EditableModel:
     return ke.load_model((tiny_hf(family).double(), word_level()))
 
 
+# Beginnings in common: left of the tokens, beyond them, whole prompts, and the same prompt changed elsewhere.
+SHARING = [
+    ((5, 6, 7, 8, 9, 10, 11), 4, (4, 6)),
+    ((5, 6, 7, 20), 1, (2, 3)),
+    ((5, 6, 7, 8, 9, 30, 31), 2, (6,)),
+    ((5, 6, 7, 8, 9, 30, 31), 5, (5, 6)),
+    ((5, 6, 7, 8, 9, 30), 0, (5, 3)),
+    ((5, 6, 7, 20, 21), 3, (4,)),
+]
+
+
 def frozen(model: ke.EditableModel, sites: tuple[str, ...]) -> FrozenPrompts:
     return FrozenPrompts(PackedPrompts(model, clean_runs(model, PROMPTS)), sites, LAYER, TOKENS, READOUT)
 
 
-def plain(model: ke.EditableModel, sites: tuple[str, ...], added: torch.Tensor) -> torch.Tensor:
+ASKED = list(zip(PROMPTS, TOKENS, READOUT, strict=True))
+
+
+def plain(model: ke.EditableModel, sites: tuple[str, ...], added: torch.Tensor, asked=ASKED, layer: int = LAYER):
     """The same states, prompt by prompt: [all readouts, hidden] entering the head."""
     states = []
-    for ids, token, positions, changes in zip(PROMPTS, TOKENS, READOUT, added, strict=True):
+    for (ids, token, positions), changes in zip(asked, added, strict=True):
 
         def add(args: tuple, output: torch.Tensor, token: int, change: torch.Tensor) -> torch.Tensor:
             row = torch.arange(output.shape[1])[:, None] == token
@@ -44,7 +59,7 @@ def plain(model: ke.EditableModel, sites: tuple[str, ...], added: torch.Tensor) 
         seen = []
         with ExitStack() as stack:
             for site, change in zip(sites, changes, strict=True):
-                module = Plain(model.hf).module(site, LAYER)
+                module = Plain(model.hf).module(site, layer)
                 stack.enter_context(hooked(module, partial(add, token=token, change=change)))
             head = model.hf.get_output_embeddings()
             stack.enter_context(hooked(head, lambda args, output, seen=seen: seen.append(args[0])))
@@ -76,3 +91,26 @@ def test_gradcheck(family: str) -> None:
     along = torch.randn(1, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     # Along one direction a prompt: enough to see every path, and cheap.
     assert torch.autograd.gradcheck(lambda size: run((size * along)[:, None])[:, ::8], added.requires_grad_())
+
+
+@pytest.mark.parametrize("chosen", [range(6), [1, 2, 4], [5], [0, 3]], ids=str)
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("sites", [("mlp",), ("layer",)], ids="+".join)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_rows_in_common_and_some_of_the_prompts(family: str, sites: tuple[str, ...], layer: int, chosen: list) -> None:
+    model = double(family)
+    ids, tokens, readout = zip(*SHARING, strict=True)
+    packed = PackedPrompts.sharing(model, ids)
+    assert packed.rows < sum(map(len, ids))
+    run, asked = FrozenPrompts(packed, sites, layer, tokens, readout), [SHARING[n] for n in chosen]
+    order = [5, 2, 0, 3, 4, 1]
+    run = run.only(order).only([order.index(n) for n in chosen])
+    generator = torch.Generator().manual_seed(1)
+    random = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    added = random(len(asked), 1, WIDTH).requires_grad_()
+    weights = random(sum(len(positions) for *_, positions in asked), WIDTH)
+    tolerance = 1e-10 if family in IN_FLOAT64 else 1e-4
+    got, want = run(added), plain(model, sites, added, asked, layer)
+    assert torch.allclose(got, want, rtol=0, atol=tolerance * float(want.detach().abs().max()))
+    [mine], [theirs] = (torch.autograd.grad((x * weights).sum(), added) for x in (got, want))
+    assert torch.allclose(mine, theirs, rtol=0, atol=tolerance * float(theirs.abs().max()))
