@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from knowedit_ext.model.activations import fused_gelu
+
 from .swap import Upstream
 
 Texts = str | Sequence[str]
@@ -177,7 +179,8 @@ def _read(model: Any, sheets: Sequence[Sheet], can_keep: bool) -> list[list[Any]
     first = min(min(sheet.starts) + shift for sheet, shift in zip(sheets, shifts, strict=True)) - 1
     device = next(model.parameters()).device
     named = {"logits_to_keep": width - first} if can_keep else {}
-    out = model(**{name: value.to(device) for name, value in inputs.items()}, **named)
+    with fused_gelu(model):
+        out = model(**{name: value.to(device) for name, value in inputs.items()}, **named)
     logits = out if isinstance(out, torch.Tensor) else out.logits
     likeliest = logits[:, first - width :].argmax(-1)  # [texts, width - first]
     rows = likeliest.split([len(sheet.ids) for sheet in sheets])
