@@ -54,14 +54,17 @@ def taken(
 ) -> Any:
     """What `make` gives for `request`: computed with all that are planned, or by itself.
 
-    settings, weights: what it depends on beside the request; where these differ from last time all that is left is
-    computed anew. A result is handed out once.
+    settings, weights: what it depends on beside the request; where these differ from last time the plan was wrong (some
+    of EasyEdit's methods do not put the model back), and requests are computed one by one from there on. A result is
+    handed out once.
     """
     plan = _PLAN.get()
+    if plan is not None and plan.weights and not plan.fits(settings, weights):
+        plan.requests = ()
     place = None if plan is None else plan.place(request)
     if place is None:
         return make([request])[0]
-    if place not in plan.made or not plan.fits(settings, weights):
+    if place not in plan.made:
         left = range(place, len(plan.requests))
         plan.made = dict(zip(left, make([plan.requests[n] for n in left]), strict=True))
         plan.settings = settings

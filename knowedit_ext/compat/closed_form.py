@@ -81,7 +81,8 @@ def closed_form(
         call = Call(editable, requests, params, contexts, upstream, moments)
 
         def optimised(some: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-            return closed_form_values(editable, asked(some), params, contexts, 0, None, False, kin.aim(params))
+            aim = kin.aim(params)
+            return closed_form_values(kin.name, editable, asked(some), params, contexts, 0, None, False, None, aim)
 
         with resting(editable):
             if cache_template is not None:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from . import ahead, stats
+from .closed_form import ALPHAEDIT, EMMET, MEMIT, PMET
 from .contexts import generate_fast
 from .editing import Editors
 from .metrics_easyedit import compute_edit_quality, test_prediction_acc
@@ -43,16 +44,22 @@ __all__ = [
     "uninstall",
 ]
 
+KINS = (MEMIT, EMMET, ALPHAEDIT, PMET)
+
 # Contexts by algorithm ("ROME", "R-ROME", "MEMIT"), of the functions that stand alone: generated once, or yours.
 CONTEXT_TEMPLATES_CACHE: dict[str, Any] = {}
 
 Edited = tuple[nn.Module, dict[str, torch.Tensor]]
 
 
-def _target(request: Mapping[str, Any], algorithm: str) -> str:
-    """MEMIT gives a target its space where it lacks one, the others always (two then, if it had one)."""
+def _target(request: Mapping[str, Any], algorithm: str, model: nn.Module) -> str:
+    """MEMIT and its kin give a target its space where it lacks one (PMET with GPTs alone), the others always: two
+    then, if it had one."""
     target = request["target_new"]
-    return target if algorithm == "MEMIT" and target[:1] == " " else f" {target}"
+    if algorithm == "PMET" and "gpt" not in model.name_or_path.lower():
+        return target
+    lacking = target[:1] != " " or algorithm not in {kin.name for kin in KINS}
+    return f" {target}" if lacking else target
 
 
 def _folder(model_name: str) -> str:
@@ -63,7 +70,9 @@ _library = Library(_target, lambda hparams, swapped: hparams.stats_dir, _folder,
 _editors = Editors(_library, lambda: CONTEXT_TEMPLATES_CACHE)
 execute_rome = _editors.execute_rome
 execute_r_rome = _editors.execute_r_rome
-execute_memit = _editors.execute_memit
+execute_memit, execute_emmet, execute_alphaedit, execute_pmet = (
+    partial(_editors.execute_closed_form, kin=kin) for kin in KINS
+)
 execute_ft = _editors.execute_ft
 
 # -- alone -----------------------------------------------------------------------------------------------------------
@@ -160,6 +169,15 @@ TABLE = (
     Swap("easyeditor.models.rome.rome_main", "execute_rome", _REQUEST, execute_rome),
     Swap("easyeditor.models.r_rome.r_rome_main", "execute_r_rome", _REQUEST, execute_r_rome),
     Swap("easyeditor.models.memit.memit_main", "execute_memit", _REQUESTS, execute_memit),
+    Swap("easyeditor.models.emmet.emmet_main", "execute_emmet", _REQUESTS, execute_emmet, optional=True),
+    Swap(
+        "easyeditor.models.alphaedit.AlphaEdit_main",
+        "execute_AlphaEdit",
+        _REQUESTS,
+        execute_alphaedit,
+        optional=True,
+    ),
+    Swap("easyeditor.models.pmet.pmet_main", "execute_pmet", _REQUESTS, execute_pmet, optional=True),
     Swap("easyeditor.models.ft.ft_main", "execute_ft", _REQUESTS, execute_ft),
     Swap("easyeditor.models.rome.layer_stats", "layer_stats", _STATS, _layer_stats),
     Swap("easyeditor.models.r_rome.layer_stats", "layer_stats", _STATS, _layer_stats, optional=True),

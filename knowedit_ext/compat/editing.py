@@ -1,4 +1,4 @@
-"""`execute_rome`, `execute_r_rome`, `execute_memit`, `execute_ft` of the other libraries, for any of them.
+"""`execute_rome`, `execute_r_rome`, `execute_memit` and its kin, `execute_ft` of the other libraries, for any of them.
 
 `Editors(library, ...)` holds what differs. Its `execute_*` give what the library's functions give and are what is
 swapped; its `apply_*` stand alone. Neither changes the requests or, before it is done, the model.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +16,25 @@ import torch
 from torch import nn
 
 import knowedit_ext as ke
-from knowedit_ext.editing.edit import LowRank, weight_is_input_first
-from knowedit_ext.editing.methods.memit import memit_values
 from knowedit_ext.editing.methods.r_rome import r_rome_each
-from knowedit_ext.runs.files import load_npz, write_npz
 
 from . import ahead, translate
+from .caches import read_vectors, rome_cache, write_vectors
+from .closed_form import MEMIT, Kin, closed_form
 from .contexts import memit_templates, rome_templates
 from .stats import moments_of, statistics
 from .swap import NotServed, Upstream
-from .translate import Library, check_fact_token, check_modules, opened, params_of, request_of, statement_of
+from .translate import (
+    Library,
+    check_agreement,
+    check_fact_token,
+    check_modules,
+    opened,
+    params_of,
+    request_of,
+    statement_of,
+    weights_at,
+)
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -67,20 +75,6 @@ class Editors:
         """As `execute_rome`."""
         return _vectors(model, self._rome(model, tok, request, hparams, "R-ROME", upstream))
 
-    def execute_memit(
-        self,
-        model: nn.Module,
-        tok: Any,
-        requests: Sequence[Mapping[str, Any]],
-        hparams: Any,
-        cache_template: str | None = None,
-        *,
-        upstream: Upstream | None = None,
-    ) -> Factors:
-        """{weight: (keys [d_in, n], residuals [d_out, n])}, float64 on the CPU, in the order of the layers."""
-        edit = self._memit(model, tok, requests, hparams, upstream, cache_template)
-        return {name: (c.inputs.double().cpu(), c.outputs.double().cpu()) for name, c in edit.changes.items()}
-
     def execute_ft(
         self,
         model: nn.Module,
@@ -94,6 +88,21 @@ class Editors:
         """{weight: its change}, in its shape and dtype, where it is."""
         edit = self._ft(model, tok, requests, hparams)
         return {name: edit.delta(name).to(translate.weight_of(model, name)) for name in edit.changes}
+
+    def execute_closed_form(
+        self,
+        model: nn.Module,
+        tok: Any,
+        requests: Sequence[Mapping[str, Any]],
+        hparams: Any,
+        cache_template: str | None = None,
+        *,
+        kin: Kin,
+        upstream: Upstream | None = None,
+    ) -> dict[str, Any]:
+        """What the function of MEMIT or its kin gives, by weight, in the order of the layers."""
+        edit = closed_form(self, kin, model, tok, requests, hparams, upstream, cache_template)
+        return {name: kin.given(model, edit, name) for name in edit.changes}
 
     # -- alone -------------------------------------------------------------------------------------------------------
 
@@ -134,7 +143,8 @@ class Editors:
         cache_template: str | None = None,
         **options: Any,
     ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-        return self.apply(lambda m: self._memit(m, tok, requests, hparams, None, cache_template), model, **options)
+        make = lambda m: closed_form(self, MEMIT, m, tok, requests, hparams, None, cache_template)  # noqa: E731
+        return self.apply(make, model, **options)
 
     def apply_ft(
         self, model: nn.Module, tok: Any, requests: Sequence[Any], hparams: Any, **options: Any
@@ -158,59 +168,21 @@ class Editors:
         with opened(model, tok) as editable:
             check_modules(editable, hparams, layers)
             check_fact_token(hparams)
-            cache = _rome_cache(cache_template, raw, layers, hparams)
+            cache = rome_cache(cache_template, raw, layers, hparams)
             if cache is not None and cache.exists():
-                return _read_vectors(editable, cache, layers)
-            contexts = self._templates(model, tok, algorithm, upstream, hparams.context_template_length_params)
-            moments = self._moments(editable, hparams, layers, upstream, True) if params.mom2_adjustment else None
+                return read_vectors(editable, cache, layers)
+            contexts = self.contexts(model, tok, algorithm, upstream, hparams.context_template_length_params)
+            moments = self.moments(editable, hparams, layers, upstream, True) if params.mom2_adjustment else None
 
             def make(raws: Sequence[Mapping[str, Any]]) -> Sequence[ke.Edit]:
-                requests = [request_of(self.library, one, algorithm) for one in raws]
+                requests = [request_of(self.library, one, algorithm, model) for one in raws]
                 return each(editable, requests, params, moments, contexts=contexts)
 
-            weights = {name: editable.hf.get_parameter(name) for name in _names(editable, layers)}
+            weights = weights_at(editable, layers)
             edit = ahead.taken(raw, (algorithm, params), weights, make)
         translate.as_left_by_upstream(model)
         if cache is not None:
-            _write_vectors(cache, edit)
-        return edit
-
-    # -- MEMIT -------------------------------------------------------------------------------------------------------
-
-    def _memit(
-        self,
-        model: nn.Module,
-        tok: Any,
-        raws: Sequence[Mapping[str, Any]],
-        hparams: Any,
-        upstream: Upstream | None,
-        cache_template: str | None,
-    ) -> ke.Edit:
-        layers = list(hparams.layers)
-        if layers != sorted(set(layers)):
-            raise NotServed(f"layers {layers} are not in ascending order")
-        params = params_of(ke.MEMITParams, hparams, "MEMIT")
-        with opened(model, tok) as editable:
-            check_modules(editable, hparams, layers)
-            check_fact_token(hparams)
-            requests = [request_of(self.library, raw, "MEMIT") for raw in raws]
-            _check_agreement(requests)
-            contexts = self._templates(model, tok, "MEMIT", upstream)
-            moments = self._moments(editable, hparams, layers, upstream)
-
-            def optimised(some: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-                some_requests = [request_of(self.library, raw, "MEMIT") for raw in some]
-                return memit_values(editable, some_requests, params, contexts=contexts)
-
-            if cache_template is not None:
-                values = _cached_values(raws, optimised, cache_template, layers[-1], hparams.clamp_norm_factor)
-            elif len(raws) == 1:
-                weights = {name: editable.hf.get_parameter(name) for name in _names(editable, layers)}
-                values = ahead.taken(raws[0], ("MEMIT", params), weights, optimised)[None]
-            else:
-                values = optimised(raws)
-            edit = ke.memit(editable, requests, params, moments, contexts=contexts, values=values, compat="reference")
-        translate.as_left_by_upstream(model)
+            write_vectors(cache, edit)
         return edit
 
     # -- fine-tuning -------------------------------------------------------------------------------------------------
@@ -228,26 +200,26 @@ class Editors:
         if batched and not (self.library.right_padding and tok.padding_side == "right"):
             raise NotServed("fine-tuning in batches: padding shifts the positions that it reads")
         with opened(model, tok) as editable:
-            requests = [statement_of(self.library, raw, "FT") for raw in raws]
-            _check_agreement(requests)
+            requests = [statement_of(self.library, raw, "FT", model) for raw in raws]
+            check_agreement(requests)
             edit = ke.finetune(editable, requests, params, compat="reference")
         translate.as_left_by_upstream(model, list(edit.changes))
         return edit
 
     # -- shared ------------------------------------------------------------------------------------------------------
 
-    def _templates(self, model: nn.Module, tok: Any, algorithm: str, upstream: Upstream | None, *lengths: Any) -> Any:
+    def contexts(self, model: nn.Module, tok: Any, algorithm: str, upstream: Upstream | None, *lengths: Any) -> Any:
         """Through the library's own cache, so that contexts a user has put there count; or through ours."""
         own = getattr(upstream and upstream.module, "get_context_templates", None)
         if own is not None:
             return own(model, tok, *lengths)
         templates = self.templates()
         if templates.get(algorithm) is None:
-            make = memit_templates if algorithm == "MEMIT" else rome_templates
+            make = rome_templates if lengths else memit_templates
             templates[algorithm] = make(model, tok, *lengths)
         return templates[algorithm]
 
-    def _moments(
+    def moments(
         self,
         editable: ke.EditableModel,
         hparams: Any,
@@ -278,71 +250,9 @@ def _published_rome(*args: Any, **options: Any) -> Sequence[ke.Edit]:
     return ke.rome_each(*args, compat="reference", **options)
 
 
-def _names(model: ke.EditableModel, layers: Sequence[int]) -> list[str]:
-    return [f"{model.modules.parameter_name(layer)}.weight" for layer in layers]
-
-
 def _vectors(model: nn.Module, edit: ke.Edit) -> Factors:
     vectors = {}
     for name, change in edit.changes.items():
         device = translate.weight_of(model, name).device
         vectors[name] = tuple(x[:, 0].to(device, torch.float32) for x in (change.inputs, change.outputs))
     return vectors
-
-
-def _check_agreement(requests: Sequence[ke.EditRequest]) -> None:
-    targets: dict[tuple[str, str], str] = {}
-    for request in requests:
-        if targets.setdefault((request.prompt, request.subject), request.target_new) != request.target_new:
-            raise NotServed("two requests give one prompt different targets")
-
-
-# -- caches of memit's scripts (use_cache) -----------------------------------------------------------------------------
-
-
-def _file(template: str, layer: int, clamp: float, raw: Mapping[str, Any]) -> Path:
-    return Path(str(template).format(layer, clamp, raw["case_id"]))
-
-
-def _cached_values(
-    raws: Sequence[Mapping[str, Any]],
-    optimised: Callable[[Sequence[Mapping[str, Any]]], torch.Tensor],
-    template: str,
-    layer: int,
-    clamp: float,
-) -> torch.Tensor:
-    """Values [n, hidden]; those without a file are computed together and written."""
-    files = [_file(template, layer, clamp, raw) for raw in raws]
-    absent = [n for n, file in enumerate(files) if not file.exists()]
-    fresh = dict(zip(absent, optimised([raws[n] for n in absent]), strict=True)) if absent else {}
-    for n, value in fresh.items():
-        _write(files[n], v_star=value)
-    return torch.stack([fresh[n] if n in fresh else _read_value(file) for n, file in enumerate(files)])
-
-
-def _read_value(file: Path) -> torch.Tensor:
-    return torch.from_numpy(load_npz(file, ("v_star",))["v_star"])
-
-
-def _rome_cache(template: str | None, raw: Mapping[str, Any], layers: Sequence[int], hparams: Any) -> Path | None:
-    if template is None:
-        return None
-    if len(layers) > 1:
-        raise NotServed("a cache of ROME's vectors for more than one layer")
-    return _file(template, layers[0], hparams.clamp_norm_factor, raw)
-
-
-def _read_vectors(model: ke.EditableModel, file: Path, layers: Sequence[int]) -> ke.Edit:
-    arrays = load_npz(file, ("left_vector", "right_vector"))
-    u, v = (torch.from_numpy(arrays[name])[:, None] for name in ("left_vector", "right_vector"))
-    input_first = weight_is_input_first(model.modules.down_projection(layers[0]))
-    return ke.Edit({_names(model, layers)[0]: LowRank(u, v, input_first)}, "rome")
-
-
-def _write_vectors(file: Path, edit: ke.Edit) -> None:
-    (change,) = edit.changes.values()
-    _write(file, left_vector=change.inputs[:, 0], right_vector=change.outputs[:, 0])
-
-
-def _write(file: Path, **arrays: torch.Tensor) -> None:
-    write_npz(file, {name: array.detach().float().cpu().numpy() for name, array in arrays.items()})

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from . import stats
+from .closed_form import MEMIT
 from .contexts import generate_fast
 from .editing import Editors
 from .metrics_rome import test_batch_prediction, test_batch_prediction_acc
@@ -53,7 +54,7 @@ STATS_DIR = "data/stats"  # globals.yml
 Edited = tuple[nn.Module, dict[str, torch.Tensor]]
 
 
-def _target(request: Mapping[str, Any], algorithm: str) -> str:
+def _target(request: Mapping[str, Any], algorithm: str, model: nn.Module) -> str:
     """With a space where it lacks one."""
     target = request["target_new"]["str"]
     return target if target[:1] == " " else f" {target}"
@@ -75,7 +76,7 @@ def _globals() -> Any:
 _library = Library(_target, _stats_dir, _folder, right_padding=True, stats_url=lambda: _globals().REMOTE_ROOT_URL)
 _editors = Editors(_library, lambda: CONTEXT_TEMPLATES_CACHE)
 execute_rome = _editors.execute_rome
-execute_memit = _editors.execute_memit
+execute_memit = partial(_editors.execute_closed_form, kin=MEMIT)
 execute_ft = _editors.execute_ft
 
 # -- alone -----------------------------------------------------------------------------------------------------------

@@ -22,13 +22,13 @@ FACT_TOKENS = ("subject_last", "last")
 class Library:
     """How the libraries differ.
 
-    target: (request, algorithm) -> the target's text with its space. stats_dir: (hparams, is it swapped?) -> where
-    statistics are kept. model_folder: the model's name -> its folder there. stats_url: where published ones are to be
-    had, None or an address that is known when it is swapped. right_padding: fine-tuning in batches reads the right
-    tokens where padding is on the right.
+    target: (request, algorithm, model) -> the target's text with its space. stats_dir: (hparams, is it swapped?) ->
+    where statistics are kept. model_folder: the model's name -> its folder there. stats_url: where published ones are
+    to be had, None or an address that is known when it is swapped. right_padding: fine-tuning in batches reads the
+    right tokens where padding is on the right.
     """
 
-    target: Callable[[Mapping[str, Any], str], str]
+    target: Callable[[Mapping[str, Any], str, nn.Module], str]
     stats_dir: Callable[[Any, bool], Any]
     model_folder: Callable[[str], str]
     right_padding: bool
@@ -94,19 +94,26 @@ def check_fact_token(hparams: Any) -> None:
         raise NotServed(f"fact_token '{hparams.fact_token}' is another token there, beside padding")
 
 
-def request_of(library: Library, raw: Mapping[str, Any], algorithm: str) -> ke.EditRequest:
+def request_of(library: Library, raw: Mapping[str, Any], algorithm: str, model: nn.Module) -> ke.EditRequest:
     """The target already has the space that the library gives it."""
-    target = library.target(raw, algorithm)
+    target = library.target(raw, algorithm, model)
     plain = {"prompt": raw["prompt"], "subject": raw["subject"], "target_new": target, "space": False}
     return ke.EditRequest.of(plain | {"case_id": raw.get("case_id")})
 
 
-def statement_of(library: Library, raw: Mapping[str, Any], algorithm: str) -> ke.EditRequest:
+def check_agreement(requests: Sequence[ke.EditRequest]) -> None:
+    targets: dict[tuple[str, str], str] = {}
+    for request in requests:
+        if targets.setdefault((request.prompt, request.subject), request.target_new) != request.target_new:
+            raise NotServed("two requests give one prompt different targets")
+
+
+def statement_of(library: Library, raw: Mapping[str, Any], algorithm: str, model: nn.Module) -> ke.EditRequest:
     """A request whose subject does not matter: the whole prompt stands for it (it may be missing, or occur twice)."""
     prompt = raw["prompt"]
     if "subject" in raw and "{}" in prompt:
         prompt = prompt.replace("{}", raw["subject"])
-    return ke.EditRequest("{}", prompt, library.target(raw, algorithm), space=False)
+    return ke.EditRequest("{}", prompt, library.target(raw, algorithm, model), space=False)
 
 
 # -- back ------------------------------------------------------------------------------------------------------------
@@ -114,6 +121,12 @@ def statement_of(library: Library, raw: Mapping[str, Any], algorithm: str) -> ke
 
 def weight_of(model: nn.Module, name: str) -> torch.Tensor:
     return model.get_parameter(name)
+
+
+def weights_at(model: ke.EditableModel, layers: Sequence[int]) -> dict[str, torch.Tensor]:
+    """The down projections' weights by name."""
+    names = [f"{model.modules.parameter_name(layer)}.weight" for layer in layers]
+    return {name: weight_of(model.hf, name) for name in names}
 
 
 def as_left_by_upstream(model: nn.Module, trained: Sequence[str] = ()) -> None:

@@ -88,14 +88,16 @@ def closed_form_values(
     batch: int | None,
     progress: bool,
     store: str | Path | None,
+    aim: Aim = Aim(),  # noqa: B008  (frozen)
 ) -> torch.Tensor:
     """[n, hidden] float32: what `closed_form` would make the last edited layer put out for each request (z)."""
     requests = check_requests(requests, problems=True)
     check_ready(model, params, None, needed=False)
-    check_adds_to_residual(model, params.layers)
+    if aim.site == "layer":
+        check_adds_to_residual(model, params.layers)
     contexts = context_groups(model, contexts, seed)
     tokenized = _tokenized(model, requests, params, contexts)
-    return _optimised(name, model, tokenized, params, contexts, batch, progress, Aim(), None, store)
+    return _optimised(name, model, tokenized, params, contexts, batch, progress, aim, None, store)
 
 
 def _tokenized(

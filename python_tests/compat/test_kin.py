@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 
 import pytest
@@ -12,11 +13,16 @@ from knowedit_ext.compat import ahead, easyedit
 from knowedit_ext.compat.swap import NotServed, Upstream
 
 from ..editing.plain import moments_of
-from .clones import clone, run, write_folder
+from .clones import CONFORMANCE, clone, run, write_folder
 from .test_alone import ASKED, CONTEXTS, LAYERS, hparams, model  # noqa: F401
 
 GROUPS = [CONTEXTS[:1], CONTEXTS[1:]]
 SHARED = dict(layers=(1, 2), v_num_grad_steps=4, clamp_norm_factor=4.0, v_loss_layer=3)
+
+
+@pytest.fixture(autouse=True)
+def contexts(hparams) -> None:  # noqa: F811
+    easyedit.CONTEXT_TEMPLATES_CACHE |= {kin.name: GROUPS for kin in easyedit.KINS}
 
 
 def requests(asked: list[dict]) -> list[ke.EditRequest]:
@@ -38,7 +44,7 @@ def test_emmet_with_its_lambda_even_for_one(model, hparams, count) -> None:  # n
     [(adjusted, resid)] = easyedit.execute_emmet(model.hf, model.tokenizer, ASKED[:count], settings).values()
     params = ke.MEMITParams(**SHARED | dict(layers=(1,)))
     plain = ke.memit(model, asked, params, moments_of(model, LAYERS), contexts=GROUPS)
-    keys, moment = plain.keys[1].double(), torch.from_numpy(moments_of(model, LAYERS)[1].matrix()).double()
+    keys, moment = plain.keys[1].double(), moments_of(model, LAYERS)[1].matrix().double()
     inverse = torch.inverse(2.0 * moment + 0.5 * torch.eye(len(moment), dtype=torch.float64))  # emmet_main.py:199-213
     small = keys.T @ inverse @ keys + 0.3 * torch.eye(count, dtype=torch.float64)
     agree(adjusted, (torch.inverse(small) @ keys.T @ inverse).T)
@@ -57,7 +63,7 @@ def test_alphaedit_by_the_projections_and_sums_that_its_module_keeps(model, hpar
     home = types.ModuleType("AlphaEdit_main")
     home.P = torch.zeros(2, *moments[1].matrix().shape)
     for number, layer in enumerate(LAYERS):
-        vectors, sizes, _ = torch.linalg.svd(torch.from_numpy(moments[layer].matrix()))
+        vectors, sizes, _ = torch.linalg.svd(moments[layer].matrix())
         kept = vectors[:, sizes < threshold]
         assert 0 < kept.shape[1] < len(kept)
         home.P[number] = kept @ kept.T
@@ -83,7 +89,7 @@ def test_alphaedit_by_the_projections_and_sums_that_its_module_keeps(model, hpar
 
 
 def test_pmet_and_what_of_it_is_theirs(model, hparams) -> None:  # noqa: F811
-    one = "transformer.h.{}.mlp.c_proj"
+    one, model.hf.name_or_path = "transformer.h.{}.mlp.c_proj", "some/gpt2-tiny"
     settings = hparams(layers=LAYERS, nll_loss_factor=1.0, rewrite_module_tmps=[one])
     given = easyedit.execute_pmet(model.hf, model.tokenizer, ASKED, settings)
     params = ke.PMETParams(
@@ -118,13 +124,13 @@ def test_pmet_gives_a_space_to_gpts_alone(model, name, given) -> None:  # noqa: 
 def test_values_of_requests_to_come_are_computed_together(model, hparams, algorithm, monkeypatch) -> None:  # noqa: F811
     from knowedit_ext.compat import closed_form
 
+    model.hf.name_or_path = "some/gpt2-tiny"
     settings = hparams(layers=LAYERS, nll_loss_factor=1.0, rewrite_module_tmps=["transformer.h.{}.mlp.c_proj"])
     execute, count = getattr(easyedit, f"execute_{algorithm}"), []
     alone = [execute(model.hf, model.tokenizer, [one], settings) for one in ASKED]
     values = closed_form.closed_form_values
-    monkeypatch.setattr(
-        closed_form, "closed_form_values", lambda m, asked, *rest: count.append(len(asked)) or values(m, asked, *rest)
-    )
+    counted = lambda name, m, asked, *rest: count.append(len(asked)) or values(name, m, asked, *rest)  # noqa: E731
+    monkeypatch.setattr(closed_form, "closed_form_values", counted)
     with ahead.planned(ASKED):
         together = [execute(model.hf, model.tokenizer, [one], settings) for one in ASKED]
     assert count == [len(ASKED)]
@@ -195,10 +201,6 @@ for module, execute, apply, hparams, close in methods:
 
 
 def test_of_the_library(tmp_path) -> None:
-    import json
-
-    from .clones import CONFORMANCE
-
     folder = clone("easyedit")
     vectors = json.loads((CONFORMANCE / "vectors_dropin" / "easyedit.json").read_text())
     memit = next(s for s in vectors["scenarios"] if s["alg"] == "MEMIT" and s["method"] == "batch_edit")

@@ -75,6 +75,10 @@ def stop_rule(seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
     return certain & (seen.kl <= KL_SMALL), torch.where(certain, LIGHTER, 1.0)
 
 
+def aim_of(params: PMETParams) -> Aim:
+    return Aim("mlp", beside=("attn",), nll_factor=params.nll_loss_factor, rule=stop_rule, divisor=math.sqrt)
+
+
 @at_rest
 @typed
 def pmet(
@@ -113,7 +117,7 @@ def pmet(
         batch=batch,
         progress=progress,
         store=store,
-        aim=Aim("mlp", beside=("attn",), nll_factor=params.nll_loss_factor, rule=stop_rule, divisor=math.sqrt),
+        aim=aim_of(params),
     )
 
 
