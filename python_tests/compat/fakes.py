@@ -37,6 +37,15 @@ EASYEDIT = {
     "easyeditor/models/memit/memit_main.py": "from ..rome.layer_stats import layer_stats\n"
     + EXECUTE.format(name="execute_memit", request="requests", more=", cache_template=None"),
     "easyeditor/models/ft/ft_main.py": EXECUTE.format(name="execute_ft", request="requests", more=", **kwargs"),
+    **{
+        f"easyeditor/models/{folder}/{file}.py": "from ..rome.layer_stats import layer_stats\n"
+        + EXECUTE.format(name=name, request="requests", more=", cache_template=None")
+        for folder, file, name in (
+            ("emmet", "emmet_main", "execute_emmet"),
+            ("alphaedit", "AlphaEdit_main", "execute_AlphaEdit"),
+            ("pmet", "pmet_main", "execute_pmet"),
+        )
+    },
     "easyeditor/util/generate.py": GENERATE,
     "easyeditor/evaluate/evaluate.py": SCORES,
     "easyeditor/editors/editor.py": EDITOR,

@@ -29,8 +29,8 @@ def requests(asked: list[dict]) -> list[ke.EditRequest]:
     return [ke.EditRequest.of({**one, "target_new": f" {one['target_new']}", "space": False}) for one in asked]
 
 
-def agree(one: torch.Tensor, other: torch.Tensor) -> None:
-    torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+def agree(one: torch.Tensor, other: torch.Tensor, close: float = 1e-4) -> None:
+    torch.testing.assert_close(one.double(), other.double(), rtol=close, atol=close * float(other.abs().max()))
 
 
 def named(layer: int) -> str:
@@ -84,7 +84,7 @@ def test_alphaedit_by_the_projections_and_sums_that_its_module_keeps(model, hpar
             project = home.P[number].double()
             system = project @ (keys @ keys.T + before[number]) + 2.0 * torch.eye(len(keys), dtype=torch.float64)
             agree(change, torch.linalg.solve(system, project @ keys @ resid.T))
-            agree(change, own.delta(named(layer)))
+            agree(change, own.delta(named(layer)), 1e-3)  # projections are kept in float32
             agree(home.cache_c[number], before[number] + keys @ keys.T)
 
 

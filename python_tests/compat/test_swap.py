@@ -18,6 +18,9 @@ HEAVY = {
     "easyeditor.models.rome.rome_main": ("execute_rome", "generate_fast", "layer_stats"),
     "easyeditor.models.r_rome.r_rome_main": ("execute_r_rome",),
     "easyeditor.models.memit.memit_main": ("execute_memit", "layer_stats"),
+    "easyeditor.models.emmet.emmet_main": ("execute_emmet", "layer_stats"),
+    "easyeditor.models.alphaedit.AlphaEdit_main": ("execute_AlphaEdit", "layer_stats"),
+    "easyeditor.models.pmet.pmet_main": ("execute_pmet", "layer_stats"),
     "easyeditor.models.ft.ft_main": ("execute_ft",),
     "easyeditor.models.rome.layer_stats": ("layer_stats",),
     "easyeditor.util.generate": ("generate_fast",),
@@ -99,7 +102,10 @@ def test_what_is_imported_later_is_ours_too_and_comes_back(folder) -> None:  # n
     assert sys.modules["easyeditor.editors.editor"].execute_rome(0, 0, 0, 0) == "their execute_rome"
 
 
-@pytest.mark.parametrize("module", [m for m in HEAVY if m != "easyeditor.editors.editor"])
+OPTIONAL = {swap.module for swap in easyedit.TABLE if swap.optional and swap.name.startswith("execute")}
+
+
+@pytest.mark.parametrize("module", sorted(set(HEAVY) - OPTIONAL - {"easyeditor.editors.editor"}))
 def test_a_function_that_moved_is_named_and_nothing_is_swapped(module, folder) -> None:  # noqa: F811
     name = next(n for n in HEAVY[module] if (f"{n}(") in fakes.EASYEDIT[f"{module.replace('.', '/')}.py"])
     fakes.write(folder, fakes.without(fakes.EASYEDIT, f"{module.replace('.', '/')}.py", name) | later_users(name))
@@ -109,6 +115,18 @@ def test_a_function_that_moved_is_named_and_nothing_is_swapped(module, folder) -
     assert not swapped() and easyedit.BACKEND._finder not in sys.meta_path
     with pytest.raises(MovedError), easyedit.installed():
         pass
+
+
+@pytest.mark.parametrize("module", sorted(OPTIONAL))
+def test_a_method_that_an_earlier_version_lacks_is_left_out(module, folder) -> None:  # noqa: F811
+    file, name = f"{module.replace('.', '/')}.py", HEAVY[module][0]
+    for files in (fakes.without(fakes.EASYEDIT, file, name), {k: v for k, v in fakes.EASYEDIT.items() if k != file}):
+        fakes.forget(("easyeditor",))
+        (folder / file).unlink(missing_ok=True)
+        fakes.write(folder, files)
+        with easyedit.installed():
+            assert (module, name) not in swapped()
+            assert is_ours(sys.modules["easyeditor.models.memit.memit_main"].execute_memit)
 
 
 def later_users(name: str) -> dict[str, str]:
