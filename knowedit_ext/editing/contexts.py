@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..model.forward import own_forward
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..model.tokens import encode
@@ -36,7 +37,7 @@ def _generate(model: EditableModel, starts: list[str], length: int, seed: int) -
         ids, _ = encode(model, start)
         prompt = torch.tensor([ids], device=model.device)
         while prompt.shape[1] < max(length, len(ids) + 1):
-            logits = model.hf(prompt, use_cache=False).logits[0, -1].float().cpu()
+            logits = own_forward(model, prompt, use_cache=False).logits[0, -1].float().cpu()
             values, tokens = logits.topk(min(TOP_K, len(logits)))
             chosen = tokens[torch.multinomial(values.softmax(0), 1, generator=generator)]
             prompt = torch.cat([prompt, chosen[None].to(prompt.device)], dim=1)

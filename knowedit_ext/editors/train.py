@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from ..checks import Compat, typed
+from ..model.errors import NotFiniteError
 from ..model.identity import identity
 from ..model.load import EditableModel
 from ..runs.files import read_tensors, write_json, write_tensors
@@ -51,7 +52,7 @@ def train_editor(
     compat="reference": the label is the target's last token alone, the text asked about the edit's own less a random
         prefix, and `lr_lr` is dead. Default: all of the target's tokens, asked behind a paraphrase of the record.
 
-    Raises ValueError for records, texts and folders that do not fit; FloatingPointError where a loss is no finite
+    Raises ValueError for records, texts and folders that do not fit; NotFiniteError where a loss is no finite
     number: the folder then has the last good state.
     """
     ranks, out = Ranks(), Path(out)
@@ -149,7 +150,7 @@ class _Run:
             row |= total
             row["total"] = self.params.cedit * total["edit"] + self.params.cloc * total["loc"]
             if not math.isfinite(row["total"]):
-                raise FloatingPointError(f"the validation of iteration {iteration} is {row['total']}: try a lower lr")
+                raise NotFiniteError(f"the validation of iteration {iteration} is {row['total']}: try a lower lr")
             logger.info("iteration %d: edit %.4f, locality %.5f", iteration, total["edit"], total["loc"])
             if row["total"] < self.best:
                 self.best, self.best_at = row["total"], iteration

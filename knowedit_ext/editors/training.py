@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..checks import Compat, Count, NotNegative, Positive, Seed, read_fields, typed
+from ..model.errors import NotFiniteError
 from ..model.gradients import check_gradients
 from ..model.head import distribution, final_states, log_probabilities
 from ..model.hooks import learning, resting
@@ -132,14 +133,14 @@ class EditorTraining:
         "loss/loc", "norms" (of each parameter's accumulated gradient), "stepped" (every `accumulate_bs` iterations,
         never at the first), and then "grad", the norm before clipping.
 
-        Raises FloatingPointError where a loss or gradient is no finite number; nothing is stepped then.
+        Raises NotFiniteError where a loss or gradient is no finite number; nothing is stepped then.
         """
         self.editor.network.train()
         try:
             losses = self._losses(*(texts_of(b) if isinstance(b, Mapping) else list(b) for b in (edit, outer, loc)))
             total = self.params.cedit * losses["edit"] + self.params.cloc * losses["loc"]
             if not torch.isfinite(total):
-                raise FloatingPointError(f"the loss of iteration {self.iteration} is {float(total)}: try a lower lr")
+                raise NotFiniteError(f"the loss of iteration {self.iteration} is {float(total)}: try a lower lr")
             (total / self.params.accumulate_bs).backward()
         finally:
             self.editor.network.eval()
@@ -155,7 +156,7 @@ class EditorTraining:
     def _step(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.editor.network.parameters(), self.params.grad_clip)
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient of iteration {self.iteration} is {float(norm)}: try a lower lr")
+            raise NotFiniteError(f"the gradient of iteration {self.iteration} is {float(norm)}: try a lower lr")
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(norm)

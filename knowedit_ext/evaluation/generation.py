@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..model.forward import own_forward
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..model.tokens import encode_all
@@ -206,7 +207,7 @@ class _Writer:
             named |= {self.cache_name: cache, "use_cache": True}
         index = torch.tensor([text.edit for text in texts])
         with nullcontext() if self.edits is None else self.edits.rows(index):
-            out = self.model.hf(tokens.to(self.model.device), logits_to_keep=1, **named)
+            out = own_forward(self.model, tokens, logits_to_keep=1, **named)
         return out.logits[:, -1], getattr(out, self.cache_name, None)
 
     def _choose(self, texts: list[_Text], logits: torch.Tensor) -> list[int]:

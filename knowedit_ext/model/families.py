@@ -87,6 +87,19 @@ class ModuleMap:
         for layer in self.layers:
             for part in ("attn", "mlp", "down_projection"):
                 self._in_layer(layer, part)
+        self._refuse_shared()
+
+    def _refuse_shared(self) -> None:
+        """An edit of one layer would change another, and a patch of one module would meet both."""
+        for part in ("attn", "mlp", "down_projection"):
+            first: dict[int, int] = {}
+            for number, layer in enumerate(self.layers):
+                before = first.setdefault(id(self._in_layer(layer, part)), number)
+                if before != number:
+                    raise UnsupportedModelError(
+                        f"{type(self._hf).__name__}: layers {before} and {number} share one module ({part}), so one "
+                        "cannot be patched or edited without the other"
+                    )
 
     def _find(self, module: nn.Module, path: str, where: str = "") -> nn.Module:
         try:

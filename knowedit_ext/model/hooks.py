@@ -63,7 +63,8 @@ def named_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> d
 
 @contextmanager
 def resting(model: EditableModel) -> Iterator[None]:
-    """Without dropout, gradient checkpointing, autocast, recorded gradients, inference mode or compiled code.
+    """Without dropout, gradient checkpointing, autocast, recorded gradients, inference mode, compiled code, or torch's
+    defaults set to another dtype or device.
 
     Afterwards all is as before. Every module is in eval mode and no parameter asks for a gradient. Within another
     `resting` no module is looked at again: they are many.
@@ -83,6 +84,7 @@ def resting(model: EditableModel) -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(eager())
+        stack.enter_context(_own_defaults())
         before = shared.resting
         try:
             _flag(training, checkpointing, asking, False)
@@ -92,6 +94,19 @@ def resting(model: EditableModel) -> Iterator[None]:
             with uninterrupted():
                 shared.resting = before
                 _flag(training, checkpointing, asking, True)
+
+
+@contextmanager
+def _own_defaults() -> Iterator[None]:
+    """Tensors that are made without a dtype and device are float32 and on the CPU."""
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        if torch.get_default_device() != torch.device("cpu"):
+            stack.enter_context(torch.device("cpu"))
+        if dtype != torch.float32:
+            stack.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
+        yield
 
 
 def _flag(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..model.families import device_of
+from ..model.forward import own_forward
 from ..model.hooks import Hooks, Stop, at_rest, named_arguments
 from ..model.load import EditableModel
 
@@ -79,9 +80,8 @@ def clean_run(model: EditableModel, ids: Sequence[int]) -> CleanRun:
     with Hooks() as hooks:
         for number, layer in enumerate(model.modules.layers):
             hooks.before(layer, keep(number, layer), first=True)
-        inputs = torch.tensor([list(ids)], device=model.device)
         last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.hf.forward).parameters else {}
-        logits = model.hf(inputs, use_cache=False, **last).logits[0, -1].float()
+        logits = own_forward(model, torch.tensor([list(ids)]), use_cache=False, **last).logits[0, -1].float()
     return CleanRun(tuple(ids), hidden[0], logits, arguments)
 
 
@@ -152,7 +152,7 @@ def _embedded(
         if corrupt is not None:
             hooks.behind(model.modules.embedding, corrupt)
         hooks.before(first, stop, first=True)
-        model.hf(torch.tensor(ids, device=model.device), use_cache=False)
+        own_forward(model, torch.tensor(ids), use_cache=False)
     return embedded[0]
 
 

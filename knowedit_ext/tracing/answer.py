@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..checks import quoted
+from ..model.errors import NotFiniteError
 from ..model.facts import TokenizedFact
 from ..model.head import log_probabilities
 from ..model.hooks import at_rest
@@ -87,7 +88,7 @@ def scores_of(
             targets[result.index[run]] = plan.answer.targets  # [copies, positions, answers]
     logp = log_probabilities(model, result.states, targets).double().cpu()
     if not logp.isfinite().all():
-        raise FloatingPointError(
+        raise NotFiniteError(
             f"'{model.name}' gives log-probabilities that are no finite numbers: are its weights finite, and is "
             f"{model.dtype} wide enough for it?"
         )

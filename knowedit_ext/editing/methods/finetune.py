@@ -19,6 +19,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from ...checks import Count, NotNegative, Positive, StudyCompat, typed
+from ...model.errors import NotFiniteError
 from ...model.facts import tokenize_fact
 from ...model.gradients import check_gradients
 from ...model.head import final_states, log_probabilities
@@ -112,7 +113,7 @@ def finetune(
         last, and none where a target is minimised.
 
     The model is left as it was. Raises ValueError for bad requests, layers or weights before anything is computed
-    (quantised and offloaded weights cannot be trained), FloatingPointError when the loss is no finite number.
+    (quantised and offloaded weights cannot be trained), NotFiniteError when the loss is no finite number.
     """
     requests = check_requests(requests, problems=True)
     weights = trained_weights(model, params, compat)
@@ -256,7 +257,7 @@ def _train(
             loss = functional_call(loss_of, used, (batch,))
             value = loss.item()
             if not math.isfinite(value):
-                raise FloatingPointError(f"the loss is {value} in epoch {epoch}: try a lower lr than {params.lr}")
+                raise NotFiniteError(f"the loss is {value} in epoch {epoch}: try a lower lr than {params.lr}")
             total += value * batch.size
             if value >= STOP_LOSS:
                 optimiser.zero_grad()
@@ -271,7 +272,7 @@ def _train(
             break
     for name, tensor in trained.items():  # the last step is followed by no loss
         if not torch.isfinite(tensor).all():
-            raise FloatingPointError(f"'{name}' came to hold NaN or infinite numbers: try a lower lr than {params.lr}")
+            raise NotFiniteError(f"'{name}' came to hold NaN or infinite numbers: try a lower lr than {params.lr}")
     logger.info("fine-tuned %d requests in %d epochs to a mean loss of %.4f", requests, epoch + 1, mean)
     return {name: tensor.detach() for name, tensor in trained.items()}
 
