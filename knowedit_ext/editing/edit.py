@@ -24,7 +24,7 @@ from .belongs import base_checksums, check_base
 from .belongs import describe_model as describe_model
 from .changes import Change, LowRank, check_changes, check_tensor, dense, digest, exactly_zero, shape_of
 from .peft import to_peft
-from .placing import Placed, exactly, lost, place, weights_of
+from .placing import Placed, check_untouched, exactly, lost, place, weights_of
 from .running import Running
 
 # What the fields of a saved edit are.
@@ -153,10 +153,11 @@ class Edit:
         return frozenset(self.parts or [digest(self.changes)])
 
     @typed
-    def revert(self, model: EditableModel) -> None:
+    def revert(self, model: EditableModel, *, force: bool = False) -> None:
         """Take the edit back: the exact bits from before it, with edits applied since then applied again.
 
-        A copy of the edit, loaded from a file, does as well. An interrupt waits until that is done.
+        A copy of the edit, loaded from a file, does as well. An interrupt waits until that is done. ValueError where
+        the edit is not in force, or something else has changed a weight since; force: undo that too.
         """
         applied = model.applied_edits
         at = next((n for n, each in enumerate(applied) if each.edit is self), None)
@@ -165,6 +166,8 @@ class Edit:
             at = next((n for n, each in enumerate(applied) if each.parts == own), None)
         if at is None:
             raise ValueError("this edit is not applied to this model")
+        if not force:
+            check_untouched(model, [each.placed for each in reversed(applied[at:])])
         later = [each.edit for each in applied[at + 1 :]]
         with uninterrupted():
             for each in reversed(applied[at:]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from ..model.load import EditableModel
 from ..model.weights import NoSuchWeightError, Weight, find_weight
 from ..model.wrappers import forget_compiled
+from ..runs.checksums import checksum
 from .changes import Change, LowRank, check_changes, dense, exactly_zero, in_float32, largest, shape_of
 from .probe import Probe
 
@@ -22,14 +23,31 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Placed:
-    """What an edit in force has replaced, by weight, and the steps that take it back."""
+    """What an edit in force has replaced, by weight, what it left there, and the steps that take it back."""
 
     before: dict[str, torch.Tensor] = field(default_factory=dict)
+    left: dict[str, tuple[nn.Parameter, torch.dtype, str]] = field(default_factory=dict)  # and its checksum
     undo: list[Callable[[], None]] = field(default_factory=list)
 
     def take_back(self) -> None:
         for step in reversed(self.undo):
             step()
+
+
+def check_untouched(model: EditableModel, latest_first: Iterable[Placed]) -> None:
+    """ValueError where a weight is not what the latest change of it left: taking that back would undo more."""
+    seen: set[str] = set()
+    for placed in latest_first:
+        for name, (parameter, dtype, left) in placed.left.items():
+            if name in seen:
+                continue
+            seen.add(name)
+            replaced = find_weight(model.hf, name).parameter is not parameter
+            if replaced or (parameter.dtype == dtype and checksum(parameter) != left):  # another dtype: rounded
+                raise ValueError(
+                    f"'{name}' was {'replaced' if replaced else 'changed'} since the edit was applied (trained, loaded "
+                    "or merged?), and taking the edit back would undo that too: force=True does it all the same"
+                )
 
 
 def weights_of(
@@ -111,6 +129,7 @@ def _write(name: str, parameter: nn.Parameter, exact: torch.Tensor, placed: Plac
     placed.before[name] = before
     placed.undo.append(partial(_put_back, parameter, before))
     parameter.copy_(before.double() + exact)
+    placed.left[name] = parameter, parameter.dtype, checksum(parameter)
     if parameter.dtype.itemsize < 4:
         kind = str(parameter.dtype).removeprefix("torch.")
         logger.info("'%s': %s takes %.2g of the change", name, kind, lost(before, parameter, exact))

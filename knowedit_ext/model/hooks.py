@@ -71,12 +71,12 @@ def resting(model: EditableModel) -> Iterator[None]:
     """
     as_type("the model", model, EditableModel)
     shared = model.shared
-    modules = [] if shared.resting else list(model.hf.modules())
-    named = [(module, name, p) for module in modules for name, p in module._parameters.items() if p is not None]
-    training = [module for module in modules if module.training]
-    checkpointing = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
-    asking = [(module, name) for module, name, p in named if p.requires_grad and not p.is_inference()]
-    with whole_contexts(), ExitStack() as stack:
+    with shared.alone, whole_contexts(), ExitStack() as stack:
+        modules = [] if shared.resting else list(model.hf.modules())
+        named = [(module, name, p) for module in modules for name, p in module._parameters.items() if p is not None]
+        training = [module for module in modules if module.training]
+        checkpointing = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
+        asking = [(module, name) for module, name, p in named if p.requires_grad and not p.is_inference()]
         if torch.is_inference_mode_enabled():  # its tensors could never be used with gradients
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,11 +26,13 @@ class Shared:
 
     applied_edits: those whose changes are in the weights, oldest first. layer_arguments: what the model passes to its
     layers beside the hidden state, for prompts of one length. resting: whether it is within `hooks.resting`.
+    alone: held there, so that threads take turns.
     """
 
     applied_edits: list[Any] = field(default_factory=list)
     layer_arguments: dict[Any, Any] = field(default_factory=dict)
     resting: bool = False
+    alone: Any = field(default_factory=RLock)
 
 
 _SHARED: WeakKeyDictionary[nn.Module, Shared] = WeakKeyDictionary()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -12,6 +13,7 @@ import knowedit_ext as ke
 from knowedit_ext.model.errors import NotFiniteError, UnsupportedModelError
 from knowedit_ext.model.hooks import resting
 
+from ..editing.models import fresh
 from ..support.families import tiny_model
 
 FACT = ke.Fact("w5 {} w9 w10", "w3 w7")
@@ -94,7 +96,7 @@ def head_in_float32(hf: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("spoil", [tuples, two_dtypes, head_in_float32])
 def test_what_cannot_run_by_itself_is_said(spoil: Callable[[torch.nn.Module], None]) -> None:
-    model = tiny_model("llama")
+    model = fresh("llama")
     spoil(model.hf)
     for door in (
         lambda: ke.trace(model, FACT, samples=2, noise=0.5, window=2),
@@ -107,7 +109,8 @@ def test_what_cannot_run_by_itself_is_said(spoil: Callable[[torch.nn.Module], No
 
 @pytest.mark.parametrize("part", ["layer", "mlp", "self_attn"])
 def test_layers_that_share_a_module_are_refused(part: str) -> None:
-    hf, tokenizer = tiny_model("llama").hf, tiny_model("llama").tokenizer
+    model = fresh("llama")
+    hf, tokenizer = model.hf, model.tokenizer
     layers = hf.model.layers
     if part == "layer":
         layers[2] = layers[1]
@@ -118,8 +121,19 @@ def test_layers_that_share_a_module_are_refused(part: str) -> None:
 
 
 def test_numbers_that_are_not_finite_are_a_value_error() -> None:
-    model = tiny_model("gpt2")
+    model = fresh("gpt2")
     model.hf.transformer.h[2].mlp.c_fc.weight.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match="no finite numbers") as caught:
         ke.trace(model, FACT, samples=2, noise=0.5, window=2)
     assert isinstance(caught.value, NotFiniteError) and isinstance(caught.value, FloatingPointError)
+
+
+def test_threads_take_turns() -> None:
+    model = fresh("llama")
+    model.hf.train()
+    want = torch.as_tensor(ke.trace(model, FACT, samples=2, noise=0.5, window=2).scores)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: results(model)[0].scores, range(8)))
+    assert all(torch.equal(torch.as_tensor(scores), want) for scores in found)
+    assert all(module.training for module in model.hf.modules())
+    assert all(parameter.requires_grad for parameter in model.hf.parameters())
