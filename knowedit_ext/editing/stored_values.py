@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ def stored_values(
 ) -> torch.Tensor:
     """[n, hidden] float32, on the CPU, on every rank: read from the folder, and computed where they are not there.
 
-    asked: what all values depend on, besides the requests. They are computed in groups of `batch`, or of `free` or
-    however many a folder was begun with: rounding depends on it. compute: (numbers of requests) -> their values.
+    asked: what all values depend on, besides the requests. They are computed in groups of `batch`, else of `free` at
+    most, a share for every rank, or however many a folder was begun with: rounding depends on it. compute: (numbers of
+    requests) -> their values.
     Requests may be added at the end; those in a last group that was not full are then computed again. ValueError for a
     folder of other requests or settings.
     """
@@ -42,7 +44,7 @@ def stored_values(
     with alone(store, ranks):
         settings = settle(
             store,
-            {"run": "values", **asked, "requests": items, "group": batch or free},
+            {"run": "values", **asked, "requests": items, "group": batch or min(free, math.ceil(count / ranks.size))},
             ranks,
             adopted=adopted,
             growth=_GROWTH,

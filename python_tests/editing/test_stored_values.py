@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from knowedit_ext.editing.methods import METHODS
 from knowedit_ext.editing.methods.memit import memit_values
 from knowedit_ext.editing.values import edits_at_once
 from knowedit_ext.runs.files import write_npz
+from knowedit_ext.world import load_world
 
 from ..support.processes import TWO_RANKS, finish, hashes, kill_at, start
 from .models import editable
@@ -192,3 +196,18 @@ def test_two_ranks_give_the_same(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     finish(start(SCRIPT, out, *TWO_RANKS))
     assert hashes(out) == hashes(whole)
+
+
+def test_the_command_shares_requests_among_ranks(tmp_path: Path) -> None:
+    """Each rank a share, however many could be optimised at once; one file, to rounding that of one process."""
+    (tmp_path / "facts.json").write_text(json.dumps(load_world().records()[:5]))
+    model, layers = ke.load_model(load_world().folder, dtype="float32"), METHODS["memit"].params.preset("world").layers
+    ke.collect_moments(model, load_world().statements()[:300], layers, out=tmp_path / "moments", progress=False)
+    edit = ["-m", "knowedit_ext", "edit", "world", "--params", "world", "--requests", "facts.json"]
+    for name, ranks in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])):
+        more = ["--moments", "moments", "--store", f"values_{name}", "--out", f"{name}.safetensors"]
+        subprocess.run([sys.executable, *ranks, *edit, *more], cwd=tmp_path, check=True, capture_output=True)
+    one, two = (ke.Edit.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert json.loads((tmp_path / "values_two" / "settings.json").read_text())["group"] == 3
+    for name in one.changes:
+        assert (one.delta(name) - two.delta(name)).norm() <= 1e-5 * one.delta(name).norm()
