@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ..ops import target_logprob
-from ..ops.logprob import Learned
+from ..ops.logprob import Learned, log_sum_exp, log_sum_exp_with_mean
 from ..ops.reference import compute_dtype
 from .families import UnsupportedModelError, on_device
 from .load import EditableModel
 
 HEAD_ROWS = 512  # rows of logits held at once
+FEW_TOKENS = 1 << 13  # of a vocabulary
 
 # How a ForCausalLM scales (read in transformers 5.24), by its config's name for the factor: what, and to which power.
 _SCALES = {
@@ -93,18 +95,66 @@ def log_probabilities(model: EditableModel, states: torch.Tensor, targets: torch
     head, form = model.modules.head, LogitForm.of(model.modules.config)
     states = on_device(states, head)
     targets = targets.to(states.device)
-    if not _plain(head, states) or not _exact_factor(form.scale, states.dtype):
+    learning = torch.is_grad_enabled() and states.requires_grad
+    if not _readable(head, form, states) or (learning and _few(head, states)):
         wide = targets.view(len(targets), -1)
         size = len(states) if states.requires_grad else HEAD_ROWS  # autograd would keep all parts
         parts = zip(states.split(max(1, size)), wide.split(max(1, size)), strict=True)
         return torch.cat([distribution(model, x).gather(-1, t) for x, t in parts]).view(targets.shape)
-    bias = head.bias
-    if form.scale != 1.0:
-        states = states * form.scale
-        bias = None if bias is None else bias * form.logits_scale
+    states, bias = _scaled(head, form, states)
     if _learned_through(states, head):
         return Learned.apply(states, head.weight, bias, targets, form.softcap)
     return target_logprob(states, head.weight, bias, targets, form.softcap)
+
+
+class Said(NamedTuple):
+    """What rows say, for `divergence`: their states [rows, hidden], log sum exp of their logits [rows] and its gradient
+    in the states [rows, hidden], the mean of the head's rows by their probability.
+
+    The last two are None where logits are not linear in the states, or few.
+    """
+
+    states: torch.Tensor
+    total: torch.Tensor | None
+    mean: torch.Tensor | None
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: EditableModel, states: torch.Tensor) -> Said:
+        """Of states behind the final norm."""
+        head, form = model.modules.head, LogitForm.of(model.modules.config)
+        states = on_device(states, head)
+        if form.softcap or not _readable(head, form, states) or _few(head, states):
+            return cls(states, None, None)
+        scaled, bias = _scaled(head, form, states)
+        total, mean = log_sum_exp_with_mean(scaled.to(compute_dtype(states.dtype)), head.weight, bias)
+        return cls(states, total, mean * form.scale)
+
+    def split(self, counts: Sequence[int]) -> list[Said]:
+        """By rows, each part in memory of its own."""
+        each = ([None] * len(counts) if x is None else [part.clone() for part in x.split(counts)] for x in self)
+        return [Said(*parts) for parts in zip(*each, strict=True)]
+
+    @classmethod
+    def join(cls, parts: Sequence[Said]) -> Said:
+        return cls(*(None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def divergence(model: EditableModel, before: Said, states: torch.Tensor) -> torch.Tensor:
+    """KL(before | what states [rows, hidden] behind the final norm say) [rows]; differentiable in the states.
+
+    Where logits are linear in the states, sum_v p(v) (log p(v) - log q(v)) is (states_p - states_q) . mean_p less
+    the difference of the two log sum exp: no distribution is held.
+    """
+    head, form = model.modules.head, LogitForm.of(model.modules.config)
+    states = on_device(states, head)
+    if before.mean is None:
+        old, new = distribution(model, before.states), distribution(model, states)
+        return (old.exp() * (old - new)).sum(-1)
+    states = states.to(before.total.dtype)  # once: gradients cancel, and are rounded at the end
+    scaled, bias = _scaled(head, form, states)
+    moved = before.states.to(states.dtype) - states
+    return (moved * before.mean).sum(-1) + log_sum_exp(scaled, head.weight, bias) - before.total
 
 
 def likeliest(model: EditableModel, states: torch.Tensor) -> torch.Tensor:
@@ -149,6 +199,23 @@ def _learned_through(states: torch.Tensor, head: nn.Linear) -> bool:
     asking = torch.is_grad_enabled() and states.requires_grad
     exact = states.dtype == compute_dtype(states.dtype)
     return asking and exact and not any(p.requires_grad for p in head.parameters())
+
+
+def _readable(head: nn.Module, form: LogitForm, states: torch.Tensor) -> bool:
+    """Whether logits can be told from the head's matrix, without losing what its own forward keeps."""
+    return _plain(head, states) and _exact_factor(form.scale, states.dtype)
+
+
+def _scaled(head: nn.Linear, form: LogitForm, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """States and bias, with the factors of the logits in them."""
+    if form.scale == 1.0:
+        return states, head.bias
+    return states * form.scale, None if head.bias is None else head.bias * form.logits_scale
+
+
+def _few(head: nn.Linear, states: torch.Tensor) -> bool:
+    """Is the vocabulary so small that autograd can as well keep all logits, in fewer steps?"""
+    return states.dtype == compute_dtype(states.dtype) and head.out_features <= FEW_TOKENS
 
 
 def _exact_factor(factor: float, dtype: torch.dtype) -> bool:

@@ -16,15 +16,17 @@ from . import _native, launch_cuda
 from .reference import compute_dtype
 
 _TILE = 1 << 22  # logits held at a time
-_LOGITS = 1 << 24  # held at a time while a gradient is taken from them
+_HOT_TILE = 1 << 18  # where they are passed over several times: they stay in a CPU's cache
 _ROWS = 1 << 12  # rows taken at a time: with more, a tile would get too narrow for a good GEMM
 
 
-def _tiles(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _tiles(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float, most: int | None = None
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (first token, weight tile [t, d], logits [rows, t]) over the vocabulary, in the compute dtype."""
     kind = compute_dtype(hidden.dtype)
     x = hidden.to(kind)
-    width = max(256, _TILE // max(1, len(hidden)))
+    width = max(256, (most or _TILE) // max(1, len(hidden)))
     for start in range(0, len(weight), width):
         tile = weight[start : start + width].to(kind)
         logits = x @ tile.T if bias is None else torch.addmm(bias[start : start + width].to(kind), x, tile.T)
@@ -109,30 +111,21 @@ class Learned(torch.autograd.Function):
     """`target_logprob` for gradients in `hidden` alone, in float32 or float64: the logits are computed once.
 
     d log p(t) / dx = c_t W_t - E, where c = 1 - (logits / softcap)^2, or 1, and E [rows, d] is the mean of c_w W_w over
-    p, taken from each part of the logits while it is there.
+    p, taken from each tile of the logits while it is there.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float
     ) -> Tensor:
-        wide, expected = _columns(targets), torch.empty_like(hidden)
-        logp, steep = hidden.new_empty(wide.shape), hidden.new_ones(wide.shape)
-        size = max(1, _LOGITS // len(weight))
-        for first in range(0, len(hidden), size):
-            at = slice(first, first + size)
-            logits = hidden[at] @ weight.T if bias is None else torch.addmm(bias, hidden[at], weight.T)
-            slope = None
-            if softcap > 0:
-                logits = softcap * torch.tanh(logits / softcap)
-                slope = 1 - (logits / softcap) ** 2
-                steep[at] = slope.gather(1, wide[at])
-            scores = logits.log_softmax(1)
-            logp[at] = scores.gather(1, wide[at])
-            shares = scores.exp_() if slope is None else scores.exp_().mul_(slope)
-            torch.mm(shares, weight, out=expected[at])
+        wide = _columns(targets)
+        total, expected = log_sum_exp_with_mean(hidden, weight, bias, softcap)
+        picked = torch.stack([(hidden * weight[of]).sum(1) for of in wide.unbind(1)], 1)
+        picked = picked if bias is None else picked + bias[wide]
+        picked = softcap * torch.tanh(picked / softcap) if softcap > 0 else picked
+        steep = 1 - (picked / softcap) ** 2 if softcap > 0 else torch.ones_like(picked)
         ctx.save_for_backward(weight, wide, expected, steep)
-        return logp.view(targets.shape)
+        return (picked - total[:, None]).view(targets.shape)
 
     @staticmethod
     @once_differentiable
@@ -143,3 +136,51 @@ class Learned(torch.autograd.Function):
         for column, of in zip((up * steep).unbind(1), wide.unbind(1), strict=True):
             dx.addcmul_(column[:, None], weight[of])
         return dx, None, None, None, None
+
+
+class _LogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float) -> Tensor:
+        total, mean = log_sum_exp_with_mean(hidden, weight, bias, softcap)
+        ctx.save_for_backward(mean.to(hidden.dtype))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (mean,) = ctx.saved_tensors
+        return grad.to(mean.dtype)[:, None] * mean, None, None, None
+
+
+def log_sum_exp(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float = 0.0) -> Tensor:
+    """log sum exp(softcap(hidden W^T + b)) over the vocabulary [rows], float32 (float64 for float64).
+
+    Differentiable in hidden alone, at next to no cost: the gradient comes out of the pass forward.
+    """
+    return _LogSumExp.apply(hidden, weight, bias, softcap)
+
+
+@torch.no_grad()
+def log_sum_exp_with_mean(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """`log_sum_exp`, and its gradient in hidden [rows, d]: the mean of W's rows by their probability."""
+    parts = [_sum_and_mean(x, weight, bias, softcap) for x in hidden.split(_ROWS)]
+    total, mean = (torch.cat(x) for x in zip(*parts, strict=True))
+    return total, mean
+
+
+def _sum_and_mean(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float) -> tuple[Tensor, Tensor]:
+    kind = compute_dtype(hidden.dtype)
+    most = hidden.new_full((len(hidden),), torch.finfo(kind).min, dtype=kind)  # a logit may be -inf
+    total = torch.zeros_like(most)
+    mean = hidden.new_zeros(hidden.shape, dtype=kind)
+    for _, tile, logits in _tiles(hidden, weight, bias, softcap, _HOT_TILE if hidden.device.type == "cpu" else None):
+        before, most = most, torch.maximum(most, logits.amax(1))
+        slope = 1 - (logits / softcap) ** 2 if softcap > 0 else None
+        share = logits.sub_(most[:, None]).exp_()
+        kept = (before - most).exp()
+        total = total * kept + share.sum(1)
+        mean *= kept[:, None]
+        mean.addmm_(share if slope is None else share * slope, tile)
+    return most + total.log(), mean / total[:, None]

@@ -150,20 +150,86 @@ def test_chunks_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     model = planted(monkeypatch, "cohere", logit_scale=0.3)
     states, targets = states_of(model), torch.arange(len(IDS))
     want = own_logits(model).log_softmax(-1)[torch.arange(len(IDS)), targets]
-    for weights_too in (False, True):
-        model.modules.head.weight.requires_grad_(weights_too)
+    for weights_too, few in ((False, 0), (False, VOCAB), (True, 0)):
+        monkeypatch.setattr(head, "FEW_TOKENS", few)
+        model.hf.requires_grad_(weights_too)
         variable = states.clone().requires_grad_()
-        head.log_probabilities(model, variable, targets).sum().backward()
+        got = head.log_probabilities(model, variable, targets)
+        got.sum().backward()
         plain = states.clone().requires_grad_()
         logits = model.modules.head(plain) * 0.3
         logits.log_softmax(-1)[torch.arange(len(IDS)), targets].sum().backward()
         torch.testing.assert_close(variable.grad, plain.grad, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=0)
     monkeypatch.setattr(head, "HEAD_ROWS", 2)
     monkeypatch.setattr(head, "_plain", lambda *_: False)
     with torch.no_grad():
         got = head.log_probabilities(model, states, targets)
     torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=0)
     assert_reads_as_the_model(model)
+
+
+DIVERGING = {"plain": "llama", "scaled": "granite", "capped": "vaultgemma", "quantised": "llama", "bias": "gptj"}
+
+
+@pytest.mark.parametrize("few", [0, VOCAB])
+@pytest.mark.parametrize("case", DIVERGING)
+def test_divergence(case: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KL and its gradient in float64, and in float32 of states so near that it is small."""
+    monkeypatch.setattr(head, "FEW_TOKENS", few)
+    if case in ("scaled", "capped"):
+        model = planted(monkeypatch, DIVERGING[case], **(SCALED | CAPPED)[DIVERGING[case]])
+    else:
+        model = ke.load_model((tiny_hf(DIVERGING[case], tie_word_embeddings=False), word_level(VOCAB)))
+    if case == "quantised":
+        model.hf.lm_head = Int8Linear(model.modules.head)
+        model = ke.load_model((model.hf, model.tokenizer))
+    model.hf.requires_grad_(False)
+    before = states_of(model)
+    near = before + 1e-2 * torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
+    for after, tolerance in ((before + 0.5, 1e-5), (near, 2e-3)):
+        plain = after.double().requires_grad_()
+        weight = model.modules.head.weight if case != "quantised" else None
+        if weight is None:
+            old, new = (head.distribution(model, x).double() for x in (before, after))
+            want = (old.exp() * (old - new)).sum(-1)
+        else:
+            form, bias = head.LogitForm.of(model.modules.config), model.modules.head.bias
+
+            def say(x: torch.Tensor, form=form, weight=weight, bias=bias) -> torch.Tensor:
+                out = x.double() * form.states_scale @ weight.double().T + (0 if bias is None else bias.double())
+                out = out * form.logits_scale
+                return (torch.tanh(out / form.softcap) * form.softcap if form.softcap else out).log_softmax(-1)
+
+            want = (say(before).exp() * (say(before) - say(plain))).sum(-1)
+            want.sum().backward()
+        asked = after.clone().requires_grad_()
+        counts = [2, len(before) - 2]
+        said = head.Said.join(head.Said.of(model, before).split(counts))
+        got = head.divergence(model, said, asked)
+        got.sum().backward()
+        torch.testing.assert_close(got.double(), want.detach(), atol=1e-6, rtol=tolerance)
+        if weight is not None:
+            assert (asked.grad - plain.grad).norm() <= tolerance * plain.grad.norm()
+            assert (said.mean is None) == (case == "capped" or few > 0)
+
+
+def test_divergence_of_half_precision_states() -> None:
+    """Sums that nearly cancel are made in float32: bfloat16 would leave nothing of a small divergence."""
+    model = ke.load_model((tiny_hf("gpt2"), word_level(VOCAB)))
+    before = states_of(model).bfloat16()
+    after = (before.float() + 0.1).bfloat16()
+    model.hf.to(torch.bfloat16).requires_grad_(False)
+    weight = model.modules.head.weight.double()
+    plain = after.double().requires_grad_()
+    old, new = ((x.double() @ weight.T).log_softmax(-1) for x in (before, plain))
+    want = (old.exp() * (old - new)).sum(-1)
+    want.sum().backward()
+    asked = after.clone().requires_grad_()
+    got = head.divergence(model, head.Said.of(model, before), asked)
+    got.sum().backward()
+    torch.testing.assert_close(got.double(), want.detach(), atol=1e-5, rtol=1e-3)
+    assert (asked.grad.double() - plain.grad).norm() <= 2**-7 * plain.grad.norm()
 
 
 @pytest.mark.parametrize("value", ["inv_sqrt", -1.0, 0.0, float("nan"), float("inf")])
