@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 from ..model.families import ModuleMap, UnsupportedModelError
 from ..model.hooks import Stop
 from ..ops import tree_attention
+from .activations import fused_activations
 
 NAME = "knowedit_tree"
 
@@ -125,7 +126,10 @@ def _attn_without_interface(module: nn.Module):
 
 @contextmanager
 def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
-    """While open, the model's attention modules attend by the table given to `attending`; then all is as it was."""
+    """While open, the model's attention modules attend by the table given to `attending`; then all is as it was.
+
+    Activation functions of many kernels run as one, see `fused_activations`.
+    """
     attentions = [modules.attn(layer) for layer in range(len(modules.layers))]
     wrapped: list[nn.Module] = []
     configs: dict[int, tuple[Any, str]] = {}
@@ -139,7 +143,8 @@ def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
             elif id(attention.config) not in configs:
                 configs[id(attention.config)] = (attention.config, attention.config._attn_implementation)
                 attention.config._attn_implementation = NAME
-        yield
+        with fused_activations(modules):
+            yield
     finally:
         for attention in wrapped:
             del attention._attn
