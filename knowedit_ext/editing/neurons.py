@@ -17,7 +17,7 @@ import torch
 
 from ..checks import Below, Compat, Least, Natural, typed
 from ..model.gradients import check_gradients
-from ..model.head import log_probabilities
+from ..model.head import likeliest, log_probabilities
 from ..model.hooks import at_rest, learning
 from ..model.load import EditableModel
 from ..model.spelling import spaced
@@ -118,15 +118,16 @@ def knowledge_neurons(
         if not prompt.strip():
             raise ValueError(f"prompts[{number}] is empty")
     texts = [text, *(prompts or ())]
-    predicted = clean_run(model, encode(model, text)[0]).logits.argmax()
-    answer = model.tokenizer.decode([int(predicted)]) if request.target_true is None else request.target_true
+    answer = request.target_true
+    if answer is None:
+        answer = model.tokenizer.decode([int(clean_run(model, encode(model, text)[0]).logits.argmax())])
     reads = [_read(model, each, answer, request, compat) for each in texts]
     with learning(model):
-        scores = _scores(model, reads, layers, params.steps)
+        scores, said = _scores(model, reads, layers, params.steps)
     if not np.isfinite(scores).all():
         raise ValueError(f"the scores of '{text}' are NaN or infinite: so are weights or activations of the model")
     coarse = [_above(each, params.adaptive_threshold) for each in scores]
-    return KnowledgeNeurons(scores, coarse, _kept(coarse, params), answer, int(predicted))
+    return KnowledgeNeurons(scores, coarse, _kept(coarse, params), answer, said)
 
 
 def _read(model: EditableModel, text: str, answer: str, request: EditRequest, compat: str | None) -> _Read:
@@ -150,8 +151,8 @@ def _check(model: EditableModel, text: str, read: _Read) -> _Read:
     return read
 
 
-def _scores(model: EditableModel, reads: Sequence[_Read], layers: Sequence[int], steps: int) -> np.ndarray:
-    """[prompts, layers, neurons]."""
+def _scores(model: EditableModel, reads: Sequence[_Read], layers: Sequence[int], steps: int) -> tuple[np.ndarray, int]:
+    """[prompts, layers, neurons], and the likeliest token behind the first prompt."""
     places = [(number, position) for number, read in enumerate(reads) for position, _ in read.at]
     tokens = [each for read in reads for _, each in read.at]
     wide = max(map(len, tokens))
@@ -175,7 +176,7 @@ def _scores(model: EditableModel, reads: Sequence[_Read], layers: Sequence[int],
             for number, read in enumerate(reads):
                 own = [n for n, (prompt, _) in enumerate(places) if prompt == number]
                 scores[number, layer, : score.shape[1]] = score[own].sum(0) / len(read.at)
-    return scores
+    return scores, int(likeliest(model, rows.states[:1]))
 
 
 def _above(scores: np.ndarray, threshold: float) -> list[Neuron]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import nn
 
 from ..model.head import final_states
 from ..model.hooks import Hooks
@@ -38,6 +39,7 @@ class NewbornRows:
         self._keys_values: dict[int, KeysValues] = {}
         self._entering: list[torch.Tensor] = []  # by layer [places, hidden]
         self.neurons: list[torch.Tensor] = []
+        self._widths: list[int] = []  # of what the projections put out, of which neurons may be a part
         self._clean_run()
 
     @torch.no_grad()
@@ -47,6 +49,7 @@ class NewbornRows:
 
         def record(width: int, out: torch.Tensor) -> None:
             self.neurons.append(out[0, rows.to(out.device), :width].clone())
+            self._widths.append(out.shape[-1])
 
         hidden = packed.start
         with Hooks() as hooks:
@@ -82,18 +85,15 @@ class NewbornRows:
         arguments = self._arguments(len(patched), copies)
         hidden = None
 
-        def overwrite(new: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-            new = new.flatten(0, 1).to(out.device, out.dtype)
-            own = torch.cat([new, out[0, -born:, new.shape[1] :]], 1)
-            return torch.cat([out[0, :-born], own])[None]
-
         with tree_attention_in(modules), torch.enable_grad():
             for number in range(next(iter(patched)), self.model.num_layers):
                 with Hooks() as hooks:
                     if number in patched:
                         newborn = self._entering[number].repeat_interleave(copies, 0)
                         hidden = newborn if hidden is None else torch.cat([hidden, newborn.to(hidden.device)])
-                        hooks.behind(modules.gate_projection(number), partial(overwrite, patched[number]))
+                        new = patched[number].flatten(0, 1)
+                        computed = self._widths[number] > new.shape[1] or len(hidden) == born  # no rows: no product
+                        _overwrite(hooks, modules.gate_projection(number), new, computed)
                     segments = self._segments(len(hidden) // born, copies)
                     hidden, _ = run_layer(modules, number, hidden, arguments, segments, self._keys_values[number])
             states = final_states(self.model, hidden)
@@ -110,6 +110,27 @@ class NewbornRows:
         rows = [(position, prompt) for prompt, position in self.places for _ in range(copies)] * layers
         own = [(n, packed.rows + n, position, 1, prompt) for n, (position, prompt) in enumerate(rows)]
         return torch.tensor(prompts + own, dtype=torch.int32)
+
+
+def _overwrite(hooks: Hooks, gate: nn.Module, new: torch.Tensor, computed: bool) -> None:
+    """What the module puts out for the last rows begins with `new` [born, neurons].
+
+    computed: the module's own is needed for those rows too, of which `new` is but a part.
+    """
+    born = len(new)
+
+    def without(module: nn.Module, args: tuple) -> tuple:
+        return (args[0][:, :-born], *args[1:])
+
+    def put(out: torch.Tensor) -> torch.Tensor:
+        own = new.to(out.device, out.dtype)
+        if not computed:
+            return torch.cat([out[0], own])[None]
+        return torch.cat([out[0, :-born], torch.cat([own, out[0, -born:, own.shape[1] :]], 1)])[None]
+
+    if not computed:
+        hooks.callback(gate.register_forward_pre_hook(without).remove)
+    hooks.behind(gate, put)
 
 
 def neurons_of(model: EditableModel, layer: int) -> int:

@@ -39,7 +39,8 @@ def plain_scores(model: ke.EditableModel, ids: list[int], targets: list[int], st
             model.hf(torch.tensor([ids]), use_cache=False)
         handle.remove()
         total = torch.zeros(neurons)
-        for alpha in torch.linspace(0, 1, steps):
+        for point in range(steps):
+            alpha = point / (steps - 1)
             value = (alpha * kept[0][:neurons]).requires_grad_()
 
             def put(m, a, out, value=value):
