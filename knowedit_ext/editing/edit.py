@@ -181,13 +181,7 @@ class Edit:
 
         What makes an edit calls this last; it warns of one that changes nothing.
         """
-        if all(map(exactly_zero, self.changes.values())):
-            warnings.warn(
-                f"the {self.method or 'edit'} edit changes nothing: it is exactly zero. There was nothing to learn, or "
-                "no step to learn it in",
-                stacklevel=2,
-            )
-        self.model, self.base = describe_model(model), base_checksums(model, self.changes, originals(model))
+        bind_all([self], model)
         return self
 
     @typed
@@ -316,6 +310,19 @@ def _joint_base(edits: Sequence[Edit]) -> Checksums:
             raise ValueError(f"the edits were made for different bases: {'; '.join(differences[:3])}")
         joint = edit.base | joint
     return joint
+
+
+def bind_all(edits: Sequence[Edit], model: EditableModel) -> None:
+    """`Edit.bind` of each; a weight that several of them change is read once."""
+    base = base_checksums(model, dict.fromkeys(name for edit in edits for name in edit.changes), originals(model))
+    for edit in edits:
+        if all(map(exactly_zero, edit.changes.values())):
+            warnings.warn(
+                f"the {edit.method or 'edit'} edit changes nothing: it is exactly zero. There was nothing to learn, or "
+                "no step to learn it in",
+                stacklevel=3,
+            )
+        edit.model, edit.base = describe_model(model), {name: base[name] for name in edit.changes}
 
 
 def originals(model: EditableModel) -> dict[str, torch.Tensor]:
