@@ -18,7 +18,10 @@ from .options import Device, Dtype, Limit, ModelName, file_to_read, folder_to_fi
 
 def train_editor(
     model: ModelName,
-    data: Annotated[Path, file_to_read("JSON list of CounterFact records; the last ones are for validation.")],
+    data: Annotated[
+        Path,
+        file_to_read("What to learn by, the last ones for validation: a JSON list of CounterFact records; or texts."),
+    ],
     texts: Annotated[str, typer.Option(help="Texts that edits should leave alone: a file, a folder, or a data set.")],
     out: Annotated[Path, folder_to_fill("Folder for the editor; a training that was killed goes on there.")],
     method: Annotated[str, typer.Option(help="mend or efk (KE).")] = "mend",
@@ -35,13 +38,13 @@ def train_editor(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Train an editor by MEND or KE on records of facts."""
+    """Train an editor by MEND or KE on records of facts, or on texts."""
     if method not in ("mend", "efk"):
         raise ValueError(f"unknown method '{method}': expected mend or efk")
     settings = dict(read_json(params)) if params is not None else {}
     settings |= {"seed": seed} | ({} if iterations is None else {"iterations": iterations})
     chosen = ke.EditorTrainingParams.from_dict(settings)
-    records = read_records(data)[:limit]
+    records = (read_records(data) if data.suffix == ".json" else list(open_corpus(data)))[:limit]
     loc = list(open_corpus(texts, max_texts=max_texts))
     loaded = load(model, device, dtype)
     wanted = None if layers is None else layers_of(layers)

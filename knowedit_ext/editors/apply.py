@@ -10,7 +10,7 @@ import torch
 
 from ..checks import Compat, Positive, typed
 from ..editing.changes import LowRank
-from ..editing.edit import Edit
+from ..editing.edit import Edit, bind_all
 from ..editing.request import EditRequest, check_requests
 from ..model.gradients import check_gradients
 from ..model.hooks import at_rest, learning
@@ -21,7 +21,7 @@ from ..sweep.packed import parts_of
 from .editor import Factors, LearnedEditor
 from .efk import EFK
 from .mend import MEND
-from .texts import Text, gradient_rows, text_of_request
+from .texts import gradient_rows, text_of_request
 
 
 @at_rest
@@ -48,8 +48,8 @@ def mend(
         editor = _as_released(model, editor)
     check_gradients(model, editor.layers[0], model.num_layers)
     with learning(model):
-        rows, _ = gradient_rows(model, [text_of_request(model, r.fact()) for r in asked], editor.weights, together=True)
-    return _edit(model, editor, editor.factors(rows), asked, scale, compat)
+        (rows,) = gradient_rows(model, [[text_of_request(model, r.fact()) for r in asked]], editor.weights)
+    return _edit(editor, editor.factors(rows, ()), asked, scale, compat).bind(model)
 
 
 @at_rest
@@ -70,23 +70,13 @@ def mend_each(
     texts = [text_of_request(model, request.fact()) for request in asked]
     edits = []
     for part in parts_of([len(text.ids) for text in texts], default_max_rows(model)):
-        for request, factors in zip(asked[part], _each(model, editor, texts[part]), strict=True):
-            edits.append(_edit(model, editor, factors, [request], scale, None))
+        with learning(model):
+            rows = gradient_rows(model, [[text] for text in texts[part]], editor.weights)
+        factors_each = editor.factors_each(editor.read(rows))
+        for request, factors in zip(asked[part], factors_each, strict=True):
+            edits.append(_edit(editor, factors, [request], scale, None))
+    bind_all(edits, model)
     return edits
-
-
-def _each(model: EditableModel, editor: MEND, texts: Sequence[Text]) -> list[Factors]:
-    with learning(model):
-        rows, text_of_row = gradient_rows(model, texts, editor.weights, together=False)
-    factors_by_text: list[Factors] = [{} for _ in texts]
-    for number, weight in enumerate(editor.weights):
-        x, delta, kept = editor.counted_rows(rows, weight)
-        x, delta = editor.transform(x, delta, weight)
-        counts = torch.bincount(text_of_row[kept.cpu()], minlength=len(texts)).tolist()
-        scaled = editor.network.edit_lrs[number] * x
-        for factors, *own in zip(factors_by_text, scaled.split(counts), delta.split(counts), strict=True):
-            factors[weight.name] = tuple(own)
-    return factors_by_text
 
 
 @at_rest
@@ -109,9 +99,9 @@ def efk(
     check_gradients(model, editor.layers[0], model.num_layers)
     text = text_of_request(model, asked[0].fact())
     with learning(model):
-        rows, _ = gradient_rows(model, [text], editor.weights, together=True)
+        (rows,) = gradient_rows(model, [[text]], editor.weights)
     scale = 1.0 if compat == "reference" else scale
-    return _edit(model, editor, editor.factors(rows, text.ids), asked, scale, compat)
+    return _edit(editor, editor.factors(rows, text.ids), asked, scale, compat).bind(model)
 
 
 def _as_released(model: EditableModel, editor: MEND) -> MEND:
@@ -128,7 +118,6 @@ def _as_released(model: EditableModel, editor: MEND) -> MEND:
 
 
 def _edit(
-    model: EditableModel,
     editor: LearnedEditor,
     factors: Factors,
     requests: Sequence[EditRequest],
@@ -143,4 +132,4 @@ def _edit(
         edit.changes[weight.name] = LowRank(
             (scale * inputs.detach()).T.contiguous().cpu(), outputs.detach().T.contiguous().cpu(), weight.input_first
         )
-    return edit.bind(model)
+    return edit

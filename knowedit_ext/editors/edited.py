@@ -1,8 +1,8 @@
-"""A model under a change that is still being learnt: its modules put out what the change adds, with gradients."""
+"""A model under changes that are still being learnt: its modules put out what these add, with gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -13,12 +13,13 @@ from .editor import Factors
 
 
 @contextmanager
-def edited(modules: Mapping[str, nn.Module], factors: Factors) -> Iterator[None]:
-    """Inside, the module of each weight's name computes with the change of its factors, which is never written out."""
+def edited(modules: Mapping[str, nn.Module], factors: Sequence[Factors], counts: Sequence[int]) -> Iterator[None]:
+    """Inside, the modules of the weights' names compute packed rows, each stretch of `counts` under its own change."""
     handles = []
     try:
         for name, module in modules.items():
-            handles.append(module.register_forward_hook(partial(_add, *factors[name])))
+            changes = [each[name] for each in factors]
+            handles.append(module.register_forward_hook(partial(_add, changes, list(counts))))
         yield
     finally:
         for handle in handles:
@@ -26,7 +27,12 @@ def edited(modules: Mapping[str, nn.Module], factors: Factors) -> Iterator[None]
 
 
 def _add(
-    inputs: torch.Tensor, outputs: torch.Tensor, module: nn.Module, args: tuple, out: torch.Tensor
+    changes: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    counts: list[int],
+    module: nn.Module,
+    args: tuple,
+    out: torch.Tensor,
 ) -> torch.Tensor:
-    added = args[0].to(inputs.dtype) @ inputs.T @ outputs
-    return (out.to(added.dtype) + added).to(out.dtype)
+    parts = zip(args[0][0].split(counts), changes, strict=True)
+    added = torch.cat([x.to(inputs) @ inputs.T @ outputs for x, (inputs, outputs) in parts])
+    return (out.to(added) + added).to(out)

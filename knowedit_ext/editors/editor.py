@@ -12,6 +12,7 @@ from torch import nn
 
 from ..model.identity import describe
 from ..model.load import EditableModel
+from ..model.weights import find_weight
 from ..runs.files import read_tensors, write_tensors
 from ..sweep.module_rows import Rows
 from .weights import EditedWeight, named_weights
@@ -23,10 +24,12 @@ Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by weight: inputs [ran
 class LearnedEditor:
     """A network that turns the gradient's rows of an edit into a low-rank change of some weights.
 
-    network: its state_dict has the published names; weights: those it changes, in the published order.
+    network: its state_dict has the published names; weights: those it changes, in the published order. counting:
+    whether training keeps statistics of the gradient's rows.
     """
 
     name: ClassVar[str]
+    counting: ClassVar[bool] = False
 
     def __init__(self, model: EditableModel, weights: Sequence[EditedWeight], network: nn.Module) -> None:
         self.weights, self.network = list(weights), network.to(model.device).eval()
@@ -42,15 +45,28 @@ class LearnedEditor:
         return sorted({weight.layer for weight in self.weights})
 
     def check_model(self, model: EditableModel) -> None:
-        """ValueError where this is another model's editor."""
+        """ValueError where this is another model's editor, or the model's weights have other shapes."""
         here = describe(model)
         for key in ("type", "layers", "hidden"):
             if here[key] != self.model[key]:
                 other = f"{key} {self.model[key]}, here {here[key]}"
                 raise ValueError(f"the editor is of another model ('{self.model['name']}'): {other}")
+        for weight in self.weights:
+            shape = tuple(find_weight(model.hf, weight.name).shape)
+            if shape != tuple(weight.shape):
+                other = f"'{weight.name}' is {list(weight.shape)}, here {list(shape)}"
+                raise ValueError(f"the editor is of another model ('{self.model['name']}'): {other}")
 
     def factors(self, rows: Rows, ids: Sequence[int]) -> Factors:
         """The change of each weight for gradient rows of a text with these ids; differentiable in the network."""
+        return self.factors_each(self.read([rows]), [ids])[0]
+
+    def read(self, rows: Sequence[Rows]) -> list[Any]:
+        """What the network takes in of each edit's gradient rows; in training mode they are counted, edit by edit."""
+        raise NotImplementedError
+
+    def factors_each(self, read: Sequence[Any], ids: Sequence[Sequence[int]]) -> list[Factors]:
+        """Of several edits, each by itself, in one pass through the network."""
         raise NotImplementedError
 
     def save(self, path: str | Path) -> None:

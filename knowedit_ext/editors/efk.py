@@ -36,7 +36,7 @@ class _NormedLinear(nn.Module):
 
 
 class _Condition(nn.Module):
-    """Token ids [1, tokens] -> [1, condition]: a bidirectional LSTM's last states, a linear map, tanh."""
+    """Texts' token ids -> [texts, condition]: a bidirectional LSTM's last states, a linear map, tanh."""
 
     def __init__(self, embedding: torch.Tensor, hidden: int, condition: int) -> None:
         super().__init__()
@@ -46,8 +46,9 @@ class _Condition(nn.Module):
         self.lstm = nn.ModuleDict({"_module": lstm})
         self.linear = nn.ModuleDict({"_linear_layers": nn.ModuleList([nn.Linear(2 * hidden, condition)])})
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        _, (last, _) = self.lstm["_module"](self.embedding(ids))  # [2, 1, hidden]
+    def forward(self, ids: Sequence[torch.Tensor]) -> torch.Tensor:
+        texts = nn.utils.rnn.pack_sequence([self.embedding(each) for each in ids], enforce_sorted=False)
+        _, (last, _) = self.lstm["_module"](texts)  # [2, texts, hidden]
         return self.linear["_linear_layers"][0](torch.cat([last[0], last[1]], 1)).tanh()
 
 
@@ -58,12 +59,12 @@ class _Conditioner(nn.Module):
         width = 2 * sum(shape) + 1
         self.conditioners = nn.ModuleDict({"0": _NormedLinear(condition, hidden), "2": _NormedLinear(hidden, width)})
 
-    def forward(self, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """cola [c], softmax(rowa) [r], colb [c], softmax(rowb) [r], sigmoid(norm)."""
+    def forward(self, condition: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        """Of each text cola [c], softmax(rowa) [r], colb [c], softmax(rowb) [r], sigmoid(norm)."""
         rows, columns = self.shape
-        parts = self.conditioners["2"](self.conditioners["0"](condition).tanh())[0]
-        cola, rowa, colb, rowb, norm = parts.split([columns, rows, columns, rows, 1])
-        return cola, rowa.softmax(0), colb, rowb.softmax(0), norm.sigmoid()
+        parts = self.conditioners["2"](self.conditioners["0"](condition).tanh())
+        cola, rowa, colb, rowb, norm = parts.split([columns, rows, columns, rows, 1], 1)
+        return list(zip(cola, rowa.softmax(1), colb, rowb.softmax(1), norm.sigmoid(), strict=True))
 
 
 class _Network(nn.Module):
@@ -100,6 +101,10 @@ class EFK(LearnedEditor):
             torch.manual_seed(seed)
             return cls(model, weights, _Network(weights, embedding, hidden, condition))
 
+    def check_model(self, model: EditableModel) -> None:
+        super().check_model(model)
+        _check_embedding(list(self.network.editor["condition"].embedding.weight.shape), model)
+
     @classmethod
     def _weights_in(cls, tensors: Mapping[str, torch.Tensor], model: EditableModel) -> list[EditedWeight]:
         named = {f"editor.conditioners.{_part(w)}.": w.name for w in edited_weights(model, range(model.num_layers))}
@@ -113,26 +118,35 @@ class EFK(LearnedEditor):
         cls, tensors: Mapping[str, Any], weights: Sequence[EditedWeight], model: EditableModel
     ) -> nn.Module:
         embedding = tensors["editor.condition.embedding.weight"]
-        rows, width = model.modules.embedding.weight.shape
-        if embedding.shape[1] != width or not 0 <= embedding.shape[0] - rows <= SPARE_ROWS:
-            raise ValueError(
-                f"its embedding is {list(embedding.shape)}, the model's {[rows, width]}: one row more is allowed"
-            )
+        _check_embedding(list(embedding.shape), model)
         condition = tensors["editor.condition.linear._linear_layers.0.bias"].shape[0]
         hidden = tensors["editor.condition.lstm._module.weight_hh_l0"].shape[1]
         return _Network(weights, embedding, hidden, condition)
 
-    def factors(self, rows: Rows, ids: Sequence[int]) -> Factors:
+    def read(self, rows: Sequence[Rows]) -> list[Rows]:
+        """Rows that are not zero on either side: the others add nothing to G."""
+        read = []
+        for edit in rows:
+            kept = {name: (x != 0).any(1) & (delta != 0).any(1) for name, (x, delta) in edit.items()}
+            read.append({name: (x[kept[name]], delta[kept[name]]) for name, (x, delta) in edit.items()})
+        return read
+
+    def factors_each(self, read: Sequence[Rows], ids: Sequence[Sequence[int]]) -> list[Factors]:
         editor = self.network.editor
         device = next(self.network.parameters()).device
-        condition = editor["condition"](torch.tensor([list(ids)], device=device))
-        factors = {}
+        conditions = editor["condition"]([torch.tensor(list(each), device=device) for each in ids])
+        factors: list[Factors] = [{} for _ in read]
         for weight in self.weights:
-            cola, rowa, colb, rowb, norm = editor["conditioners"][_part(weight)](condition)
-            x, delta = rows[weight.name]
-            kept = (x != 0).any(1) & (delta != 0).any(1)  # the others add nothing to G
-            x, delta = x[kept], delta[kept]
-            down, across = (x, delta) if weight.input_first else (delta, x)
-            down, across = torch.cat([down * rowa, rowb[None]]), torch.cat([across * cola, colb[None]]) * norm
-            factors[weight.name] = (down, across) if weight.input_first else (across, down)
+            parts = editor["conditioners"][_part(weight)](conditions)
+            for own, edit, (cola, rowa, colb, rowb, norm) in zip(factors, read, parts, strict=True):
+                x, delta = edit[weight.name]
+                down, across = (x, delta) if weight.input_first else (delta, x)
+                down, across = torch.cat([down * rowa, rowb[None]]), torch.cat([across * cola, colb[None]]) * norm
+                own[weight.name] = (down, across) if weight.input_first else (across, down)
         return factors
+
+
+def _check_embedding(shape: list[int], model: EditableModel) -> None:
+    rows, width = model.modules.embedding.weight.shape
+    if shape[1] != width or not 0 <= shape[0] - rows <= SPARE_ROWS:
+        raise ValueError(f"its embedding is {shape}, the model's {[rows, width]}: one row more is allowed")

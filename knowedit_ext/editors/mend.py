@@ -32,8 +32,9 @@ class _Layer(nn.Module):
         self.mode_shift = nn.Embedding(modes, width, _weight=torch.zeros(modes, width))
         self.mode_scale = nn.Embedding(modes, width, _weight=torch.ones(modes, width))
 
-    def forward(self, z: torch.Tensor, mode: int) -> torch.Tensor:
-        inner = z @ self.v.T @ self.u.T + self.bias
+    def forward(self, z: torch.Tensor, mode: torch.Tensor) -> torch.Tensor:
+        """z [rows, width], mode [rows]."""
+        inner = torch.addmm(self.bias, z @ self.v.T, self.u.T)
         # clamp: its gradient at 0 is 1, and at the start all units are there (relu would never begin to learn)
         return z + (inner * self.mode_scale.weight[mode] + self.mode_shift.weight[mode]).clamp(min=0)
 
@@ -74,8 +75,12 @@ class _Transform(nn.Module):
             getattr(self, f"{side}_std").copy_((now.squares / (count - 1)).sqrt())
         self.k.fill_(count)
 
-    def forward(self, x: torch.Tensor, delta: torch.Tensor, mode: int) -> tuple[torch.Tensor, torch.Tensor]:
-        z = torch.cat([(x - self.u_mean) / (self.u_std + EPSILON), (delta - self.v_mean) / (self.v_std + EPSILON)], 1)
+    def normalised(self, x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        """[rows, d_in + d_out], by what was counted until now."""
+        u, v = (x - self.u_mean) / (self.u_std + EPSILON), (delta - self.v_mean) / (self.v_std + EPSILON)
+        return torch.cat([u, v], 1)
+
+    def forward(self, z: torch.Tensor, mode: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         for layer in self.mlp["layers"]:
             z = layer(z, mode)
         return z.split(self.widths, 1)
@@ -97,6 +102,7 @@ class MEND(LearnedEditor):
     """An editor by MEND. `new`: before training; `load`: trained; see `mend` and `train_editor`."""
 
     name = "mend"
+    counting = True
 
     @classmethod
     def new(cls, model: EditableModel, layers: Sequence[int] | None = None, rank: int = 1920, seed: int = 0) -> MEND:
@@ -128,25 +134,41 @@ class MEND(LearnedEditor):
                     f"the editor has no statistics of {key} yet ({transform.counted} rows counted): train it first"
                 )
 
-    def counted_rows(self, rows: Rows, weight: EditedWeight) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(x, delta, kept): rows that are exactly zero on a side say nothing, and are dropped (mend.py:131-136)."""
+    def counted_rows(self, rows: Rows, weight: EditedWeight) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x, delta): rows that are exactly zero on a side say nothing, and are dropped (mend.py:131-136)."""
         x, delta = rows[weight.name]
         kept = (x != 0).any(1) & (delta != 0).any(1)
-        return x[kept], delta[kept], kept
+        return x[kept], delta[kept]
 
-    def transform(
-        self, x: torch.Tensor, delta: torch.Tensor, weight: EditedWeight
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        same = [other.name for other in self.weights if other.key == weight.key]
-        return self.network.mend[weight.key](x, delta, same.index(weight.name))
+    def read(self, rows: Sequence[Rows]) -> list[dict[str, torch.Tensor]]:
+        """By weight, normalised [rows, d_in + d_out].
 
-    def factors(self, rows: Rows, ids: Sequence[int] = ()) -> Factors:
-        """In training mode the rows of a weight are counted, then it is transformed, then the next one's are."""
-        factors = {}
-        for number, weight in enumerate(self.weights):
-            x, delta, _ = self.counted_rows(rows, weight)
-            if self.network.training:
-                self.network.mend[weight.key].observe(x, delta)
-            x, delta = self.transform(x, delta, weight)
-            factors[weight.name] = (self.network.edit_lrs[number] * x, delta)
-        return factors
+        In training mode the rows of a weight are counted, then it is normalised, then the next one's are.
+        """
+        read = []
+        for edit in rows:
+            read.append({})
+            for weight in self.weights:
+                x, delta = self.counted_rows(edit, weight)
+                if self.network.training:
+                    self.network.mend[weight.key].observe(x, delta)
+                read[-1][weight.name] = self.network.mend[weight.key].normalised(x, delta)
+        return read
+
+    def factors_each(self, read: Sequence[dict[str, torch.Tensor]], ids: Sequence[Sequence[int]] = ()) -> list[Factors]:
+        """All weights of a shape go through its network together."""
+        sides: dict[str, tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]] = {}
+        for key, transform in self.network.mend.items():
+            same = [weight.name for weight in self.weights if weight.key == key]
+            rows = [edit[name] for name in same for edit in read]
+            modes = torch.tensor([mode for mode in range(len(same)) for _ in read])
+            modes = modes.repeat_interleave(torch.tensor([len(x) for x in rows])).to(rows[0].device)
+            x, delta = (side.split([len(x) for x in rows]) for side in transform(torch.cat(rows), modes))
+            for mode, name in enumerate(same):
+                own = slice(mode * len(read), (mode + 1) * len(read))
+                sides[name] = (x[own], delta[own])
+        rates = dict(zip((weight.name for weight in self.weights), self.network.edit_lrs, strict=True))
+        return [
+            {name: (rate * sides[name][0][n], sides[name][1][n]) for name, rate in rates.items()}
+            for n in range(len(read))
+        ]

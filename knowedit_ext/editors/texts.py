@@ -11,9 +11,9 @@ import torch
 from ..model.facts import tokenize_fact
 from ..model.head import final_states, log_probabilities
 from ..model.load import EditableModel
-from ..sweep.capture import clean_runs
 from ..sweep.module_rows import Rows, module_rows
 from ..sweep.packed import PackedPrompts
+from .frozen import Frozen
 from .weights import EditedWeight
 
 NONE = -100  # a label that is not scored
@@ -33,7 +33,11 @@ class Text:
 
     @property
     def run(self) -> tuple[int, ...]:
-        """What has to be run for the scored tokens: nothing behind them."""
+        """What has to be run for the scored tokens: nothing behind them. ValueError where none is."""
+        if not self.scored:
+            raise ValueError(
+                f"no token of a text of {len(self.ids)} is scored: a label must stand behind the first one"
+            )
         return self.ids[: self.scored[-1][0] + 1]
 
     @classmethod
@@ -58,37 +62,51 @@ def text_of_request(model: EditableModel, fact: Any) -> Text:
     return Text.of_last(tokenized.ids + tokenized.target_ids, len(tokenized.target_ids))
 
 
-def nll_shares(texts: Sequence[Text], together: bool) -> list[float]:
-    """Weight of each scored token's negative log-probability: a mean over all of them, or each text's own mean."""
-    counts = [len(text.scored) for text in texts]
-    return [1.0 / (sum(counts) if together else count) for count in counts for _ in range(count)]
+class Scored:
+    """Where scored tokens stand in packed rows, and the weight of each in its group's mean.
 
+    numbered: by group, (number of the packed prompt, text).
+    """
 
-def scored_rows(packed: PackedPrompts, texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows of the packed matrix, tokens) of all that is scored."""
-    scored = [(packed.row(number, at), token) for number, text in enumerate(texts) for at, token in text.scored]
-    rows, tokens = zip(*scored, strict=True)
-    return torch.tensor(rows), torch.tensor(tokens)
+    def __init__(self, packed: PackedPrompts, numbered: Sequence[Sequence[tuple[int, Text]]]) -> None:
+        rows, tokens, groups = [], [], []
+        for group, texts in enumerate(numbered):
+            for number, text in texts:
+                for at, token in text.scored:
+                    rows.append(packed.row(number, at))
+                    tokens.append(token)
+                    groups.append(group)
+        self.rows, self.tokens, self.groups = map(torch.tensor, (rows, tokens, groups))
+        self.shares = 1.0 / torch.bincount(self.groups)[self.groups]
+
+    def nll(self, model: EditableModel, states: torch.Tensor) -> torch.Tensor:
+        """Mean -log p of each group's tokens [groups], from rows behind the final norm; differentiable."""
+        logp = log_probabilities(model, states[self.rows.to(states.device)], self.tokens)
+        groups = int(self.groups.max()) + 1
+        return -logp.new_zeros(groups).index_add(0, self.groups.to(logp.device), logp * self.shares.to(logp))
 
 
 def gradient_rows(
-    model: EditableModel, texts: Sequence[Text], weights: Sequence[EditedWeight], together: bool
-) -> tuple[Rows, torch.Tensor]:
-    """By weight (module input, gradient at its output), a row a token; and each row's text [rows].
+    model: EditableModel,
+    groups: Sequence[Sequence[Text]],
+    weights: Sequence[EditedWeight],
+    frozen: Frozen | None = None,
+) -> list[Rows]:
+    """Of each group of texts, by weight (module input, gradient at its output), a row a token.
 
-    together: the loss is the mean over the scored tokens of all texts; else the sum of each text's mean, and rows of
-    different texts never mix.
+    The loss is the mean over a group's scored tokens; rows of different groups never mix. frozen: of the lowest edited
+    layer, where texts come again.
     """
-    packed = PackedPrompts(model, clean_runs(model, [text.run for text in texts]))
     first = min(weight.layer for weight in weights)
-    rows, tokens = scored_rows(packed, texts)
-    shares = torch.tensor(nll_shares(texts, together))
+    texts = [text for group in groups for text in group]
+    packed, hidden = (frozen or Frozen(model, first)).packed([text.run for text in texts])
+    numbers = iter(range(len(texts)))
+    scored = Scored(packed, [[(next(numbers), text) for text in group] for group in groups])
+    counts = [sum(len(text.run) for text in group) for group in groups]
 
     def loss(hidden: torch.Tensor) -> torch.Tensor:
-        logp = log_probabilities(model, final_states(model, hidden[rows.to(hidden.device)]), tokens)
-        return -(logp * shares.to(logp.device)).sum()
+        return scored.nll(model, final_states(model, hidden)).sum()
 
-    with torch.no_grad():
-        hidden = packed.run(packed.start, 0, first)
     _, gathered = module_rows(packed, hidden, first, {weight.name: weight.module_in(model) for weight in weights}, loss)
-    return {name: (x.float(), d.float()) for name, (x, d) in gathered.items()}, packed.prompt_of_row
+    split = {name: [side.float().split(counts) for side in sides] for name, sides in gathered.items()}
+    return [{name: (x[n], delta[n]) for name, (x, delta) in split.items()} for n in range(len(groups))]

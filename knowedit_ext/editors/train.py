@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from ..runs.files import read_tensors, write_json, write_tensors
 from ..runs.lock import alone
 from ..runs.ranks import Ranks
 from ..runs.settings import marked, settle
-from .data import Data, outer_of, read_data
+from .data import Data, Source, outer_of, read_data
 from .editor import LearnedEditor
 from .mend import MEND
 from .training import EditorTraining, EditorTrainingParams
@@ -37,31 +37,33 @@ Editor = TypeVar("Editor", bound=LearnedEditor)
 def train_editor(
     model: EditableModel,
     editor: LearnedEditor,
-    records: Iterable[Mapping[str, Any]],
+    records: Iterable[Source],
     texts: Sequence[str],
     params: EditorTrainingParams,
     out: str | Path,
     compat: Compat = None,
     progress: bool = False,
 ) -> LearnedEditor:
-    """Train an editor on records (CounterFact's form), whose edits should leave `texts` alone; the best, kept in `out`.
+    """Train an editor on records, whose edits should leave `texts` alone; the best, kept in `out`.
+
+    records: of CounterFact's form; or texts, as the published editors without a data set's name were trained on: the
+    edited model should say a text's last `params.edit_tokens` tokens, also where the text begins later.
 
     The last `params.val_edits` records are for validation; records that share a subject with them are left out.
     A folder with an unfinished training of the same settings is gone on with, after a kill too; a finished one is read.
+    The ranks of a torchrun share the iterations between two steps; each returns the same editor.
 
-    compat="reference": the label is the target's last token alone, the text asked about the edit's own less a random
-        prefix, and `lr_lr` is dead. Default: all of the target's tokens, asked behind a paraphrase of the record.
+    compat="reference": a record's label is its target's last token alone, the text asked about the edit's own less a
+        random prefix, and `lr_lr` is dead. Default: all of the target's tokens, behind a paraphrase of the record.
 
     Raises ValueError for records, texts and folders that do not fit; NotFiniteError where a loss is no finite
     number: the folder then has the last good state.
     """
     ranks, out = Ranks(), Path(out)
-    if ranks.size > 1:
-        raise ValueError("an editor is trained by one process: its statistics are counted one row after another")
     data = read_data(model, records, texts, params, compat)
     with alone(out, ranks):
         settle(out, _settings(model, editor, data, params, compat), ranks)
-        return _Run(model, editor, data, params, out, compat).finish(progress)
+        return _Run(model, editor, data, params, out, compat, ranks).finish(progress)
 
 
 def _settings(
@@ -88,8 +90,10 @@ class _Run:
         params: EditorTrainingParams,
         out: Path,
         compat: str | None,
+        ranks: Ranks,
     ) -> None:
         self.editor, self.data, self.params, self.out, self.compat = editor, data, params, out, compat
+        self.ranks = ranks
         if isinstance(editor, MEND) and not (out / STATE).exists() and not _counted(editor):
             with torch.no_grad():
                 editor.network.edit_lrs.fill_(params.edit_lr)
@@ -101,17 +105,21 @@ class _Run:
 
     def finish(self, progress: bool) -> LearnedEditor:
         training, params = self.training, self.params
-        bar = tqdm(total=params.iterations, initial=training.iteration, desc=self.editor.name, disable=not progress)
+        silent = not (progress and self.ranks.first)
+        bar = tqdm(total=params.iterations, initial=training.iteration, desc=self.editor.name, disable=silent)
         with bar:
             while training.iteration < params.iterations and not self._over():
                 if training.iteration % params.val_interval == 0 and not self._validated(training.iteration):
                     self._validate()
                     continue
-                report = training.step(*self._batch(training.iteration))
-                bar.update()
-                bar.set_postfix(edit=f"{report['loss/edit']:.3f}", loc=f"{report['loss/loc']:.3f}")
+                begun = training.iteration
+                stop = min(begun + training.until_step, params.iterations, self._next_validation(begun))
+                reports = training.steps([self._batch(iteration) for iteration in range(begun, stop)])
+                bar.update(stop - begun)
+                bar.set_postfix(edit=f"{reports[-1]['loss/edit']:.3f}", loc=f"{reports[-1]['loss/loc']:.3f}")
         if training.iteration >= params.iterations and not self._validated(training.iteration):
             self._validate()
+        self.ranks.wait()
         if (self.out / BEST).exists():
             best, _ = read_tensors(self.out / BEST)
             self.editor.network.load_state_dict(best)
@@ -125,6 +133,9 @@ class _Run:
     def _validated(self, iteration: int) -> bool:
         return any(row["iteration"] == iteration for row in self.log)
 
+    def _next_validation(self, iteration: int) -> int:
+        return (iteration // self.params.val_interval + 1) * self.params.val_interval
+
     def _batch(self, iteration: int) -> tuple[list, list, list]:
         """The same for an iteration, whatever was before it: nothing of the draw has to be kept."""
         epoch, place = divmod(iteration, len(self.data.train))
@@ -133,31 +144,33 @@ class _Run:
         rng = random.Random(f"{self.params.seed} batch {iteration}")
         example = self.data.train[order[place]]
         loc = rng.choices(self.data.loc_train, k=self.params.loc_texts)
-        return [example.edit], [outer_of(example, rng, self.compat)], loc
+        return [example.edit], [outer_of(example, rng)], loc
+
+    def _held(self, number: int) -> tuple[list, list, list]:
+        rng = random.Random(f"{self.params.seed} held {number}")
+        loc = rng.choices(self.data.loc_held, k=self.params.loc_texts)
+        example = self.data.held[number]
+        return [example.edit], [outer_of(example, rng)], loc
 
     def _validate(self) -> None:
         """Losses of held-out edits; the best so far is saved, then the state."""
         iteration = self.training.iteration
         row: dict[str, Any] = {"iteration": iteration}
         if not isinstance(self.editor, MEND) or _counted(self.editor):
-            total = {"edit": 0.0, "loc": 0.0}
-            for number, example in enumerate(self.data.held):
-                rng = random.Random(f"{self.params.seed} held {number}")
-                loc = rng.choices(self.data.loc_held, k=self.params.loc_texts)
-                outer = outer_of(example, rng, self.compat)
-                for name, loss in self.training.validate([example.edit], [outer], loc).items():
-                    total[name] += float(loss) / len(self.data.held)
-            row |= total
-            row["total"] = self.params.cedit * total["edit"] + self.params.cloc * total["loc"]
+            losses = self.training.validate([self._held(n) for n in range(len(self.data.held))]).mean(0)
+            row |= dict(zip(("edit", "loc"), losses.tolist(), strict=True))
+            row["total"] = self.params.cedit * row["edit"] + self.params.cloc * row["loc"]
             if not math.isfinite(row["total"]):
                 raise NotFiniteError(f"the validation of iteration {iteration} is {row['total']}: try a lower lr")
-            logger.info("iteration %d: edit %.4f, locality %.5f", iteration, total["edit"], total["loc"])
+            logger.info("iteration %d: edit %.4f, locality %.5f", iteration, row["edit"], row["loc"])
             if row["total"] < self.best:
                 self.best, self.best_at = row["total"], iteration
-                self.editor.save(self.out / BEST)
+                if self.ranks.first:
+                    self.editor.save(self.out / BEST)
         self.log.append(row)
-        self._save()
-        write_json(self.out / LOG, self.log)
+        if self.ranks.first:
+            self._save()
+            write_json(self.out / LOG, self.log)
 
     def _save(self) -> None:
         tensors = {f"editor.{name}": x for name, x in self.editor.tensors.items()}

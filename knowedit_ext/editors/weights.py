@@ -44,6 +44,8 @@ class EditedWeight:
 def edited_weights(model: EditableModel, layers: Sequence[int] | None = None) -> list[EditedWeight]:
     """Both projections of the MLPs of some layers; None: the last three. ValueError for layers that are not there."""
     layers = range(max(0, model.num_layers - LAST_LAYERS), model.num_layers) if layers is None else list(layers)
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"the layers to edit are {list(layers)}: expected at least one, and none twice")
     parts = ["up_projection", "down_projection"]
     if model.modules.model_type in DOWN_FIRST:
         parts.reverse()

@@ -98,7 +98,7 @@ def test_each_is_as_one_by_one(monkeypatch) -> None:
 
 MISTAKES = {
     "rows of zero gradient kept": lambda editor: setattr(
-        editor, "counted_rows", lambda rows, weight: (*rows[weight.name], torch.ones(len(rows[weight.name][0])) > 0)
+        editor, "counted_rows", lambda rows, weight: rows[weight.name]
     ),
     "rates swapped": lambda editor: editor.network.edit_lrs.data.copy_(editor.network.edit_lrs.data.flip(0)),
     "statistics not frozen at evaluation": lambda editor: editor.network.train(),
@@ -141,3 +141,38 @@ def test_bad_input(tmp_path) -> None:
         ke.MEND.new(model, [4])
     with pytest.raises(ValueError, match="scale"):
         ke.mend(model, REQUESTS, editor, scale=0.0)
+
+
+@pytest.mark.parametrize("layers", [[], [1, 1]])
+def test_layers_that_are_none(layers: list[int]) -> None:
+    for kind in (ke.MEND, ke.EFK):
+        with pytest.raises(ValueError, match="expected at least one, and none twice"):
+            kind.new(fresh("gpt2"), layers)
+
+
+@pytest.mark.parametrize("kind", ["mend", "efk"])
+def test_a_model_of_the_same_kind_and_another_shape(kind: str) -> None:
+    """Same type, layers and hidden size: the MLP, or the vocabulary, tells them apart."""
+    make, edit = {"mend": (mend_editor, ke.mend), "efk": (efk_editor, ke.efk)}[kind]
+    editor = make(fresh("llama"))
+    with pytest.raises(ValueError, match="of another model .*gate_proj|of another model .*up_proj.* is .*, here"):
+        edit(fresh("llama", intermediate_size=96), REQUESTS[0], editor)
+    if kind == "efk":
+        other = fresh("llama")
+        other.hf.resize_token_embeddings(80)
+        other = ke.load_model((other.hf, other.tokenizer))
+        with pytest.raises(ValueError, match=r"its embedding is \[60, 32\], the model's \[80, 32\]"):
+            ke.efk(other, REQUESTS[0], editor)
+
+
+def test_many_and_none() -> None:
+    model = fresh("gpt2")
+    editor = mend_editor(model)
+    assert ke.mend_each(model, [], editor) == []
+    (one, other) = ke.mend_each(model, iter([REQUESTS[0], REQUESTS[0]]), editor)  # the same twice: each by itself
+    assert all(torch.equal(one.delta(name), other.delta(name)) for name in one.changes)
+    with one.applied(model), pytest.raises(ValueError, match="already applied"):
+        other.apply(model)
+    long = ke.EditRequest("{} " + "w9 " * 70 + "w10", "w3", "w20")
+    with pytest.raises(ValueError, match="more than the model's 64 positions"):
+        ke.mend_each(model, [REQUESTS[0], long], editor)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import knowedit_ext as ke
-from knowedit_ext.editors import training as training_module
+from knowedit_ext.editors import frozen as frozen_module
 from knowedit_ext.editors.data import outer_of, read_data, split_records
-from knowedit_ext.editors.texts import Text
+from knowedit_ext.editors.texts import Text, texts_of
 from knowedit_ext.editors.training import EditorTraining
 
 from ..editing.models import fresh
@@ -52,21 +52,16 @@ def plain_losses(model: ke.EditableModel, editor, factors) -> dict[str, torch.Te
 
 @pytest.mark.parametrize("kind", MAKE)
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "gemma2"])
-def test_an_iteration_is_that_of_the_loop(kind: str, family: str, monkeypatch) -> None:
+def test_an_iteration_is_that_of_the_loop(kind: str, family: str) -> None:
     """Losses and the gradient of every parameter, against whole passes of the edited model."""
     model = fresh(family)
     editor = MAKE[kind](model)
     training = EditorTraining(model, editor, PARAMS)
-    kept = {}
-    factors_of = editor.factors
-    monkeypatch.setattr(editor, "factors", lambda rows, ids: kept.setdefault("now", factors_of(rows, ids)))
     before = snapshot(model.hf)
     report = training.step(EDIT, OUTER, LOC)
     assert_unchanged(before, model.hf)
     gradients = {name: p.grad.clone() for name, p in editor.network.named_parameters()}
     editor.network.zero_grad()
-    if kind == "mend":  # as step began: statistics were counted once, and are not counted again
-        monkeypatch.undo()
     again = MAKE[kind](model)
     again.network.train()
     rows = _rows(model, again)
@@ -83,7 +78,7 @@ def _rows(model, editor):
     from knowedit_ext.editors.texts import gradient_rows
 
     with torch.enable_grad():
-        return gradient_rows(model, EDIT, editor.weights, together=True)[0]
+        return gradient_rows(model, [EDIT], editor.weights)[0]
 
 
 def test_steps_clip_and_rates() -> None:
@@ -103,6 +98,26 @@ def test_steps_clip_and_rates() -> None:
         assert torch.allclose(moved, torch.full_like(moved, rate), rtol=1e-2)  # Adam's first step
 
 
+@pytest.mark.parametrize("rows", [4096, 1, 13])
+@pytest.mark.parametrize("kind", MAKE)
+def test_iterations_together_are_as_one_by_one(kind: str, rows: int, monkeypatch) -> None:
+    """All that lies between two steps is computed together, in as many passes as there is room for."""
+    monkeypatch.setattr("knowedit_ext.editors.training.default_max_rows", lambda model: rows)
+    shifted = lambda text, by: Text(tuple(n + by for n in text.ids), tuple(n + by * (n > 0) for n in text.labels))  # noqa: E731
+    batches = [tuple([shifted(text, by) for text in part] for part in (EDIT, OUTER, LOC)) for by in range(7)]
+    alone, together = (MAKE[kind](fresh("gpt2")) for _ in range(2))
+    one = EditorTraining(fresh("gpt2"), alone, PARAMS)
+    want = [one.step(*batch) for batch in batches]
+    got = EditorTraining(fresh("gpt2"), together, PARAMS).steps(batches)
+    for a, b in zip(got, want, strict=True):
+        assert a["stepped"] == b["stepped"]
+        for key in ("loss/edit", "loss/loc", *(["grad"] if a["stepped"] else [])):
+            assert a[key] == pytest.approx(b[key], rel=2e-4, abs=1e-6)
+    assert [n for n, report in enumerate(got) if "norms" in report] == [2, 4, 6]
+    for name, x in alone.tensors.items():
+        assert torch.allclose(together.tensors[name], x, rtol=1e-4, atol=1e-6), name
+
+
 def test_it_begins_to_learn_where_all_units_are_at_zero() -> None:
     """u, b and shifts are 0 at the start: relu would have no gradient there, and nothing would ever move."""
     model = fresh("gpt2")
@@ -118,7 +133,7 @@ def test_statistics_are_counted_in_training_alone() -> None:
     training.step(EDIT, OUTER, LOC)
     counted = {name: x.clone() for name, x in editor.tensors.items() if name.endswith((".k", "_mean", "_std"))}
     assert all(x.isfinite().all() for x in counted.values())
-    training.validate(EDIT, OUTER, LOC)
+    training.validate([(EDIT, OUTER, LOC)])
     ke.mend(model, ke.EditRequest("w5 {} w9", "w3", "w20"), editor)
     assert all(torch.equal(editor.tensors[name], x) for name, x in counted.items())
     training.step(EDIT, OUTER, LOC)
@@ -135,7 +150,7 @@ def test_lower_layers_are_computed_once(monkeypatch) -> None:
     second = training.step(EDIT, OUTER, LOC)
     assert computed and len(calls) == computed
     assert first["loss/edit"] == second["loss/edit"] and first["loss/loc"] == second["loss/loc"]
-    monkeypatch.setattr(training_module, "KEPT_BYTES", 0)  # what does not fit is computed again
+    monkeypatch.setattr(frozen_module, "KEPT_BYTES", 0)  # what does not fit is computed again
     small = EditorTraining(model, efk_editor(model, layers=(3,)), PARAMS)
     assert small.step(EDIT, OUTER, LOC)["loss/loc"] == pytest.approx(first["loss/loc"], rel=1e-5)
     handle.remove()
@@ -189,16 +204,16 @@ def test_killed_and_gone_on_with(kind: str, compat, tmp_path, monkeypatch) -> No
     whole = run(kind, tmp_path / "whole", compat=compat).tensors
     rows = json.loads((tmp_path / "whole" / "validation.json").read_text())
     assert [row["iteration"] for row in rows] == [0, 4, 8, 12]
-    step = EditorTraining.step
+    steps = EditorTraining.steps
     for last in (3, 5, 11):
 
-        def ended(self, *given, last=last):
-            if self.iteration == last:
+        def ended(self, batches, last=last):
+            if self.iteration <= last < self.iteration + len(batches):
                 raise KeyboardInterrupt
-            return step(self, *given)
+            return steps(self, batches)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(EditorTraining, "step", ended)
+            patch.setattr(EditorTraining, "steps", ended)
             run(kind, tmp_path / f"ended{last}", compat=compat)
         resumed = run(kind, tmp_path / f"ended{last}", compat=compat).tensors
         for name, x in whole.items():
@@ -208,7 +223,7 @@ def test_killed_and_gone_on_with(kind: str, compat, tmp_path, monkeypatch) -> No
 def test_a_finished_run_is_read_and_can_be_made_longer(tmp_path, monkeypatch) -> None:
     first = run("mend", tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(EditorTraining, "step", lambda *given: pytest.fail("there is nothing left to do"))
+        patch.setattr(EditorTraining, "steps", lambda *given: pytest.fail("there is nothing left to do"))
         again = run("mend", tmp_path)
     assert all(torch.equal(x, again.tensors[name]) for name, x in first.tensors.items())
     run("mend", tmp_path, replace(BRIEF, iterations=16))
@@ -222,23 +237,22 @@ def test_a_finished_run_is_read_and_can_be_made_longer(tmp_path, monkeypatch) ->
 
 
 def test_stops_where_nothing_gets_better(tmp_path, monkeypatch) -> None:
-    losses = {"edit": torch.tensor(1.0), "loc": torch.tensor(1.0)}
-    monkeypatch.setattr(EditorTraining, "validate", lambda *_: losses)
+    monkeypatch.setattr(EditorTraining, "validate", lambda *_: torch.ones(3, 2, dtype=torch.float64))
     run("efk", tmp_path, replace(BRIEF, iterations=100, early_stop_patience=8))
     assert [r["iteration"] for r in json.loads((tmp_path / "validation.json").read_text())] == [0, 4, 8]
 
 
 def test_not_a_number_keeps_the_last_good_state(tmp_path, monkeypatch) -> None:
-    step = EditorTraining.step
+    steps = EditorTraining.steps
 
-    def poisoned(self, *given):
-        if self.iteration == 6:
+    def poisoned(self, batches):
+        if self.iteration <= 6 < self.iteration + len(batches):
             with torch.no_grad():
                 next(self.editor.network.parameters()).fill_(float("nan"))
-        return step(self, *given)
+        return steps(self, batches)
 
-    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="iteration 6"):
-        patch.setattr(EditorTraining, "step", poisoned)
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="the loss of iteration"):
+        patch.setattr(EditorTraining, "steps", poisoned)
         run("mend", tmp_path)
     assert run("mend", tmp_path).network.edit_lrs.isfinite().all()
 
@@ -252,20 +266,43 @@ def test_no_subject_is_trained_and_validated_on() -> None:
         split_records(RECORDS[:3], 3)
     with pytest.raises(ValueError, match="at least two"):
         read_data(fresh("gpt2"), RECORDS, ["w1"], BRIEF, None)
+    for none in ("records.json", b"records", RECORDS[0]):
+        with pytest.raises(ValueError, match="expected a list of records"):
+            read_data(fresh("gpt2"), none, TEXTS, BRIEF, None)
+    long = "w9 " * 70
+    assert max(len(text.ids) for text in read_data(fresh("gpt2"), RECORDS, [long] * 12, BRIEF, None).loc_train) == 64
+    with pytest.raises(ValueError, match="more than the model's 64 positions"):
+        read_data(fresh("gpt2"), [{**RECORDS[0], "paraphrase_prompts": [long]}, *RECORDS[1:]], TEXTS, BRIEF, None)
 
 
 def test_what_is_asked() -> None:
     model = fresh("gpt2")
     data = read_data(model, RECORDS, TEXTS, BRIEF, None)
     example = data.train[0]
-    asked = {outer_of(example, random.Random(seed), None) for seed in range(20)}
+    asked = {outer_of(example, random.Random(seed)) for seed in range(20)}
     assert asked == set(example.others) and len(asked) == 2
     assert all([token for _, token in text.scored] == [token for _, token in example.edit.scored] for text in asked)
     published = read_data(model, RECORDS, TEXTS, BRIEF, "reference").train[0]
     assert published.edit.ids == example.edit.ids and len(published.edit.scored) == 1
-    cuts = {outer_of(published, random.Random(seed), "reference").ids for seed in range(40)}
+    cuts = {outer_of(published, random.Random(seed)).ids for seed in range(40)}
     assert {len(published.edit.ids) - len(ids) for ids in cuts} == set(range((len(published.edit.ids) - 1) // 2 + 1))
     assert all(published.edit.ids[-len(ids) :] == ids for ids in cuts)
+
+
+def test_texts_are_learnt_by_too(tmp_path) -> None:
+    """Their last tokens are what an edit should say; what is asked begins later."""
+    params = replace(BRIEF, edit_tokens=2)
+    data = read_data(fresh("gpt2"), TEXTS, TEXTS, params, None)
+    ids = fresh("gpt2").tokenizer(TEXTS[0]).input_ids
+    assert data.train[0].edit == Text.of_last(ids, 2) and len(data.train) == len(TEXTS) - 3
+    asked = {outer_of(data.train[0], random.Random(seed)) for seed in range(20)}
+    assert {text.ids for text in asked} == {tuple(ids), tuple(ids[1:])}
+    assert all(len(text.scored) == 2 for text in asked)
+    assert len(read_data(fresh("gpt2"), TEXTS, TEXTS, BRIEF, None).train[0].edit.scored) == len(ids) - 1
+    assert len(split_records(["w1 w2", *TEXTS[:4], "w1 w2"], 2)[0]) == 3  # the same text is not on both sides
+    with pytest.raises(ValueError, match="'w1' has 1 tokens: an edit needs two"):
+        read_data(fresh("gpt2"), ["w1", *TEXTS], TEXTS, BRIEF, None)
+    assert run("mend", tmp_path, params, records=TEXTS).network.edit_lrs.isfinite().all()
 
 
 def test_batches_are_read_as_texts() -> None:
@@ -274,9 +311,16 @@ def test_batches_are_read_as_texts() -> None:
         "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1]],
         "labels": torch.tensor([[-100, -100, 7, -100], [1, 2, 3, 4]]),
     }
-    first, second = training_module.texts_of(batch)
+    first, second = texts_of(batch)
     assert first == Text((5, 6, 7), (-100, -100, 7)) and first.scored == [(1, 7)]
     assert second.scored == [(0, 2), (1, 3), (2, 4)] and second.run == (1, 2, 3)
+    training = EditorTraining(fresh("gpt2"), efk_editor(fresh("gpt2")), PARAMS)
+    for labels in ((-100, -100, -100), (5, -100, -100)):
+        with pytest.raises(ValueError, match="no token of a text of 3 is scored"):
+            training.step(EDIT, [Text((5, 6, 7), labels)], LOC)
+    for empty in (([], OUTER, LOC), (EDIT, [], LOC), (EDIT, OUTER, [])):
+        with pytest.raises(ValueError, match="at least one text each"):
+            training.step(*empty)
 
 
 @pytest.mark.parametrize(
