@@ -17,6 +17,7 @@ solve   d = 3072, 100 keys, the factor kept, against LU in float64
 evaluate       50 CounterFact records (the world's where the real ones are absent), no generation
 mend           MEND's edits of 32 records, rank 1920, in one pass, against one by one as published
 train_editor   iterations of MEND's training with two texts of 100 tokens each, against the published step
+train_editor_again  the same where all texts were met before
 neurons        knowledge neurons of one fact of that model, 20 points, against the published loop
 single_edits   the same under an edit of their own each, in one batch
 """
@@ -63,6 +64,7 @@ CASES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "layers": small_gpt2_case(layers.layers_case),
     "mend": small_gpt2_case(editors.mend_case),
     "train_editor": small_gpt2_case(editors.train_editor_case),
+    "train_editor_again": small_gpt2_case(editors.train_editor_again_case),
     "neurons": small_gpt2_case(neurons.neurons_case),
     "evaluate": small_gpt2_case(evaluation.evaluate_case),
     "single_edits": small_gpt2_case(evaluation.single_edits_case),

@@ -1,4 +1,4 @@
-"""The papers' table, none / FT / FT+L / ROME / MEMIT, by one command.
+"""The papers' table, all rows, by one command.
 
     python benchmarks/tables.py world --out benchmarks/results/tables/world.md [--limit 100]
     python benchmarks/tables.py counterfact --model DIR --out benchmarks/results/tables/counterfact.md
@@ -7,7 +7,9 @@ world        the built-in world's facts, all columns: texts are generated and co
 counterfact  the 350 real CounterFact records, on a model that knows them (`benchmarks/counterfact_model.py`); no
              generation. The table says how many the model knows before.
 
-FT, FT+L and ROME edit one fact at a time, MEMIT all at once. A run that was killed goes on in --work.
+MEMIT and AlphaEdit edit all facts at once, the others one at a time. KE and MEND are trained on texts with another's
+last word, -CF on records whose subjects are not edited: of other people in the world; of the other half of the real
+records, each half edited by an editor that was trained on the other. A run that was killed goes on in --work.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ import math
 import random
 import subprocess
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from evaluation import DATA
+from trained_editors import PARAMS, RANK, edits_by, of_other_people, trained, unlike
 
 import knowedit_ext as ke
 from knowedit_ext.datasets import load_counterfact, load_snippets
@@ -33,8 +37,21 @@ from knowedit_ext.evaluation.report import side_by_side
 from knowedit_ext.runs.files import atomic_write, write_json
 from knowedit_ext.world import load_world
 
-NAMES = {"none": "unedited", "ft": "FT", "ft-l": "FT+L", "rome": "ROME", "memit": "MEMIT"}
-TABLE = tuple(name for name in NAMES if name != "none")
+NAMES = {
+    "none": "unedited",
+    "ft": "FT",
+    "ft-l": "FT+L",
+    "kn": "KN",
+    "ke": "KE",
+    "ke-cf": "KE-CF",
+    "mend": "MEND",
+    "mend-cf": "MEND-CF",
+    "rome": "ROME",
+    "memit": "MEMIT",
+    "alphaedit": "AlphaEdit",
+}
+EDITORS = {"ke": "efk", "ke-cf": "efk", "mend": "mend", "mend-cf": "mend"}
+TABLE = tuple(name for name in NAMES if name != "none" and name not in EDITORS)
 HERE = Path(__file__).resolve().parent
 KEYS_A_WIDTH = 100  # second moments over so many keys for each of their dimensions, where there is so much text
 LN2 = math.log(2)
@@ -49,6 +66,8 @@ def world_setting(limit: int) -> dict[str, Any]:
         "params": {name: METHODS[name].params_of("world") for name in TABLE},
         "evaluate": {"snippets": load_snippets(world.snippets())},
         "about": [],
+        "pool": world.records(),
+        "folds": 1,
     }
 
 
@@ -67,6 +86,8 @@ def counterfact_setting(folder: Path, limit: int | None) -> dict[str, Any]:
         "texts": statements,
         "params": {name: METHODS[name].params_of(HERE / "counterfact_params" / f"{name}.json") for name in TABLE},
         "evaluate": {"generation": False},
+        "pool": records,
+        "folds": 2,
         "about": [
             f"Before any edit the model gives the true object more than half of the probability in "
             f"{sum(known)} of {len(records)} records; it was trained on their statements."
@@ -87,15 +108,35 @@ def make(setting: dict[str, Any], work: Path) -> dict[str, ke.Report]:
     moments = ke.collect_moments(model, setting["texts"], layers, max_tokens=KEYS_A_WIDTH * width, out=work / "moments")
     reports = {"none": run(setting, None, work / "none")}
     for method in list(NAMES)[1:]:
-        chosen, together = params[method], method == "memit"
-        editing = Editing(model, method, chosen, moments if method in ("rome", "memit") else None, together)
-        group = {"group": len(records)} if together else {}
-        reports[method] = run(setting, editing, work / method, baseline=False, **group)
+        if method in EDITORS:
+            edits: Any = by_trained(setting, method, work / "editors")
+            reports[method] = run(setting, edits, work / method, baseline=False)
+        else:
+            chosen, together = params[method], METHODS[method].many
+            edits = Editing(model, method, chosen, moments if METHODS[method].takes("moments") else None, together)
+            group = {"group": len(records)} if together else {}
+            reports[method] = run(setting, edits, work / method, baseline=False, **group)
         print(side_by_side({NAMES[name]: report for name, report in reports.items()}), flush=True)
     return reports
 
 
-def run(setting: dict[str, Any], editing: Editing | None, out: Path, **settings: Any) -> ke.Report:
+def by_trained(setting: dict[str, Any], name: str, work: Path) -> list[ke.Edit]:
+    """An edit of each record; no editor has learnt by a record of its subject."""
+    model, records = setting["model"], setting["records"]
+    if not name.endswith("-cf"):
+        editor = trained(model, EDITORS[name], unlike(setting["texts"]), setting["texts"], work / name)
+        return edits_by(model, editor, records)
+    edits: list[ke.Edit] = []
+    size = -(-len(records) // setting["folds"])
+    for first in range(0, len(records), size):
+        part = records[first : first + size]
+        others = of_other_people(setting["pool"], part)
+        editor = trained(model, EDITORS[name], others, setting["texts"], work / f"{name}{first}")
+        edits += edits_by(model, editor, part)
+    return edits
+
+
+def run(setting: dict[str, Any], editing: Editing | list[ke.Edit] | None, out: Path, **settings: Any) -> ke.Report:
     return ke.evaluate(
         setting["model"], setting["records"], editing, out=out, progress=True, **setting["evaluate"], **settings
     )
@@ -103,10 +144,12 @@ def run(setting: dict[str, Any], editing: Editing | None, out: Path, **settings:
 
 def described(params: dict[str, LayerParams]) -> str:
     lines = ["| method | parameters |", "|---|---|"]
-    for method in list(NAMES)[1:]:
+    for method in TABLE:
         chosen = params[method]
         settings = {k: v for k, v in chosen.to_dict().items() if v != getattr(type(chosen)(layers=(0,)), k, None)}
         lines.append(f"| {NAMES[method]} | `{json.dumps(settings)}` |")
+    training = {k: v for k, v in asdict(PARAMS).items() if v != getattr(ke.EditorTrainingParams(), k)}
+    lines.append(f"| KE, MEND | `{json.dumps(training)}`, MEND's rank {RANK} |")
     return "\n".join(lines)
 
 
@@ -136,8 +179,8 @@ def main() -> None:
     command = f"python benchmarks/tables.py {args.setting}{' --model DIR' if args.model else ''}{limit}"
     count = len(setting["records"])
     parts = [
-        f"`{command}` at {commit}; {count} records, standard errors in brackets. MEMIT: {count} edits at once, the "
-        "others one at a time.",
+        f"`{command}` at {commit}; {count} records, standard errors in brackets. MEMIT and AlphaEdit: {count} "
+        "edits at once, the others one at a time.",
         *setting["about"],
         side_by_side({NAMES[name]: report for name, report in reports.items()}).rstrip(),
         described(setting["params"]),
