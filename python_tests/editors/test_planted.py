@@ -321,7 +321,7 @@ MISTAKES = {
     ),
     "what is left alone seen after the edit": (
         (frozen_module.Frozen, "said"),
-        wrapped(lambda said: said._replace(total=said.total + 0.1)),
+        wrapped(lambda said: said._replace(states=said.states + 0.1)),
         an_iteration,
     ),
     "the change of another edit's rows": (
