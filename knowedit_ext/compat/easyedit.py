@@ -22,6 +22,7 @@ from .closed_form import ALPHAEDIT, EMMET, MEMIT, PMET
 from .contexts import generate_fast
 from .editing import Editors
 from .metrics_easyedit import compute_edit_quality, test_prediction_acc
+from .neurons import get_refined_neurons
 from .swap import Backend, MovedError, Swap, Upstream
 from .translate import Library
 
@@ -178,6 +179,13 @@ TABLE = (
         optional=True,
     ),
     Swap("easyeditor.models.pmet.pmet_main", "execute_pmet", _REQUESTS, execute_pmet, optional=True),
+    Swap(
+        "easyeditor.models.kn.knowledge_neurons.knowledge_neurons.knowledge_neurons",
+        "KnowledgeNeurons.get_refined_neurons",
+        ("prompts", "ground_truth", "p", "steps", "coarse_adaptive_threshold", "refine"),
+        get_refined_neurons,
+        optional=True,
+    ),
     Swap("easyeditor.models.ft.ft_main", "execute_ft", _REQUESTS, execute_ft),
     Swap("easyeditor.models.rome.layer_stats", "layer_stats", _STATS, _layer_stats),
     Swap("easyeditor.models.r_rome.layer_stats", "layer_stats", _STATS, _layer_stats, optional=True),

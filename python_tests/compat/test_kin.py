@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import knowedit_ext as ke
-from knowedit_ext.compat import ahead, easyedit
+from knowedit_ext.compat import ahead, easyedit, neurons
 from knowedit_ext.compat.swap import NotServed, Upstream
 
 from ..editing.plain import moments_of
@@ -139,6 +139,26 @@ def test_values_of_requests_to_come_are_computed_together(model, hparams, algori
             pairs = zip(one[name], other[name], strict=True) if algorithm == "emmet" else [(one[name], other[name])]
             for a, b in pairs:
                 agree(a, b)
+
+
+def test_knowledge_neurons_and_whose_are_theirs(model, monkeypatch) -> None:  # noqa: F811
+    tok, texts = model.tokenizer, ["w5 w3 w7 w9 w10", "w3 w7 w9", "w33 w9"]
+    searched = types.SimpleNamespace(model=model.hf, tokenizer=tok, model_type="gpt2")
+    settings = dict(steps=8, batch_size=4, coarse_adaptive_threshold=0.3)
+    for prompts, p, refine in ((texts[:1], 0.5, False), (texts, 0.4, True), (texts, 0.4, False)):
+        got = easyedit.get_refined_neurons(searched, prompts, "w20 w4", p=p, refine=refine, **settings)
+        params = ke.KNParams(steps=8, adaptive_threshold=0.3, p=p, refine=refine)
+        request = ke.EditRequest("{} w9 w10", "w5 w3 w7", "w1", target_true="w20 w4")
+        own = ke.knowledge_neurons(model, request, params, prompts[1:] or None, compat="reference")
+        assert got == [list(neuron) for neuron in own.neurons] and got
+    with pytest.raises(NotServed, match="knowledge neurons of a 'bert'"):
+        other = types.SimpleNamespace(model=model.hf, tokenizer=tok, model_type="bert")
+        easyedit.get_refined_neurons(other, texts, "w20")
+    with pytest.raises(NotServed, match="a threshold of neurons"):
+        easyedit.get_refined_neurons(searched, texts, "w20", coarse_threshold=0.1)
+    monkeypatch.setattr(neurons, "encode_part", lambda *given: (0, 1))
+    with pytest.raises(NotServed, match="a special one"):
+        easyedit.get_refined_neurons(searched, texts, "w20")
 
 
 LIBRARY = """
