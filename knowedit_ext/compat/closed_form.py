@@ -45,7 +45,8 @@ class Call:
 class Kin:
     """name: as hparams and libraries call it. params: from hparams. solved: a call and its values [n, hidden] -> the
     edit. given: (model, edit, a weight's name) -> what the library's function gives for it. aim: params -> what values
-    are. check: (hparams, tokenizer, is there a cache of values?), raises NotServed."""
+    are. check: (hparams, tokenizer, is there a cache of values?), raises NotServed. put_back: is an edit that stands by
+    itself, so that those to come can be computed with it?"""
 
     name: str
     params: Callable[[Any], ke.MEMITParams]
@@ -53,6 +54,7 @@ class Kin:
     given: Callable[[nn.Module, Edit, str], Any]
     aim: Callable[[Any], Aim] = lambda params: Aim()
     check: Callable[[Any, Any, bool], None] = lambda hparams, tok, cached: None
+    put_back: bool = True
 
 
 def closed_form(
@@ -87,7 +89,7 @@ def closed_form(
         with resting(editable):
             if cache_template is not None:
                 values = cached_values(raws, optimised, cache_template, layers[-1], hparams.clamp_norm_factor)
-            elif len(raws) == 1:
+            elif len(raws) == 1 and kin.put_back:
                 values = ahead.taken(raws[0], (kin.name, params), weights_at(editable, layers), optimised)[None]
             else:
                 values = optimised(raws)
@@ -124,7 +126,9 @@ def _emmet_params(hparams: Any) -> ke.MEMITParams:
 def _alphaedit(call: Call, values: torch.Tensor) -> Edit:
     """By what its module keeps: `P`, projections, and `cache_c`, sums of K K^T over earlier keys, [layers, d, d] each;
     these get the new keys', as there."""
-    home, layers, l2 = call.upstream.module, list(call.params.layers), call.params.L2
+    home, layers, l2 = getattr(call.upstream, "module", None), list(call.params.layers), call.params.L2
+    if not (hasattr(home, "P") and hasattr(home, "cache_c")):
+        raise ValueError("AlphaEdit's projections are made by EasyEdit's apply_AlphaEdit_to_model: call that")
     place = {layer: number for number, layer in enumerate(layers)}
 
     def solve(layer: int, keys: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -182,6 +186,6 @@ def _dense_there(model: nn.Module, edit: Edit, name: str) -> torch.Tensor:
 
 
 MEMIT = Kin("MEMIT", lambda hparams: params_of(ke.MEMITParams, hparams, "MEMIT"), _memit, _factors)
-EMMET = Kin("EMMET", _emmet_params, _memit, _factors)
+EMMET = Kin("EMMET", _emmet_params, _memit, _factors, put_back=False)  # emmet_main.py:62-63: no copies are handed on
 ALPHAEDIT = Kin("AlphaEdit", lambda hparams: params_of(ke.AlphaEditParams, hparams, "AlphaEdit"), _alphaedit, _dense)
 PMET = Kin("PMET", _pmet_params, _pmet, _dense_there, aim_of, _check_pmet)

@@ -71,9 +71,7 @@ _library = Library(_target, lambda hparams, swapped: hparams.stats_dir, _folder,
 _editors = Editors(_library, lambda: CONTEXT_TEMPLATES_CACHE)
 execute_rome = _editors.execute_rome
 execute_r_rome = _editors.execute_r_rome
-execute_memit, execute_emmet, execute_alphaedit, execute_pmet = (
-    partial(_editors.execute_closed_form, kin=kin) for kin in KINS
-)
+execute_memit, execute_emmet, execute_alphaedit, execute_pmet = map(_editors.executing, KINS)
 execute_ft = _editors.execute_ft
 
 # -- alone -----------------------------------------------------------------------------------------------------------

@@ -89,20 +89,24 @@ class Editors:
         edit = self._ft(model, tok, requests, hparams)
         return {name: edit.delta(name).to(translate.weight_of(model, name)) for name in edit.changes}
 
-    def execute_closed_form(
-        self,
-        model: nn.Module,
-        tok: Any,
-        requests: Sequence[Mapping[str, Any]],
-        hparams: Any,
-        cache_template: str | None = None,
-        *,
-        kin: Kin,
-        upstream: Upstream | None = None,
-    ) -> dict[str, Any]:
-        """What the function of MEMIT or its kin gives, by weight, in the order of the layers."""
-        edit = closed_form(self, kin, model, tok, requests, hparams, upstream, cache_template)
-        return {name: kin.given(model, edit, name) for name in edit.changes}
+    def executing(self, kin: Kin) -> Callable[..., dict[str, Any]]:
+        """The function of MEMIT or one of its kin."""
+
+        def execute(
+            model: nn.Module,
+            tok: Any,
+            requests: Sequence[Mapping[str, Any]],
+            hparams: Any,
+            cache_template: str | None = None,
+            *,
+            upstream: Upstream | None = None,
+        ) -> dict[str, Any]:
+            """What the library's own gives, by weight, in the order of the layers."""
+            edit = closed_form(self, kin, model, tok, requests, hparams, upstream, cache_template)
+            return {name: kin.given(model, edit, name) for name in edit.changes}
+
+        execute.__name__ = execute.__qualname__ = f"execute_{kin.name.lower()}"
+        return execute
 
     # -- alone -------------------------------------------------------------------------------------------------------
 

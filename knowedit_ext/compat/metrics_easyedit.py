@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from knowedit_ext.model.activations import fused_gelu
+from knowedit_ext.model.wrappers import eager
 
 from .swap import Upstream
 
@@ -179,7 +180,7 @@ def _read(model: Any, sheets: Sequence[Sheet], can_keep: bool) -> list[list[Any]
     first = min(min(sheet.starts) + shift for sheet, shift in zip(sheets, shifts, strict=True)) - 1
     device = next(model.parameters()).device
     named = {"logits_to_keep": width - first} if can_keep else {}
-    with fused_gelu(model):
+    with eager(), fused_gelu(model):
         out = model(**{name: value.to(device) for name, value in inputs.items()}, **named)
     logits = out if isinstance(out, torch.Tensor) else out.logits
     likeliest = logits[:, first - width :].argmax(-1)  # [texts, width - first]

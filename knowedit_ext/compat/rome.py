@@ -76,7 +76,7 @@ def _globals() -> Any:
 _library = Library(_target, _stats_dir, _folder, right_padding=True, stats_url=lambda: _globals().REMOTE_ROOT_URL)
 _editors = Editors(_library, lambda: CONTEXT_TEMPLATES_CACHE)
 execute_rome = _editors.execute_rome
-execute_memit = partial(_editors.execute_closed_form, kin=MEMIT)
+execute_memit = _editors.executing(MEMIT)
 execute_ft = _editors.execute_ft
 
 # -- alone -----------------------------------------------------------------------------------------------------------

@@ -203,6 +203,19 @@ def test_planned_requests_are_computed_once_and_alone_once_weights_differ(model)
     assert made == [1, 4, 1, 1, 1]
 
 
+def test_the_same_request_again_and_a_failure_within_a_plan() -> None:
+    one, weights, made = {"n": 0}, {"w": torch.zeros(1)}, []
+
+    def make(requests):
+        made.append(len(requests))
+        return [len(made)] * len(requests)
+
+    with pytest.raises(RuntimeError, match="theirs"), ahead.planned([one, one]):
+        assert ahead.taken(one, "s", weights, make) == 1 and ahead.taken(one, "s", weights, make) == 2
+        raise RuntimeError("theirs")
+    assert ahead.taken(one, "s", weights, make) == 3 and made[-1] == 1  # nothing is planned any more
+
+
 def test_requests_computed_together_are_as_alone(model, hparams) -> None:
     alone = [easyedit.execute_rome(model.hf, model.tokenizer, one, hparams()) for one in ASKED]
     with ahead.planned(ASKED):

@@ -193,6 +193,26 @@ def test_what_we_do_not_serve_is_theirs_with_one_line(library, caplog) -> None:
     assert len(messages) <= 1 and all("not in ascending order" in line for line in messages)
 
 
+def test_a_module_that_is_loaded_again_is_ours_and_comes_back(library) -> None:
+    main = sys.modules["easyeditor.models.memit.memit_main"]
+    easyedit.install()
+    importlib.reload(main)
+    assert is_ours(main.execute_memit) and is_ours(main.layer_stats)
+    easyedit.uninstall()
+    assert not swapped() and main.execute_memit(0, 0, 0, 0) == "their execute_memit"
+
+
+def test_what_a_user_put_there_comes_back(library) -> None:
+    """Whose function is replaced does not matter; what he puts in the place of ours stays."""
+    main, ft = sys.modules["easyeditor.models.rome.rome_main"], sys.modules["easyeditor.models.ft.ft_main"]
+    own = lambda model, tok, request, hparams: "the user's"  # noqa: E731
+    main.execute_rome = own
+    with easyedit.installed():
+        assert is_ours(main.execute_rome)
+        ft.execute_ft = own
+    assert main.execute_rome is own and ft.execute_ft is own
+
+
 def test_threads(library) -> None:
     """Many at once: nobody finds a function half swapped, and at the end all is as it was."""
     failures, begin = [], threading.Barrier(8)
