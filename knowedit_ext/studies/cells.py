@@ -71,6 +71,8 @@ def run_cells(
         raise ValueError(f"two cells of the study are called '{max(names, key=names.count)}'")
     with by_itself():  # what a cell calls is the work of one process
         with alone(out, patience=PATIENCE):
+            if not (out / NAME).exists() and any(out.glob("cells/*/*.json")):
+                raise ValueError(f"'{out}' has cells, but no {NAME} to tell what they are of: choose another folder")
             _same_settings(out, study)
         found: dict[str, dict[str, Any]] = {}
         _look_for(out, cells, found)  # damaged or foreign ones are told before hours are spent on the others

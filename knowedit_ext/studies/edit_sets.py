@@ -20,7 +20,7 @@ from ..moments import Moments
 from ..runs.settings import marked
 from .cells import Cell, run_cells
 from .findings import Findings
-from .stack import COLLAPSES, Stack, check_moments, described
+from .stack import Broken, Stack, check_moments, described
 from .treatment import Treatment
 
 UNEDITED = "unedited"
@@ -125,8 +125,8 @@ def _measure(
             for first in range(0, len(one.records), size):
                 try:
                     stack.add(one.records[first : first + size], folder / f"edit_{first:06d}.safetensors")
-                except COLLAPSES as error:
-                    return {"cases": [], "ended": f"after {first} edits: {type(error).__name__}: {error}"}
+                except Broken as error:
+                    return {"cases": [], "ended": f"after {first} edits: {error}"}
         finally:
             stack.place(None)
         edit = stack.now

@@ -28,7 +28,7 @@ from ..runs.settings import marked
 from .ability import text_perplexity
 from .cells import Cell, run_cells
 from .results import Sequential
-from .stack import COLLAPSES, Stack, check_moments, described
+from .stack import Broken, Stack, breaking, check_moments, described
 from .treatment import treatments
 
 
@@ -148,10 +148,10 @@ class _Sequence:
                     count += len(batch)
                     if number % self.plan.every == 0 or number == len(batches):
                         looks.append(self._look(count))
-                except COLLAPSES as error:
+                except Broken as error:
                     if number == 1:
-                        raise
-                    ended = {"edits": count, "why": f"{type(error).__name__}: {error}"}
+                        raise error.__cause__ from None
+                    ended = {"edits": count, "why": str(error)}
                     break
                 self.bar.update(len(batch))
         finally:
@@ -162,6 +162,12 @@ class _Sequence:
         path = self.folder / f"look_{count:06d}.json"
         if path.exists():
             return load_json(path, sealed=True)
+        with breaking():
+            look = self._measured(count)
+        write_json(path, look, sealed=True)
+        return look
+
+    def _measured(self, count: int) -> dict[str, Any]:
         model = self.stack.model
         self.stack.place(self.stack.now)
         ask = partial(evaluate, model, dataset="counterfact", generation=False)
@@ -174,9 +180,7 @@ class _Sequence:
             look["untouched"] = _means(ask(self.untouched).summary("pre"))
         if self.plan.text is not None:
             look["perplexity"] = text_perplexity(model, self.plan.text)
-        look["growth"] = _growth(model, self.stack.now)
-        write_json(path, look, sealed=True)
-        return look
+        return look | {"growth": _growth(model, self.stack.now)}
 
 
 def _means(summary: Mapping[str, Any]) -> dict[str, float]:

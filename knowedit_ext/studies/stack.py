@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,21 @@ from ..model.load import EditableModel
 from ..moments import Moments
 from .treatment import Treatment
 
-# What ends a sequence and is its result: weights or values that are no longer finite, systems that cannot be solved.
+# Weights or values that are no longer finite, systems that cannot be solved, facts that a method refuses.
 COLLAPSES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
+
+
+class Broken(Exception):
+    """Edits, or the model under them, broke: what ends a sequence, and is its result."""
+
+
+@contextmanager
+def breaking() -> Iterator[None]:
+    """Where that may happen. Files are read and written outside: a damaged one is nobody's result."""
+    try:
+        yield
+    except COLLAPSES as error:
+        raise Broken(f"{type(error).__name__}: {error}") from error
 
 
 class Stack:
@@ -29,12 +43,13 @@ class Stack:
         self._placed: Edit | None = None
 
     def add(self, records: Sequence[Record], path: Path) -> None:
-        """Edit these on top of all before; kept in a file, from which they are taken where it is there."""
+        """Edit these on top of all before; kept in a file, and taken from there where it is. Raises `Broken`."""
         if path.exists():
             edit = Edit.load(path)
         else:
-            self.place(self.now)
-            edit = self._made(records)
+            with breaking():
+                self.place(self.now)
+                edit = self._made(records)
             edit.save(path)
         self.now = _sum(self.now, edit)
 

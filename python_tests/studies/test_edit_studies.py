@@ -145,6 +145,22 @@ def test_enlarged_and_refused(model, records, tmp_path) -> None:
         scaling(model, records, tmp_path)
 
 
+def test_what_is_damaged_is_no_result(model, records, tmp_path) -> None:
+    scaling(model, records, tmp_path, counts=[2])
+    (cell,) = tmp_path.glob("cells/ultraedit-n2-*")
+    edit = cell / "edit_000000.safetensors"
+    whole = edit.read_bytes()
+    (cell / "result.json").unlink()
+    edit.write_bytes(whole[:50])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        scaling(model, records, tmp_path, counts=[2])
+    edit.write_bytes(whole)
+    assert not scaling(model, records, tmp_path, counts=[2]).notes
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ValueError, match="has cells, but no settings.json"):
+        scaling(model, records, tmp_path, counts=[2])
+
+
 @pytest.mark.parametrize(
     "asked, error",
     [
@@ -243,7 +259,7 @@ def test_layer_and_token(model, records, moments, tmp_path) -> None:
 @pytest.mark.parametrize(
     "name, options",
     [
-        ("scaling", ["--method", ULTRA, "--counts", "2,3"]),
+        ("scaling", ["--method", ULTRA, "--counts", "2,3", "--generation"]),
         ("layers", ["--method", ULTRA, "--window", "1-2", "--window", "2", "--counts", "2"]),
         ("categories", ["--method", ULTRA, "--edits", "2", "--relation", "P19"]),
         ("mixes", ["--method", ULTRA, "--pair", "P19+P103", "--counts", "2"]),

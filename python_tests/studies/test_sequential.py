@@ -193,6 +193,17 @@ def test_a_sequence_that_breaks_says_so(model, records, tmp_path, monkeypatch) -
     assert "seed 0: ended after 6 edits" in made.table() and not model.applied_edits
 
 
+def test_a_damaged_file_is_no_result(model, records, tmp_path) -> None:
+    study(model, records, tmp_path, methods=[ULTRA])
+    (cell,) = (tmp_path / "cells").iterdir()
+    (cell / "result.json").unlink()
+    (cell / "edit_00002.safetensors").write_bytes(b"x")
+    (cell / "look_000006.json").unlink()
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        study(model, records, tmp_path, methods=[ULTRA])
+    assert not model.applied_edits
+
+
 def test_single_methods_go_one_after_the_other(model, records, tmp_path) -> None:
     params = replace(ke.ROMEParams.preset("world"), v_num_grad_steps=2, mom2_adjustment=False)
     asked = dict(methods=["rome+history"], params=None, params_of={"rome": params}, edits=4, batch=2, untouched=0)
