@@ -104,7 +104,8 @@ def compared_with(world: bool, generation: bool, snippets: Path | None) -> Any:
         raise ValueError("--snippets are for the consistency of generated texts: give --generation too")
     if not generation:
         return None
-    return load_world().snippets() if world and snippets is None else snippets and load_snippets(snippets)
+    source = load_world().snippets() if world and snippets is None else snippets
+    return None if source is None else load_snippets(source)
 
 
 def numbers(text: str) -> list[int] | None:

@@ -51,8 +51,10 @@ def categories(
     for name in wanted:
         if len(by_relation.get(name, ())) < edits:
             raise ValueError(f"relation '{name}' has {len(by_relation.get(name, ()))} records, fewer than {edits}")
+    if not by_relation:
+        raise ValueError("no record has a relation_id: there are no categories to edit")
     if not wanted:
-        most = max(map(len, by_relation.values()), default=0)
+        most = max(map(len, by_relation.values()))
         raise ValueError(f"no relation has {edits} records, the largest {most}: ask for fewer edits")
     sets = [
         EditSet({"relation": name, "n": edits}, treatment, by_relation[name][:edits], seed)

@@ -34,8 +34,9 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
     def columns(self) -> list[str]:
-        """Of the rows, in their order."""
-        return list(dict.fromkeys(name for row in self.rows for name in row))
+        """Of the rows, in their order, the keys first."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        return [name for name in self.keys if name in names] + [name for name in names if name not in self.keys]
 
     def chosen(self, **wanted: Any) -> list[dict[str, Any]]:
         """Rows with these values."""

@@ -123,7 +123,7 @@ def _findings(results: Results, settings: dict[str, Any]) -> Findings:
         if cases := [*result["cases"], *null]:
             keys = {name: value for name, value in cell.key.items() if name != "n"}
             rows.append({**keys, "facts": len(cases), "null": len(null), **means_of(cases)})
-    return Findings(rows, settings, ("method", "token"), {"layer_token": curves})
+    return Findings(rows, settings, ("method", "token", "layer", "seed"), {"layer_token": curves})
 
 
 def curves(study: Findings) -> Figure:

@@ -45,7 +45,8 @@ def severed(
 ) -> Findings:
     """Restore single states, as they are, and with the restored token's MLP or attention at its corrupted outputs.
 
-    facts, samples, noise, seed, compat, group: as in `trace_dataset`. limit: only the first so many facts. Rows: path
+    facts, samples, noise, seed, compat, group: as in `trace_dataset`. limit: only the first so many facts; with more
+    of them a rule such as "s3" is another level: give the number to enlarge a study. Rows: path
     ("ordinary", "mlp", "attn"), role of the token, layer, and the average indirect effect with the half width of its
     95 % interval.
     """
