@@ -49,6 +49,8 @@ def trace(
     noise: Annotated[str, typer.Option(help="A number, or a rule: s3, u0.1.")] = "s3",
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="1 reproduces the published noise.")] = 1,
     sever: Annotated[str | None, typer.Option(help="Hold the restored token's mlp or attn outputs corrupted.")] = None,
+    method: Annotated[str, typer.Option(help="exact; or attribution: estimates, many times cheaper.")] = "exact",
+    refine: Annotated[int, typer.Option(min=0, help="So many of the strongest estimates exactly.")] = 0,
     limit: Limit = None,
     max_rows: MaxRows = None,
     device: Device = None,
@@ -58,13 +60,17 @@ def trace(
     if (facts is None) == (prompt is None):
         raise ValueError("give either --prompt and --subject (one fact) or --facts and --out (a data set)")
     common = dict(window=window, samples=samples, noise=_number(noise), seed=seed, sever=sever, max_rows=max_rows)
-    TraceSettings(window, samples, seed, sever, max_rows=max_rows)  # mistakes are said before the model is loaded
+    common |= dict(method=method, refine=refine)
+    TraceSettings(
+        window, samples, seed, sever, max_rows=max_rows, method=method, refine=refine
+    )  # mistakes are said before the model is loaded
     if prompt is not None:
         meaningless({"--out": out, "--limit": limit}, "they go with --facts")
         if subject is None:
             raise ValueError("--prompt needs --subject")
         if kind == [KNOCKOUT]:
             given = {"--samples": samples != 10, "--noise": noise != "s3", "--seed": seed != 1, "--sever": sever}
+            given |= {"--method": method != "exact"}
             meaningless({name: value or None for name, value in given.items()}, "a knockout corrupts nothing")
             if save is not None and save.suffix != ".json":
                 raise ValueError(f"--save {save}: a knockout is saved as .json")
@@ -99,6 +105,8 @@ def _trace_one(
             f"{kind}: '{fact.text}' ->{trace.answer!r}  clean {trace.high_score:.4f}  corrupted {trace.low_score:.4f}  "
             f"best restored {trace.scores.max():.4f} at token {token} {trace.tokens[token]!r}, layer {layer}"
         )
+        if trace.refined:
+            typer.echo(f"  {len(trace.refined)} cells exact; correlation with their estimates {trace.agreement:.3f}")
         for path, write in ((plot, trace.plot), (save, trace.save)):
             if path is not None:
                 path = path if len(kinds) == 1 else path.with_stem(f"{path.stem}_{kind}")

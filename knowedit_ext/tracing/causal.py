@@ -7,7 +7,7 @@ cost of the rows that differ.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..sweep import Interventions, Patch, layer_zero_input
 from .answer import answer_of, scores_of
+from .attribution import Estimates, strongest
 from .corruption import Noise, Sampler, noise_of
 from .kinds import KINDS, KNOCKOUT, kind_of, window_for, window_layers
 from .knockout import Groups, KnockoutTrace, trace_knockouts
@@ -48,6 +49,8 @@ def trace(
     texts: Sequence[str] | None = None,
     groups: Groups | None = None,
     max_rows: int | None = None,
+    method: str = "exact",
+    refine: int = 0,
 ) -> Trace | list[Trace] | KnockoutTrace | list[KnockoutTrace]:
     """Where does the model keep this fact? Corrupt the subject, restore one cell, see whether the answer comes back.
 
@@ -70,13 +73,15 @@ def trace(
     groups: of a knockout: names of groups of positions that the last token (and the answer's own tokens) is not to see,
         {"subject": [0, 1, 2], ...}; None: the subject, the last token itself, and the rest.
     max_rows: rows held at once; None: from free memory. Results agree to rounding.
+    method: "attribution" estimates all cells to first order from one forward and one backward pass a noise sample
+        (see docs/attribution.md for how well); `refine` of them, the strongest, are then computed exactly, and
+        `Trace.agreement` tells how well their estimates were.
 
     Returns a `Trace` (or a list of them). Warns where corruption does not lower the answer's probability.
     """
     facts = [fact] if isinstance(fact, Fact) else fact
-    settings = TraceSettings(
-        window, samples, seed, sever, compat, replace, corrupt_with, answer_tokens, score, against, tokens, max_rows
-    )
+    corruption = (window, samples, seed, sever, compat, replace, corrupt_with)
+    settings = TraceSettings(*corruption, answer_tokens, score, against, tokens, max_rows, method, refine)
     if kind == KNOCKOUT:
         _refuse_corruption(settings, noise, texts)
         knockouts = trace_knockouts(model, facts, groups, settings)
@@ -103,7 +108,7 @@ def _refuse_corruption(settings: TraceSettings, noise: object, texts: object) ->
     usual = TraceSettings()
     given = [
         n
-        for n in ("samples", "seed", "sever", "compat", "replace", "corrupt_with", "tokens")
+        for n in ("samples", "seed", "sever", "compat", "replace", "corrupt_with", "tokens", "method", "refine")
         if getattr(settings, n) != getattr(usual, n)
     ]
     given += [name for name, differs in (("noise", noise != "s3"), ("texts", texts is not None)) if differs]
@@ -120,6 +125,8 @@ def trace_facts(
     settings: TraceSettings,
 ) -> list[dict[str, Trace]]:
     """Trace facts for several kinds in one sweep; one dict by kind for each fact."""
+    if settings.method == "attribution":
+        return [_estimated(plan, kinds) for plan in _plans(model, facts, kinds, noise, settings)]
     plans, interventions = plan_traces(model, facts, kinds, noise, settings)
     scores = scores_of(model, plans, interventions, settings)
     return [{kind: plan.trace(kind, scores) for kind in kinds} for plan in plans]
@@ -134,6 +141,43 @@ def plan_traces(
     settings: TraceSettings,
 ) -> tuple[list[FactPlan], Interventions]:
     """What `trace_facts` sweeps: the plans of the facts, and the roots and runs of all of them."""
+    plans = _plans(model, facts, kinds, noise, settings)
+    interventions = Interventions()
+    for number, plan in enumerate(plans):
+        plan.add_roots(interventions, number)
+        plan.add_runs(interventions, kinds)
+    return plans, interventions
+
+
+def _estimated(plan: FactPlan, kinds: Sequence[str]) -> dict[str, Trace]:
+    """Estimates of every kind; the strongest cells of each exactly, of all kinds in one sweep."""
+    estimates = Estimates(plan, kinds)
+    samples = {kind: estimates.of(kind) for kind in kinds}
+    low = estimates.low.double().cpu().numpy()
+    strong = {kind: strongest(each.mean(0) - low.mean(), plan.settings.refine) for kind, each in samples.items()}
+    scores: dict[int, np.ndarray] = {}
+    if any(strong.values()):
+        interventions = Interventions()
+        plan.add_roots(interventions, 0)
+        plan.add_runs(interventions, kinds, strong)
+        scores = scores_of(plan.model, [plan], interventions, plan.settings)
+    high = float(estimates.high.double().mean())
+    traces = {}
+    for kind in kinds:
+        estimate = samples[kind].mean(0)
+        for (token, layer), run in plan.runs.get(kind, {}).items():
+            samples[kind][:, token, layer] = scores[run]
+        traces[kind] = plan.result(kind, samples[kind], low, high, estimate, strong[kind])
+    return traces
+
+
+def _plans(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    kinds: Sequence[str],
+    noise: float | str | Sampler | Noise,
+    settings: TraceSettings,
+) -> list[FactPlan]:
     if not facts:
         raise ValueError("no facts: there is nothing to trace")
     for fact in facts:
@@ -143,12 +187,7 @@ def plan_traces(
     tokenized = [tokenize_fact(model, fact) for fact in facts]
     if not isinstance(noise, Noise):
         noise = noise_of(model, noise, [fact.subject for fact in facts], settings.replace)
-    plans = [FactPlan(model, fact, noise, settings) for fact in tokenized]
-    interventions = Interventions()
-    for number, plan in enumerate(plans):
-        plan.add_roots(interventions, number)
-        plan.add_runs(interventions, kinds)
-    return plans, interventions
+    return [FactPlan(model, fact, noise, settings) for fact in tokenized]
 
 
 class FactPlan:
@@ -161,6 +200,7 @@ class FactPlan:
         self.clean, self.readout = self.answer.clean, self.answer.readout
         self.length = len(tokenized.ids)
         self.cells = self._cells()
+        self.copies = 1 if settings.corrupt_with is not None else settings.samples
         self.runs: dict[str, dict[tuple[int, int], int]] = {}
 
     def _cells(self) -> list[int]:
@@ -178,7 +218,6 @@ class FactPlan:
     def add_roots(self, interventions: Interventions, prompt: int) -> None:
         s, model, noise = self.settings, self.model, self.noise
         self.clean_root = interventions.add_root(self.clean.hidden, prompt=prompt)
-        self.copies = 1 if s.corrupt_with is not None else s.samples
         if s.corrupt_with is not None:
             other = layer_zero_input(model, self._other_subject(), 1)
             self.corrupted_root = self.frozen_root = self.low_root = self._branch(interventions, prompt, other)
@@ -193,9 +232,18 @@ class FactPlan:
             added, generator = replace(noise, replace=False), np.random.RandomState(s.seed)
             self.low_root = self._noised(interventions, prompt, added, generator)
 
-    def _noised(self, interventions: Interventions, prompt: int, noise: Noise, generator: np.random.RandomState) -> int:
+    def corruption(self) -> tuple[list[list[int]], Callable[[torch.Tensor], torch.Tensor] | None]:
+        """Token ids of the corrupted copies, and what is done to their embeddings."""
+        if self.settings.corrupt_with is not None:
+            return [self._other_subject()], None
+        return [list(self.clean.ids)] * self.copies, self._noise(self.noise, np.random.RandomState(self.settings.seed))
+
+    def _noise(self, noise: Noise, generator: np.random.RandomState) -> Callable[[torch.Tensor], torch.Tensor]:
         drawn = noise.draw(generator, self.copies, self.after - self.first, self.model.hidden_size)
-        hidden = layer_zero_input(self.model, self.clean.ids, self.copies, noise.corrupt(drawn, self.first))
+        return noise.corrupt(drawn, self.first)
+
+    def _noised(self, interventions: Interventions, prompt: int, noise: Noise, generator: np.random.RandomState) -> int:
+        hidden = layer_zero_input(self.model, self.clean.ids, self.copies, self._noise(noise, generator))
         return self._branch(interventions, prompt, hidden)
 
     def _branch(self, interventions: Interventions, prompt: int, hidden: torch.Tensor) -> int:
@@ -215,18 +263,24 @@ class FactPlan:
             )
         return list(swapped.ids) + list(self.clean.ids[self.length :])
 
-    def add_runs(self, interventions: Interventions, kinds: Sequence[str]) -> None:
+    def add_runs(
+        self,
+        interventions: Interventions,
+        kinds: Sequence[str],
+        only: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+    ) -> None:
+        """only: of each kind the cells (token, layer); None: all."""
+        every = [(token, layer) for token in self.cells for layer in range(self.model.num_layers)]
         add = lambda root, patches=(): interventions.add_run(root, patches, self.readout)  # noqa: E731
         self.high_run, self.low_run = add(self.clean_root), add(self.low_root)
         self.base_run = self.low_run if self.low_root == self.corrupted_root else add(self.corrupted_root)
         for kind in kinds:
             self.runs[kind] = {}
-            for token in self.cells:
-                for layer in range(self.model.num_layers):
-                    if token < self.first:  # left of the noise all runs are equal
-                        self.runs[kind][token, layer] = self.base_run
-                    else:
-                        self.runs[kind][token, layer] = add(self.corrupted_root, self._patches(kind, token, layer))
+            for token, layer in every if only is None else only[kind]:
+                if token < self.first:  # left of the noise all runs are equal
+                    self.runs[kind][token, layer] = self.base_run
+                else:
+                    self.runs[kind][token, layer] = add(self.corrupted_root, self._patches(kind, token, layer))
 
     def _patches(self, kind: str, token: int, layer: int) -> list[Patch]:
         layers, sever = self.model.num_layers, self.settings.sever
@@ -247,14 +301,27 @@ class FactPlan:
         samples = np.full((self.copies, self.length, self.model.num_layers), np.nan)
         for (token, layer), run in self.runs[kind].items():
             samples[:, token, layer] = scores[run]
-        low = scores[self.low_run]
-        settings = {k: v for k, v in asdict(self.settings).items() if k != "max_rows"}
+        return self.result(kind, samples, scores[self.low_run], float(scores[self.high_run].mean()))
+
+    def result(
+        self,
+        kind: str,
+        samples: np.ndarray,
+        low: np.ndarray,
+        high: float,
+        estimate: np.ndarray | None = None,
+        refined: Sequence[tuple[int, int]] = (),
+    ) -> Trace:
+        """samples: scores [copies, tokens, layers]; low: [copies]; estimate: [tokens, layers] before cells were
+        `refined`."""
+        left_out = ("max_rows",) if estimate is not None else ("max_rows", "method", "refine")
+        settings = {k: v for k, v in asdict(self.settings).items() if k not in left_out}
         level = self.noise.level
         noise = getattr(level, "__name__", "sampler") if callable(level) else level
         return Trace(
             scores=samples.mean(axis=0).astype(np.float32),
             low_score=float(low.mean()),
-            high_score=float(scores[self.high_run].mean()),
+            high_score=high,
             answer=self.answer.text,
             answer_ids=self.answer.ids,
             tokens=list(self.tokenized.tokens),
@@ -266,4 +333,6 @@ class FactPlan:
             low_samples=low.astype(np.float32),
             correct_prediction=self.answer.correct,
             settings={**settings, "noise": noise, "model": self.model.name},
+            estimate=None if estimate is None else estimate.astype(np.float32),
+            refined=tuple(refined),
         )

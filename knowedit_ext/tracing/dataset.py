@@ -60,6 +60,8 @@ def trace_dataset(
     texts: Sequence[str] | None = None,
     group: Count = 8,
     max_rows: int | None = None,
+    method: str = "exact",
+    refine: int = 0,
     progress: bool = True,
 ) -> Effects:
     """Causal tracing over many facts; returns the average effects, also written to `out`.
@@ -77,7 +79,7 @@ def trace_dataset(
         `answer_tokens` is; "logit_difference", which needs a second answer for each fact, is refused.
     window, noise: as in `trace`; a rule takes the subjects of all facts ("m" and "t" rules: the embeddings of `texts`).
         With more facts "s3" is another level: to enlarge such a run give the number. A sampler has to give the same
-        noise for the same draws.
+        noise for the same draws. method, refine: as in `trace`.
     group: facts a sweep; part of the settings, since rounding depends on it. max_rows: rows held at once.
 
     Under `torchrun` every rank traces its share of the groups; all ranks return the effects of the whole.
@@ -94,13 +96,16 @@ def trace_dataset(
         answer_tokens=answer_tokens,
         score=score,
         max_rows=max_rows or default_max_rows(model),
+        method=method,
+        refine=refine,
     )
+    kept = _KEPT if method == "exact" else (*_KEPT, "method", "refine")
     described = [_describe_fact(model, item) for item in known]
     level = noise_of(model, noise, [item.fact.subject for item in known], replace, texts)
     out, growth = Path(out), Growth("facts", "known_id", sets=("kinds",))
     asked = {
         "run": "trace_dataset",
-        **{k: getattr(settings, k) for k in _KEPT},
+        **{k: getattr(settings, k) for k in kept},
         "noise": _describe_noise(model, noise, level, texts, settings),
         "model": identity(model),
         "group": group,
@@ -121,7 +126,7 @@ def trace_dataset(
                 "noise.level": lambda there: f"a rule is over the subjects of all known_ids; noise={there!r} keeps it"
             },
         )
-        settings = TraceSettings(**{k: folder_settings[k] for k in _KEPT})
+        settings = TraceSettings(**{k: folder_settings[k] for k in kept})
         groups = growth.groups(len(known), folder_settings)[ranks.rank :: ranks.size]
         for item in (known[n] for numbers in groups for n in numbers if n < len(known)):
             _check_whole(out / "cases", item, kinds)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..checks import typed
 from ..runs.files import load_npz, write_npz
+from .attribution import agreement
 from .kinds import KINDS, kind_of_saved
 from .plots import plot_trace
 
@@ -28,6 +29,8 @@ class Trace:
     tokens, input_ids: the prompt; subject_range: (first, after) subject tokens.
     correct_prediction: False where an expected attribute was given and the model says something else.
     settings: noise, seed, sever, ... as they were used.
+    estimate: by method "attribution" the estimated scores [tokens, layers] of all cells; refined: the cells (token,
+        layer) that are exact in `scores` and `sample_scores`. None and empty where all are.
     """
 
     scores: np.ndarray
@@ -44,6 +47,8 @@ class Trace:
     low_samples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32), repr=False)
     correct_prediction: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
+    estimate: np.ndarray | None = field(default=None, repr=False)
+    refined: tuple[tuple[int, int], ...] = field(default=(), repr=False)
 
     @property
     def indirect_effect(self) -> np.ndarray:
@@ -53,6 +58,14 @@ class Trace:
     @property
     def total_effect(self) -> float:
         return self.high_score - self.low_score
+
+    @property
+    def agreement(self) -> float:
+        """Pearson's correlation of estimated and exact scores over the refined cells; NaN for fewer than three."""
+        if self.estimate is None:
+            return float("nan")
+        cells = tuple(np.array(self.refined, int).reshape(-1, 2).T)
+        return agreement(self.estimate[cells], self.scores[cells])
 
     @property
     def standard_error(self) -> np.ndarray:
@@ -95,6 +108,9 @@ class Trace:
             "low_samples": self.low_samples.astype(np.float32),
             "settings": np.array(json.dumps(self.settings, sort_keys=True)),
         }
+        if self.estimate is not None:
+            arrays["estimate"] = self.estimate.astype(np.float32)
+            arrays["refined"] = np.array(self.refined, np.int64).reshape(-1, 2)
         write_npz(path, arrays)
 
     @classmethod
@@ -126,6 +142,8 @@ LAYOUT = NEEDED | {
     "sample_scores": ("f", 3),
     "low_samples": ("f", 1),
     "settings": ("U", 0),
+    "estimate": ("f", 2),
+    "refined": ("iu", 2),
 }
 TYPES = {"fiu": "numbers", "f": "numbers", "iu": "whole numbers", "U": "text", "b": "true or false"}
 
@@ -151,6 +169,11 @@ def _read(data: Mapping[str, np.ndarray]) -> Trace:
     samples = data.get("sample_scores", np.zeros((0, *scores.shape), np.float32))
     if samples.shape[1:] != scores.shape:
         raise ValueError(f"sample_scores {list(samples.shape)} for scores {list(scores.shape)}")
+    estimate, refined = data.get("estimate"), data.get("refined", np.zeros((0, 2), np.int64))
+    if estimate is not None and estimate.shape != scores.shape:
+        raise ValueError(f"estimate {list(estimate.shape)} for scores {list(scores.shape)}")
+    if refined.shape[1] != 2 or not ((0 <= refined) & (refined < scores.shape)).all():
+        raise ValueError(f"refined cells {refined.tolist()[:3]} of scores {list(scores.shape)}")
     return Trace(
         scores=scores,
         low_score=low,
@@ -166,6 +189,8 @@ def _read(data: Mapping[str, np.ndarray]) -> Trace:
         low_samples=data.get("low_samples", np.zeros(0, np.float32)),
         correct_prediction=bool(data.get("correct_prediction", True)),
         settings=_settings(str(data.get("settings", "{}"))),
+        estimate=estimate,
+        refined=tuple((int(token), int(layer)) for token, layer in refined),
     )
 
 
