@@ -68,16 +68,26 @@ def _part(
 
 
 def _ask(request: EditRequest):
-    def ask(model: EditableModel, record: Mapping[str, Any], edit: int, *_: Any) -> Asked:
+    def ask(
+        model: EditableModel, record: Mapping[str, Any], edit: int, attributes: bool = False, compat: str | None = None
+    ) -> Asked:
+        """p(target) behind the first prompt of each kind. As released, where noise depends on a question's place, all
+        prompts are asked, with two targets each."""
         prompts = {
-            "rewrite": filled(record["requested_rewrite"]),
-            "paraphrase": record["paraphrase_prompts"][0],
-            "neighborhood": record["neighborhood_prompts"][0],
+            "rewrite": [filled(record["requested_rewrite"])],
+            "paraphrase": record["paraphrase_prompts"],
+            "neighborhood": record["neighborhood_prompts"],
         }
-        questions = [Question(p, (spaced(request.target_new, p, request.space),), edit) for p in prompts.values()]
+        most, targets = (None, 2) if compat == "hase" else (1, 1)
+        texts = [(kind, text) for kind, every in prompts.items() for text in every[:most]]
+        both = [request.target_new, request.target_true or request.target_new][:targets]
+        questions = [Question(t, tuple(spaced(x, t, request.space) for x in both), edit) for _, t in texts]
 
         def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
-            return {kind: answer.probability for kind, (answer,) in zip(prompts, scores, strict=True)}
+            found: dict[str, float] = {}
+            for (kind, _), answers in zip(texts, scores, strict=True):
+                found.setdefault(kind, answers[0].probability)
+            return found
 
         return questions, read
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import knowedit_ext as ke
+from knowedit_ext.editing.problems import problem_record
 from knowedit_ext.evaluation.known import known_facts
 from knowedit_ext.runs.files import load_json
 from knowedit_ext.studies.localization import localization_study
@@ -200,6 +201,33 @@ def test_two_ranks_give_the_same(whole, tmp_path) -> None:
     out = tmp_path / "run"
     finish(start(SCRIPT, out, *TWO_RANKS))
     assert hashes(out) == hashes(whole[0])
+
+
+def test_as_released(model, moments, tmp_path) -> None:
+    """compat="hase" reaches problems, edits and the noise of their evaluation."""
+    problems = ["fact_forcing", "tracing_reversal"]
+    results = study(model, tmp_path, moments, facts=2, layers=[2], problems=problems, compat="hase")
+    records = {record["case_id"]: record for record in load_world().records()}
+    for row in results.rows:
+        record = records[row["case_id"]]
+        request = ke.as_problem(model, record, row["problem"], noise=0.3, compat="hase")
+        method = study_method(row["method"], 5, CHOSEN["params"])
+        params = method.params_at(row["layer"], model.num_layers, row["problem"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if row["method"] == "rome":
+                edit = ke.rome(model, request, params, moments, method.contexts(model), compat="hase")
+            else:
+                edit = ke.finetune(model, [request], params, compat="hase")
+        asked = problem_record(record, request)
+        case = ke.evaluate(model, [asked], edit, generation=False, compat="hase").cases[0]
+        for kind in ("rewrite", "paraphrase", "neighborhood"):
+            prompt = record["requested_rewrite"]["prompt"].format(row["subject"])
+            tokens = len(model.tokenizer(prompt + request.target_new).input_ids) - len(
+                model.tokenizer(prompt).input_ids
+            )
+            p = np.exp(-case["post"][f"{kind}_prompts_probs"][0]["target_new"] * tokens)
+            assert row[f"after_{kind}"] == pytest.approx(p, rel=5e-3, abs=1e-6)
 
 
 def test_essence(model, moments, tmp_path) -> None:
