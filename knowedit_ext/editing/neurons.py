@@ -159,20 +159,20 @@ def _scores(model: EditableModel, reads: Sequence[_Read], layers: Sequence[int],
     targets = torch.tensor([[*each, *each[:1] * (wide - len(each))] for each in tokens])  # [places, targets]
     share = torch.tensor([[1.0 / len(each)] * len(each) + [0.0] * (wide - len(each)) for each in tokens])
     rows = NewbornRows(model, clean_runs(model, [read.ids for read in reads]), places)
-    alpha = torch.linspace(0, 1, steps)[:, None]
+    alpha = torch.linspace(0, 1, steps)[:-1, None]  # the last point, 1, is the clean run, whatever the layer
     scores = np.zeros((len(reads), model.num_layers, max(neurons_of(model, n) for n in layers)), dtype=np.float32)
     for part in rows.jobs(layers, steps):
-        patched = {
-            n: (rows.neurons[n].float()[:, None] * alpha.to(rows.neurons[n].device)).to(model.dtype).requires_grad_()
-            for n in part
-        }
-        states = rows.run(patched).flatten(0, 2)
-        wanted = targets.repeat_interleave(steps, 0).repeat(len(part), 1)
-        p = log_probabilities(model, states, wanted).exp()
-        weights = share.repeat_interleave(steps, 0).repeat(len(part), 1).to(p.device)
-        gradients = torch.autograd.grad((p * weights).sum(), list(patched.values()))
-        for layer, gradient in zip(part, gradients, strict=True):
-            score = (rows.neurons[layer].float() / steps * gradient.float().sum(1)).cpu().numpy()  # [places, neurons]
+        clean = {n: rows.neurons[n] for n in part}
+        patched = {n: (a.float()[:, None] * alpha.to(a.device)).to(model.dtype) for n, a in clean.items()}
+        moved = {n: torch.zeros_like(a) for n, a in clean.items()}
+        asked = [x.requires_grad_() for x in (*patched.values(), *moved.values())]
+        states = rows.run(patched, moved)
+        each = lambda x: torch.cat([x, x.repeat_interleave(steps - 1, 0).repeat(len(part), 1)])  # noqa: B023, E731
+        p = log_probabilities(model, states, each(targets)).exp()
+        gradients = torch.autograd.grad((p * each(share).to(p.device)).sum(), asked)
+        for layer, inner, last in zip(part, gradients, gradients[len(part) :], strict=False):
+            total = inner.float().sum(1) + last.float()
+            score = (clean[layer].float() / steps * total).cpu().numpy()  # [places, neurons]
             for number, read in enumerate(reads):
                 own = [n for n, (prompt, _) in enumerate(places) if prompt == number]
                 scores[number, layer, : score.shape[1]] = score[own].sum(0) / len(read.at)

@@ -3,8 +3,8 @@
 A row that stands at a prompt's last token differs from the clean run from its layer's MLP on, and in nothing else: keys
 and values of all tokens before it are the clean ones. So L layers with S rows each cost S L (L + 1) / 2 row-layers
 forward and as many backward, which is the floor, and S L more rows behind the last layer; each layer's weights are read
-once for all of them. (A layer runs its attention for newborn rows too, whose result is the clean one: the blocks of all
-families stay the model's own.)
+once for all of them. The clean row itself is one for all layers. (A layer runs its attention for newborn rows too,
+whose result is the clean one: the blocks of all families stay the model's own.)
 """
 
 from __future__ import annotations
@@ -74,59 +74,59 @@ class NewbornRows:
             groups[-1].insert(0, layer)
         return groups
 
-    def run(self, patched: dict[int, torch.Tensor]) -> torch.Tensor:
+    def run(self, patched: dict[int, torch.Tensor], moved: dict[int, torch.Tensor]) -> torch.Tensor:
         """patched: by layer, ascending, [places, copies, neurons], what the activation function is to read instead.
+        moved: of the same layers [places, neurons], what is added to it in the clean run, which is one row for all.
 
-        States behind the final norm [layers, places, copies, hidden]; differentiable in `patched`.
+        States behind the final norm [places + layers * places * copies, hidden]; differentiable in both.
         """
-        modules = self.model.modules
-        copies = next(iter(patched.values())).shape[1]
-        born = len(self.places) * copies
+        modules, first = self.model.modules, next(iter(patched))
+        clean, copies = len(self.places), patched[first].shape[1]
         arguments = self._arguments(len(patched), copies)
-        hidden = None
-
+        hidden = self._entering[first]
         with tree_attention_in(modules), torch.enable_grad():
-            for number in range(next(iter(patched)), self.model.num_layers):
+            for number in range(first, self.model.num_layers):
                 with Hooks() as hooks:
                     if number in patched:
                         newborn = self._entering[number].repeat_interleave(copies, 0)
-                        hidden = newborn if hidden is None else torch.cat([hidden, newborn.to(hidden.device)])
+                        hidden = torch.cat([hidden, newborn.to(hidden.device)])
                         new = patched[number].flatten(0, 1)
-                        computed = self._widths[number] > new.shape[1] or len(hidden) == born  # no rows: no product
-                        _overwrite(hooks, modules.gate_projection(number), new, computed)
-                    segments = self._segments(len(hidden) // born, copies)
+                        computed = self._widths[number] > new.shape[1]
+                        _overwrite(hooks, modules.gate_projection(number), new, moved[number], computed)
+                    segments = self._segments((len(hidden) - clean) // (clean * copies), copies)
                     hidden, _ = run_layer(modules, number, hidden, arguments, segments, self._keys_values[number])
-            states = final_states(self.model, hidden)
-        return states.view(len(patched), len(self.places), copies, -1)
+            return final_states(self.model, hidden)
 
     def _arguments(self, layers: int, copies: int) -> RowArguments:
         index = torch.tensor([int(self._packed.offsets[prompt]) + position for prompt, position in self.places])
-        return RowArguments(self._packed.prompts, index.repeat_interleave(copies).repeat(layers))
+        return RowArguments(self._packed.prompts, torch.cat([index, index.repeat_interleave(copies).repeat(layers)]))
 
     def _segments(self, layers: int, copies: int) -> torch.Tensor:
         """A line for each prompt, without queries, and one for each row: its lone token behind that prompt."""
         packed = self._packed
         prompts = [(-1, packed.row(n, 0), 0, len(run.ids), -1) for n, run in enumerate(packed.prompts)]
-        rows = [(position, prompt) for prompt, position in self.places for _ in range(copies)] * layers
-        own = [(n, packed.rows + n, position, 1, prompt) for n, (position, prompt) in enumerate(rows)]
+        rows = self.places + [place for place in self.places for _ in range(copies)] * layers
+        own = [(n, packed.rows + n, position, 1, prompt) for n, (prompt, position) in enumerate(rows)]
         return torch.tensor(prompts + own, dtype=torch.int32)
 
 
-def _overwrite(hooks: Hooks, gate: nn.Module, new: torch.Tensor, computed: bool) -> None:
-    """What the module puts out for the last rows begins with `new` [born, neurons].
+def _overwrite(hooks: Hooks, gate: nn.Module, new: torch.Tensor, moved: torch.Tensor, computed: bool) -> None:
+    """What the module puts out for the last rows begins with `new` [born, neurons]; to the first ones `moved` is added.
 
-    computed: the module's own is needed for those rows too, of which `new` is but a part.
+    computed: the module's own is needed for the last rows too, of which `new` is but a part.
     """
-    born = len(new)
+    born, clean = len(new), len(moved)
 
     def without(module: nn.Module, args: tuple) -> tuple:
         return (args[0][:, :-born], *args[1:])
 
     def put(out: torch.Tensor) -> torch.Tensor:
-        own = new.to(out.device, out.dtype)
+        own, added = (x.to(out.device, out.dtype) for x in (new, moved))
+        added = nn.functional.pad(added, (0, out.shape[-1] - added.shape[1]))
         if not computed:
-            return torch.cat([out[0], own])[None]
-        return torch.cat([out[0, :-born], torch.cat([own, out[0, -born:, own.shape[1] :]], 1)])[None]
+            return torch.cat([out[0, :clean] + added, out[0, clean:], own])[None]
+        own = torch.cat([own, out[0, -born:, own.shape[1] :]], 1)
+        return torch.cat([out[0, :clean] + added, out[0, clean:-born], own])[None]
 
     if not computed:
         hooks.callback(gate.register_forward_pre_hook(without).remove)
