@@ -11,7 +11,7 @@ from knowedit_ext.model.tokens import encode_part
 from .swap import NotServed, Upstream
 from .translate import opened
 
-FAMILIES = ("gpt", "llama", "qwen")  # whose answers it reads by the tokenizer
+_ANSWERING = ("gpt", "llama", "qwen")  # whose answers it reads by the tokenizer
 
 
 def get_refined_neurons(
@@ -37,7 +37,7 @@ def get_refined_neurons(
     """
     if coarse_adaptive_threshold is None or coarse_threshold is not None or coarse_percentile is not None:
         raise NotServed("a threshold of neurons other than a share of the highest score")
-    if not any(family in searched.model_type for family in FAMILIES):
+    if not any(family in searched.model_type for family in _ANSWERING):
         raise NotServed(f"knowledge neurons of a '{searched.model_type}'")
     first, *others = prompts
     request = ke.EditRequest("{}", first, ground_truth, target_true=ground_truth, space=False)
