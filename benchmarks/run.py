@@ -41,7 +41,7 @@ import layers
 import moments
 import neurons
 import torch
-from shared import matmul_gflops, small_gpt2
+from shared import count_cpu_seconds, matmul_gflops, small_gpt2
 from tracing import trace_case
 
 
@@ -95,12 +95,15 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=list(CASES), help=f"some of {', '.join(CASES)}")
     parser.add_argument("--check", action="store_true", help="only compare the numbers, once")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds of one thread: where the machine is not quiet")
     parser.add_argument("--out", type=Path, help="write JSON here, and the table beside it as .md")
     args = parser.parse_args()
     for case in args.cases:
         if case not in CASES:
             parser.error(f"unknown case '{case}': expected some of {', '.join(CASES)}")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    if args.cpu:
+        count_cpu_seconds()
     before = matmul_gflops()
     cases = {}
     for case in args.cases:
