@@ -14,7 +14,6 @@ import knowedit_ext as ke
 from knowedit_ext.model.facts import tokenize_fact
 from knowedit_ext.world import load_world
 
-
 clock = time.perf_counter
 
 
