@@ -131,7 +131,7 @@ inline void score(const Attend<T>& a) {
     }
 }
 
-// Scores become e^(score - highest); their sum is returned.
+// Scores become e^(score - highest); their sum, with the sink's, is returned.
 template <int W, typename T>
 inline T exponentiate(const Attend<T>& a) {
     Vec<T, W> top = Vec<T, W>{} - (T)INFINITY;
@@ -141,6 +141,8 @@ inline T exponentiate(const Attend<T>& a) {
     }
     T highest = top[0];
     for (int i = 1; i < W; ++i) highest = top[i] > highest ? top[i] : highest;
+    const bool sunk = a.sink > -(T)INFINITY;
+    if (sunk && a.sink > highest) highest = a.sink;
     Vec<T, W> total{};
     for (int64_t j = 0; j < a.count; j += W) {
         const Vec<T, W> weight = exp_lanes<W>(load<W>(a.scores + j) - highest);
@@ -148,7 +150,8 @@ inline T exponentiate(const Attend<T>& a) {
         total += weight;
     }
     const Vec<T, 4> part = fold<T>(total);
-    return (part[0] + part[1]) + (part[2] + part[3]);
+    const T sum = (part[0] + part[1]) + (part[2] + part[3]);
+    return sunk ? sum + exp_lanes<4>(Vec<T, 4>{} + (a.sink - highest))[0] : sum;
 }
 
 template <int W, typename T>
@@ -166,8 +169,8 @@ inline void add(T weight, const T* x, int64_t d, T* to) {
     for (; c < d; ++c) to[c] += weight * x[c];
 }
 
-// With p = softmax(s): dv_j += p_j up, ds_j = p_j (up.v_j - sum_i p_i up.v_i), dq = sum_j ds_j s'_j k_j, dk_j += ds_j
-// s'_j q.
+// With p = softmax(s) (a sink's share is nobody's): dv_j += p_j up, ds_j = p_j (up.v_j - sum_i p_i up.v_i), dq = sum_j
+// ds_j s'_j k_j, dk_j += ds_j s'_j q.
 template <int W, typename T>
 void attend_backward(const AttendBackward<T>& b) {
     const Attend<T>& a = b.forward;

@@ -16,6 +16,7 @@ struct Attend {
     int64_t d;
     T scale;
     T softcap;  // 0: none
+    T sink;     // a score without a value; -inf: none
     T* scores;  // scratch, [count + kScorePadding]
     T* out;     // [d]
 };

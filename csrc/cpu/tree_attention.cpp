@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -93,6 +94,7 @@ class Worker {
         a.k = k, a.v = v, a.k_at = keys.k_at.data() + begin, a.v_at = keys.v_at.data() + begin;
         a.count = end - begin, a.d = p.head_dim;
         a.scale = static_cast<C>(p.scale), a.softcap = static_cast<C>(p.softcap), a.scores = scores.data();
+        a.sink = p.sinks ? static_cast<const C*>(p.sinks)[head] : -std::numeric_limits<C>::infinity();
         if constexpr (kWidens) {
             for (int64_t c = 0; c < p.head_dim; ++c) row[c] = widen(q[c]);
             a.q = row.data(), a.out = row.data() + p.head_dim;

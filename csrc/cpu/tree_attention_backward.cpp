@@ -1,6 +1,7 @@
 // Each thread has some of the kv heads and goes through all units (see units.h): no two threads add to the same keys,
 // and the result does not depend on how many there are. Probabilities are computed again.
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "isa.h"
@@ -41,6 +42,7 @@ class Worker {
         b.forward.k_at = keys.k_at.data() + begin, b.forward.v_at = keys.v_at.data() + begin;
         b.forward.count = end - begin, b.forward.d = p.head_dim;
         b.forward.scale = static_cast<T>(p.scale), b.forward.softcap = static_cast<T>(p.softcap);
+        b.forward.sink = p.sinks ? static_cast<const T*>(p.sinks)[head] : -std::numeric_limits<T>::infinity();
         b.forward.scores = scratch.data(), b.padded = padded;
         b.forward.out = static_cast<T*>(g.dq) + (query * p.heads + head) * p.head_dim;
         b.up = static_cast<const T*>(g.grad) + query * g.grad_row + head * g.grad_head;

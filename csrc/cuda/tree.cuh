@@ -108,6 +108,12 @@ __device__ __forceinline__ C score(const TreeAttention& p, C product, C& slope) 
     return cap * bent;
 }
 
+// What a head's softmax starts from: its sink, whose weight is 1, or nothing.
+template <typename C>
+__device__ __forceinline__ void begin(const TreeAttention& p, int64_t head, C& top, C& total) {
+    if (p.sinks) top = static_cast<const C*>(p.sinks)[head], total = 1;
+}
+
 // Calls f(T{}, std::integral_constant<int, N>{}) for the element type and the elements a lane holds of a head.
 template <typename T, typename F>
 void for_width(int64_t head_dim, const char* op, F f) {

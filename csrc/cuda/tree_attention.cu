@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(kBlock, 1) attend(TreeAttention p, const int32
     if (line >= 0) {
         Share<T, N> q;
         q.load(queries<T>(p).at(row, head), size);
+        begin(p, head, softmax.top, softmax.total);
         const Segment s = p.segments[line];
         for_each_run(p, s, s.position + row - s.query_row, [&](int64_t first, int64_t count) {
             constexpr int kBatch = Softmax<T, N>::kBatch;

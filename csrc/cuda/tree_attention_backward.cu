@@ -70,6 +70,7 @@ __global__ void __launch_bounds__(kRowBlock, 1) row_gradients(TreeAttentionBackw
             });
         };
         Normaliser<C> normaliser;
+        begin(p, head, normaliser.top, normaliser.total);
         for_each_key([&](C score, C, C dp, const T*) { normaliser.see(score, dp); });
         const C log_total = normaliser.top + log(normaliser.total), mean = normaliser.mean / normaliser.total;
         for_each_key([&](C score, C slope, C dp, const T* key) {

@@ -43,6 +43,7 @@ struct Shape {
     int64_t heads, kv_heads, head_dim;
     int64_t window = 0;
     double softcap = 0, scale = 0.3;
+    bool sinks = false;
 };
 
 // Tensors for a tree, with strides of their own; key rows that nobody sees are NaN.
@@ -51,6 +52,7 @@ struct Problem {
     Tree tree;
     Shape shape;
     std::vector<T> q, k, v;
+    std::vector<std::conditional_t<std::is_same_v<T, double>, double, float>> sinks;  // [heads], or empty
     TreeAttention params;
 
     Problem(const Tree& tree, const Shape& s, std::mt19937& random) : tree(tree), shape(s) {
@@ -58,6 +60,8 @@ struct Problem {
         q = normal<T>(extent(tree.rows, row, s.heads * s.head_dim), random);
         k = normal<T>(extent(tree.kv_rows, kv_row, s.kv_heads * (s.head_dim + 2) - 2), random);
         v = normal<T>(extent(tree.kv_rows, kv_row, s.kv_heads * (s.head_dim + 2) - 2), random);
+        std::normal_distribution<float> sink(0, 2);
+        for (int64_t h = 0; h < s.heads && s.sinks; ++h) sinks.push_back(sink(random));
         params = {q.data(),
                   k.data(),
                   v.data(),
@@ -77,7 +81,8 @@ struct Problem {
                   s.head_dim + 2,
                   s.scale,
                   s.window,
-                  s.softcap};
+                  s.softcap,
+                  sinks.empty() ? nullptr : sinks.data()};
         const std::vector<char> seen = seen_keys();
         for (int64_t r = 0; r < tree.kv_rows; ++r)
             for (int64_t c = 0; c < s.kv_heads * (s.head_dim + 2) - 2 && !seen[r]; ++c)
@@ -140,6 +145,7 @@ struct Problem {
                     }
                     p.push_back(score), slope.push_back(rise), top = std::max(top, score);
                 }
+                if (!sinks.empty()) top = std::max<double>(top, sinks[h]), total = std::exp(sinks[h] - top);
                 for (double& x : p) total += x = std::exp(x - top);
                 for (double& x : p) x /= total;
                 f(row, h, kv, keys, p, slope);
@@ -207,8 +213,9 @@ void require_near(const std::vector<T>& got, const std::vector<double>& truth, d
 template <typename F>
 void for_each_problem(F check) {
     std::mt19937 random(11);
-    const Shape shapes[] = {{1, 1, 1},           {2, 2, 5, 2},         {4, 2, 33, 0, 1.5}, {3, 1, 64, 3, 0.5, 1.0},
-                            {2, 1, 96, 0, 0, 1}, {1, 1, 127, 1, 30.0}, {2, 1, 200},        {1, 1, 256, 4}};
+    const Shape shapes[] = {
+        {1, 1, 1},           {2, 2, 5, 2, 0, .3, true},      {4, 2, 33, 0, 1.5}, {3, 1, 64, 3, 0.5, 1.0},
+        {2, 1, 96, 0, 0, 1}, {1, 1, 127, 1, 30.0, .3, true}, {2, 1, 200},        {1, 1, 256, 4}};
     for (const Shape& shape : shapes) {
         check(random_tree(random, 8, 6), shape, random);
         check(random_tree(random, 3, 9), shape, random);

@@ -24,7 +24,14 @@ __all__ = [
 
 
 def tree_attention(
-    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, window: int = 0, softcap: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of packed rows over the tree of their segments. Differentiable in q, k and v.
 
@@ -38,6 +45,8 @@ def tree_attention(
         scale: factor on q.k.
         window: a row at position p sees position j only when `p - window < j <= p`; 0: no window.
         softcap: scores become `softcap * tanh(scores / softcap)`; 0: none.
+        sinks: `[heads]`, float32 (float64 for float64), without a gradient: of each head one more score in every row's
+            softmax, which has no value (gpt-oss), so that a row's weights add up to less than 1; None: none.
 
     A row at position p sees its own segment up to p, then its parent's positions below the segment's start, and so on
     up; a position is only ever taken from the nearest segment that has it. Softmax is in float32 (float64 for float64).
@@ -49,7 +58,7 @@ def tree_attention(
         ValueError: shapes, dtypes or devices do not fit; on CPU also a bad table. On CUDA the table is not read back
             (that would wait for the device): check it once with `check_segments`.
     """
-    return torch.ops.knowedit_ext.tree_attention(q, k, v, segments, scale, window, softcap)
+    return torch.ops.knowedit_ext.tree_attention(q, k, v, segments, scale, window, softcap, sinks)
 
 
 def check_segments(segments: Tensor, rows: int, kv_rows: int) -> None:

@@ -25,7 +25,9 @@ def _same_device(op: str, **tensors: Tensor) -> None:
         raise ValueError(f"{op}: all tensors must be on one device, got {listed}")
 
 
-def tree_attention(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, softcap: float) -> None:
+def tree_attention(
+    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, softcap: float, sinks: Tensor | None = None
+) -> None:
     """Shapes, dtypes and devices of `tree_attention`; ValueError in words."""
     op = "tree_attention"
     _require(q.dim() == 3, f"{op}: q must be [rows, heads, d], got {_shape(q)}")
@@ -41,6 +43,14 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: in
     _require(window >= 0, f"{op}: window must be >= 0 (0: none), got {window}")
     _require(softcap >= 0, f"{op}: softcap must be >= 0 (0: none), got {softcap}")
     _same_device(op, q=q, k=k, v=v, segments=segments)
+    if sinks is not None:
+        kind = torch.float64 if q.dtype == torch.float64 else torch.float32
+        _require(
+            sinks.shape == (heads,) and sinks.dtype == kind,
+            f"{op}: sinks must be [{heads}] of {kind}, got {_shape(sinks)} of {sinks.dtype}",
+        )
+        _require(not sinks.requires_grad, f"{op}: sinks have no gradient; detach them")
+        _same_device(op, q=q, sinks=sinks)
 
 
 def segment_table(segments: Tensor, rows: int, kv_rows: int) -> None:

@@ -32,11 +32,13 @@ def tree_attention(
     scale: float,
     window: int,
     softcap: float,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Checked arguments to the native body of q's device; returns [rows, heads, d] contiguous."""
     q, k, v, segments = _packed(q), _packed(k), _packed(v), segments.contiguous()
+    sinks = None if sinks is None else sinks.contiguous()
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    params = _tree_attention_params(native, q, k, v, out, segments, scale, window, softcap)
+    params = _tree_attention_params(native, q, k, v, out, segments, scale, window, softcap, sinks)
     if q.device.type == "cpu":
         native.tree_attention_cpu(params, torch.get_num_threads())
     else:
@@ -56,16 +58,17 @@ def tree_attention_backward(
     scale: float,
     window: int,
     softcap: float,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients in q, k and v from grad [rows, heads, d]; on the CPU half precision is computed in float32."""
     on_cpu, before, compute = q.device.type == "cpu", q.dtype, compute_dtype(q.dtype)
     kind = compute if on_cpu else before
     grad, q, k, v = (_packed(x.to(kind)) for x in (grad, q, k, v))
-    segments = segments.contiguous()
+    segments, sinks = segments.contiguous(), None if sinks is None else sinks.contiguous()
     dq, dk, dv = (torch.empty(x.shape, dtype=kind, device=x.device) for x in (q, k, v))
     stats = torch.empty(0 if on_cpu else (*q.shape[:2], 2), dtype=compute, device=q.device)  # workspace
     params = native.TreeAttentionBackward(
-        forward=_tree_attention_params(native, q, k, v, dq, segments, scale, window, softcap),
+        forward=_tree_attention_params(native, q, k, v, dq, segments, scale, window, softcap, sinks),
         grad=grad.data_ptr(),
         dq=dq.data_ptr(),
         dk=dk.data_ptr(),
@@ -93,6 +96,7 @@ def _tree_attention_params(
     scale: float,
     window: int,
     softcap: float,
+    sinks: Tensor | None = None,
 ) -> Any:
     return native.TreeAttention(
         q=q.data_ptr(),
@@ -112,6 +116,7 @@ def _tree_attention_params(
         scale=scale,
         window=window,
         softcap=softcap,
+        **({} if sinks is None else {"sinks": sinks.data_ptr()}),
     )
 
 

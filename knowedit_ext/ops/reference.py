@@ -17,7 +17,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _ancestors(segments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def ancestors(segments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Keys that every segment sees in its ancestors: kv rows, positions, mask, each [n, most]."""
     _, kv_row, position, length, parent = segments.long().unbind(1)
     here, limit = parent, position
@@ -40,7 +40,7 @@ def visible_keys(segments: Tensor, window: int, per_key: int) -> Iterator[tuple[
     A masked-out entry of the key rows repeats the row's own key. `per_key` is what one key gathers, in elements.
     """
     query_row, kv_row, position, length, _ = segments.long().unbind(1)
-    above_rows, above_positions, above_mask = _ancestors(segments)
+    above_rows, above_positions, above_mask = ancestors(segments)
     number = torch.arange(len(segments), device=segments.device)
     owner = torch.repeat_interleave(number, length * (query_row >= 0))  # [queries] the segment of each
     first = torch.cumsum(length * (query_row >= 0), 0) - length * (query_row >= 0)
@@ -71,30 +71,54 @@ def _by_group(x: Tensor, at: Tensor, kv_heads: int, kind: torch.dtype) -> Tensor
     return x[at].to(kind).unflatten(1, (kv_heads, -1)).transpose(0, 1)
 
 
-def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
-    """softmax and d score / d (q.k), both [kv_heads, c, group, m], of grouped q and gathered k."""
+def _probabilities(
+    q: Tensor, k: Tensor, mask: Tensor, scale: float, softcap: float, sinks: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """softmax and d score / d (q.k), both [kv_heads, c, group, m], of grouped q and gathered k.
+
+    sinks: [heads], what takes its share of the softmax and is left out.
+    """
     scores = q @ k.mT * scale
     slope = torch.full_like(scores, scale)
     if softcap > 0:
         bent = torch.tanh(scores / softcap)
         scores, slope = softcap * bent, scale * (1 - bent * bent)
-    return torch.softmax(scores.masked_fill(~mask[:, None], float("-inf")), -1), slope
+    scores = scores.masked_fill(~mask[:, None], float("-inf"))
+    if sinks is None:
+        return torch.softmax(scores, -1), slope
+    sink = sinks.to(scores).view(len(scores), 1, -1, 1).expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, sink], -1), -1)[..., :-1], slope
 
 
 def tree_attention(
-    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, window: int = 0, softcap: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention of packed rows over their segment tree; see `knowedit_ext.ops.tree_attention`."""
     kv_heads, kind = k.shape[1], compute_dtype(q.dtype)
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     for at, keys, mask in visible_keys(segments, window, k.shape[1] * k.shape[2]):
-        p, _ = _probabilities(_by_group(q, at, kv_heads, kind), _gather(k, keys, kind), mask, scale, softcap)
+        p, _ = _probabilities(_by_group(q, at, kv_heads, kind), _gather(k, keys, kind), mask, scale, softcap, sinks)
         out[at] = (p @ _gather(v, keys, kind)).transpose(0, 1).flatten(1, 2).to(q.dtype)
     return out
 
 
 def tree_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, window: int, softcap: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `tree_attention` in q, k, v from grad [rows, heads, d]; probabilities are recomputed."""
     kv_heads, kind = k.shape[1], compute_dtype(q.dtype)
@@ -103,7 +127,7 @@ def tree_attention_backward(
     for at, keys, mask in visible_keys(segments, window, k.shape[1] * k.shape[2]):
         queries, up = (_by_group(x, at, kv_heads, kind) for x in (q, grad))
         gathered = _gather(k, keys, kind)
-        p, slope = _probabilities(queries, gathered, mask, scale, softcap)
+        p, slope = _probabilities(queries, gathered, mask, scale, softcap, sinks)
         dp = up @ _gather(v, keys, kind).mT
         ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * slope  # [kv_heads, c, group, m]
         dq[at] = (ds @ gathered).transpose(0, 1).flatten(1, 2)

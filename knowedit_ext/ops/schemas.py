@@ -16,13 +16,13 @@ LIBRARY = torch.library.Library("knowedit_ext", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 LIBRARY.define(
-    "tree_attention(Tensor q, Tensor k, Tensor v, Tensor segments, float scale, int window=0, float softcap=0.0)"
-    " -> Tensor",
+    "tree_attention(Tensor q, Tensor k, Tensor v, Tensor segments, float scale, int window=0, float softcap=0.0,"
+    " Tensor? sinks=None) -> Tensor",
     tags=_TAGS,
 )
 LIBRARY.define(
     "tree_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor segments, float scale, int window,"
-    " float softcap) -> (Tensor, Tensor, Tensor)",
+    " float softcap, Tensor? sinks=None) -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 LIBRARY.define(
@@ -49,26 +49,34 @@ LIBRARY.define(
 
 
 def _tree_attention(
-    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, window: int = 0, softcap: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    _checks.tree_attention(q, k, v, segments, window, softcap)
+    _checks.tree_attention(q, k, v, segments, window, softcap, sinks)
     device = q.device.type
     native = _native.module(device) if device in ("cpu", "cuda") else None
     if native is None or device == "cpu":  # a CUDA table is checked by the caller: reading it here would wait
         _checks.segment_table(segments, len(q), len(k))
     if native is None:
-        return reference.tree_attention(q, k, v, segments, scale, window, softcap)
-    return launch.tree_attention(native, q, k, v, segments, scale, window, softcap)
+        return reference.tree_attention(q, k, v, segments, scale, window, softcap, sinks)
+    return launch.tree_attention(native, q, k, v, segments, scale, window, softcap, sinks)
 
 
 def _tree_attention_save(ctx, inputs, output) -> None:
-    q, k, v, segments, *ctx.settings = inputs
-    ctx.save_for_backward(q, k, v, segments)
+    q, k, v, segments, *ctx.settings, sinks = inputs
+    ctx.save_for_backward(q, k, v, segments, sinks)
 
 
 def _tree_attention_backward(ctx, grad: Tensor):
-    grads = torch.ops.knowedit_ext.tree_attention_backward(grad, *ctx.saved_tensors, *ctx.settings)
-    return (*grads, None, None, None, None)
+    *saved, sinks = ctx.saved_tensors
+    grads = torch.ops.knowedit_ext.tree_attention_backward(grad, *saved, *ctx.settings, sinks)
+    return (*grads, None, None, None, None, None)
 
 
 for key in ("CPU", "CUDA", "CompositeExplicitAutograd"):
@@ -79,25 +87,33 @@ torch.library.register_autograd(
 
 
 @torch.library.register_fake("knowedit_ext::tree_attention", lib=LIBRARY)
-def _(q, k, v, segments, scale, window=0, softcap=0.0):
-    _checks.tree_attention(q, k, v, segments, window, softcap)
+def _(q, k, v, segments, scale, window=0, softcap=0.0, sinks=None):
+    _checks.tree_attention(q, k, v, segments, window, softcap, sinks)
     return q.new_empty(q.shape)
 
 
 def _tree_attention_gradients(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, window: int, softcap: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     native = _native.module(q.device.type) if q.device.type in ("cpu", "cuda") else None
     if native is None:
-        return reference.tree_attention_backward(grad, q, k, v, segments, scale, window, softcap)
-    return launch.tree_attention_backward(native, grad, q, k, v, segments, scale, window, softcap)
+        return reference.tree_attention_backward(grad, q, k, v, segments, scale, window, softcap, sinks)
+    return launch.tree_attention_backward(native, grad, q, k, v, segments, scale, window, softcap, sinks)
 
 
 LIBRARY.impl("tree_attention_backward", _tree_attention_gradients, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("knowedit_ext::tree_attention_backward", lib=LIBRARY)
-def _(grad, q, k, v, segments, scale, window, softcap):
+def _(grad, q, k, v, segments, scale, window, softcap, sinks=None):
     return tuple(x.new_empty(x.shape) for x in (q, k, v))
 
 

@@ -25,7 +25,14 @@ def visible(segments: list[list[int]], line: int, position: int, window: int) ->
 
 
 def tree_attention(
-    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, window: int = 0, softcap: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """[rows, heads, d] in float64."""
     table = segments.tolist()
@@ -39,8 +46,9 @@ def tree_attention(
                 scores = [scale * float(k[r, head // group] @ q[query_row + i, head]) for r in seen]
                 if softcap:
                     scores = [softcap * math.tanh(s / softcap) for s in scores]
-                weights = np.exp(np.array(scores) - max(scores))
-                out[query_row + i, head] = (weights / weights.sum()) @ v[seen, head // group]
+                every = np.array(scores if sinks is None else [*scores, float(sinks[head])])
+                weights = np.exp(every - every.max())
+                out[query_row + i, head] = (weights / weights.sum())[: len(seen)] @ v[seen, head // group]
     return torch.from_numpy(out)
 
 

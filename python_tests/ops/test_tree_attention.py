@@ -24,9 +24,10 @@ def random_qkv(rows: int, kv_rows: int, heads=4, kv_heads=2, d=8, dtype=torch.fl
     return [torch.randn(shape, dtype=torch.float64).to(dtype).to(device) for shape in shapes]
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale=0.3, window=0, softcap=0.0) -> Tensor:
-    out = ops.tree_attention(q, k, v, segments.to(q.device), scale, window, softcap)
-    args = (q.cpu(), k.cpu(), v.cpu(), segments, scale, window, softcap)
+def check(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale=0.3, window=0, softcap=0.0, sinks=None) -> Tensor:
+    on = None if sinks is None else sinks.to(q.device)
+    out = ops.tree_attention(q, k, v, segments.to(q.device), scale, window, softcap, on)
+    args = (q.cpu(), k.cpu(), v.cpu(), segments, scale, window, softcap, sinks)
     assert out.dtype == q.dtype and out.shape == q.shape and out.is_contiguous()
     trees.assert_as_good_as(out, trees.plain(*args), oracle.tree_attention(*args))
     return out
@@ -58,6 +59,20 @@ def test_grouped_heads(body, dtype, heads, kv_heads):
 def test_window_and_softcap(body, dtype, window, softcap):
     segments, rows = trees.forest([40, 6, 5])
     check(*random_qkv(rows, rows, dtype=dtype, device=body), segments, 1.0, window, softcap)
+
+
+def random_sinks(heads: int, dtype: torch.dtype, size: float = 2.0) -> Tensor:
+    return size * torch.randn(heads, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 1, 3])
+@pytest.mark.parametrize("size", [0.0, 2.0, 50.0])
+def test_sinks(body, dtype, window, size):
+    segments, rows = trees.forest([40, 6, 5])
+    qkv = random_qkv(rows, rows, dtype=dtype, device=body)
+    out = check(*qkv, segments, 1.0, window, 3.0 * (window == 3), random_sinks(4, dtype, size))
+    assert not torch.equal(out, ops.tree_attention(*qkv, segments.to(body), 1.0, window))
 
 
 @given(seed=st.integers(0, 10**6), window=st.sampled_from([0, 0, 1, 3]), softcap=st.sampled_from([0.0, 2.0]))
@@ -149,12 +164,13 @@ def dense_rows(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, rows: list[int
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("window, softcap", [(0, 0.0), (2, 0.0), (0, 1.5)])
-def test_gradients(body, window, softcap):
+@pytest.mark.parametrize("window, softcap, sunk", [(0, 0.0, False), (2, 0.0, True), (0, 1.5, False), (0, 1.5, True)])
+def test_gradients(body, window, softcap, sunk):
     segments = trees.table((0, 0, 0, 4, -1), (4, 4, 2, 3, 0), (-1, 2, 1, 3, 0), (7, 0, 4, 2, 2))
     leaves = [x.requires_grad_() for x in random_qkv(9, 8, d=3, device=body)]
     table = segments.to(body)
-    call = lambda q, k, v: ops.tree_attention(q, k, v, table, 0.4, window, softcap)  # noqa: E731
+    sinks = random_sinks(4, torch.float64).to(body) if sunk else None
+    call = lambda q, k, v: ops.tree_attention(q, k, v, table, 0.4, window, softcap, sinks)  # noqa: E731
     assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
 
 
@@ -167,9 +183,11 @@ def test_gradients_of_any_tree_against_autograd_in_float64(body, dtype, seed, d,
     q, k, v = random_qkv(rows, kv_rows, heads=6, kv_heads=2, d=d, dtype=dtype)
     up = torch.randn(rows, 12, d).to(dtype)[:, ::2]  # its heads do not follow each other
     exact = [x.double().requires_grad_() for x in (q, k, v)]
-    trees.plain(*exact, segments, d**-0.5, window, softcap).backward(up.double())
+    sinks = random_sinks(6, dtype) if seed % 2 else None
+    trees.plain(*exact, segments, d**-0.5, window, softcap, sinks).backward(up.double())
     leaves = [x.to(body).requires_grad_() for x in (q, k, v)]
-    ops.tree_attention(*leaves, segments.to(body), d**-0.5, window, softcap).backward(up.to(body))
+    on = None if sinks is None else sinks.to(body)
+    ops.tree_attention(*leaves, segments.to(body), d**-0.5, window, softcap, on).backward(up.to(body))
     for leaf, truth in zip(leaves, exact, strict=True):
         assert trees.error(leaf.grad.cpu(), truth.grad) < 4 * torch.finfo(dtype).eps
 
@@ -244,6 +262,8 @@ def test_works_in_a_forked_child():
         (dict(segments=torch.zeros(1, 5, dtype=torch.int64)), "segments must be int32"),
         (dict(window=-1), "window must be >= 0"),
         (dict(softcap=-1.0), "softcap must be >= 0"),
+        (dict(sinks=torch.zeros(2)), r"sinks must be \[4\] of torch.float32, got \[2\]"),
+        (dict(sinks=torch.zeros(4, requires_grad=True)), "sinks have no gradient"),
     ],
 )
 def test_bad_arguments(change, message):

@@ -40,7 +40,16 @@ def random_tree(seed: int, most: int = 8, longest: int = 6) -> tuple[Tensor, int
     return table(*lines), row + rng.randint(0, 2), kv_rows + rng.randint(0, 2)
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, window: int, softcap: float) -> Tensor:
+def plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """The op as anyone would write it in torch, row by row and in the tensors' own dtype."""
     lines, out, group = segments.tolist(), torch.zeros_like(q), q.shape[1] // k.shape[1]
     for line, (query_row, _, start, length, _) in enumerate(lines):
@@ -50,7 +59,10 @@ def plain(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float, windo
             scores = keys @ q[query_row + i, :, :, None] * scale  # [heads, seen, 1]
             if softcap:
                 scores = softcap * torch.tanh(scores / softcap)
-            out[query_row + i] = (torch.softmax(scores, 1).transpose(1, 2) @ values)[:, 0]
+            if sinks is not None:
+                scores = torch.cat([scores, sinks.to(scores)[:, None, None]], 1)
+            weights = torch.softmax(scores, 1)[:, : len(seen)]
+            out[query_row + i] = (weights.transpose(1, 2) @ values)[:, 0]
     return out
 
 

@@ -2,7 +2,8 @@
 //
 // A row at position p of segment s attends to its own segment's positions <= p; then, walking up, to the parent's
 // positions below the segment's start, and so on to the root. scores = scale * q.k; softmax in float (double for
-// double). The table is trusted here: callers check it.
+// double), over the row's keys and, where there is one, its head's sink: a score without a value. The table is trusted
+// here: callers check it.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +32,9 @@ struct TreeAttention {
     int64_t k_row, k_head;
     int64_t v_row, v_head;
     double scale;
-    int64_t window;  // position j is visible to p when p - window < j <= p; 0: no window
-    double softcap;  // scores become softcap * tanh(score / softcap); 0: none
+    int64_t window;     // position j is visible to p when p - window < j <= p; 0: no window
+    double softcap;     // scores become softcap * tanh(score / softcap); 0: none
+    const void* sinks;  // [heads], float (double for double); null: none
 };
 
 struct TreeAttentionBackward {
