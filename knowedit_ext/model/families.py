@@ -5,6 +5,7 @@ Supporting another Hugging Face decoder is one more line in `FAMILIES` (and a ti
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from .wrappers import inside
 class Family:
     """Module paths of one architecture: `base` from the model, those from `attn` on from a layer.
 
+    attn, mlp: of several names, separated by spaces, a layer has one. down_projection: empty for mixtures of experts,
+    which are traced and evaluated, not edited.
     gate_projection: whose output (its first columns, as many as there are neurons) the activation function reads. This
     and up_projection are for the methods that ask for them (KN, MEND, KE); others do without.
     """
@@ -28,35 +31,137 @@ class Family:
     final_norm: str
     attn: str
     mlp: str
-    down_projection: str
+    down_projection: str = ""
     up_projection: str = ""
     gate_projection: str = ""
+    mlp_norm: str = ""  # behind the MLP, before its output is added
+    without: tuple[str, ...] = ()  # sites that no module's output is
+
+    @property
+    def edited(self) -> bool:
+        return bool(self.down_projection) or "mlp" in self.without
 
 
 def _gpt(base: str, layers: str, embedding: str, norm: str, attn: str, down: str, up: str) -> Family:
     return Family(base, layers, embedding, norm, attn, "mlp", f"mlp.{down}", f"mlp.{up}", f"mlp.{up}")
 
 
-def _llama_like(base: str = "model", up: str = "up_proj", gate: str = "gate_proj") -> Family:
-    projections = ("mlp.down_proj", f"mlp.{up}", f"mlp.{gate}")
-    return Family(base, "layers", "embed_tokens", "norm", "self_attn", "mlp", *projections)
+def _llama_like(
+    base: str = "model",
+    up: str = "up_proj",
+    gate: str = "gate_proj",
+    down: str = "down_proj",
+    norm: str = "norm",
+    mlp_norm: str = "",
+) -> Family:
+    projections = (f"mlp.{down}", f"mlp.{up}", f"mlp.{gate}")
+    return Family(base, "layers", "embed_tokens", norm, "self_attn", "mlp", *projections, mlp_norm)
+
+
+def _post_norm(base: str = "model", mlp_norm: str = "post_feedforward_layernorm") -> Family:
+    return _llama_like(base, mlp_norm=mlp_norm)
+
+
+def _fused(base: str = "model") -> Family:
+    return _llama_like(base, up="gate_up_proj", gate="gate_up_proj")
+
+
+def _ungated(up: str, down: str, norm: str = "norm") -> Family:
+    return _llama_like(up=up, gate=up, down=down, norm=norm)
+
+
+def _experts(base: str = "model", mlp: str = "mlp") -> Family:
+    return Family(base, "layers", "embed_tokens", "norm", "self_attn", mlp)
 
 
 FAMILIES: dict[str, Family] = {
     "gpt2": _gpt("transformer", "h", "wte", "ln_f", "attn", "c_proj", "c_fc"),
+    "gpt_bigcode": _gpt("transformer", "h", "wte", "ln_f", "attn", "c_proj", "c_fc"),
+    "gpt_neo": _gpt("transformer", "h", "wte", "ln_f", "attn.attention", "c_proj", "c_fc"),
     "gptj": _gpt("transformer", "h", "wte", "ln_f", "attn", "fc_out", "fc_in"),
+    "codegen": _gpt("transformer", "h", "wte", "ln_f", "attn", "fc_out", "fc_in"),
     "gpt_neox": _gpt(
         "gpt_neox", "layers", "embed_in", "final_layer_norm", "attention", "dense_4h_to_h", "dense_h_to_4h"
     ),
-    "llama": _llama_like(),
-    "mistral": _llama_like(),
-    "qwen2": _llama_like(),
-    "qwen3": _llama_like(),
-    "phi3": _llama_like(up="gate_up_proj", gate="gate_up_proj"),
-    "gemma2": _llama_like(),
-    "gemma3_text": _llama_like(),
-    "gemma3": _llama_like("model.language_model"),
-    "olmo2": _llama_like(),
+    "opt": Family(
+        "model.decoder", "layers", "embed_tokens", "final_layer_norm", "self_attn", "fc2", "fc2", "fc1", "fc1"
+    ),
+    "biogpt": Family("biogpt", "layers", "embed_tokens", "layer_norm", "self_attn", "fc2", "fc2", "fc1", "fc1"),
+    **dict.fromkeys(
+        (
+            "llama mistral qwen2 qwen3 gemma olmo stablelm smollm3 "
+            "ministral ministral3 seed_oss ernie4_5 hunyuan_v1_dense helium vaultgemma internlm3 cwm "
+            "cohere cohere2 granite granite_swa minicpm3 youtu"
+        ).split(),
+        _llama_like(),
+    ),
+    **dict.fromkeys("gemma2 gemma3_text gemma4_text olmo2 olmo3 exaone4".split(), _post_norm()),
+    **dict.fromkeys(("gemma3", "gemma4"), _post_norm("model.language_model")),
+    "hyperclovax": _post_norm(mlp_norm="post_norm2"),
+    "glm4": dataclasses.replace(_fused(), mlp_norm="post_mlp_layernorm"),
+    "arcee": _ungated("up_proj", "down_proj"),
+    "apertus": _ungated("up_proj", "down_proj"),
+    "nemotron": _ungated("up_proj", "down_proj"),
+    "jais2": _ungated("up_proj", "down_proj"),
+    "starcoder2": _ungated("c_fc", "c_proj"),
+    "nanochat": _ungated("fc1", "fc2"),
+    "phi": _ungated("fc1", "fc2", norm="final_layernorm"),
+    "persimmon": _ungated("dense_h_to_4h", "dense_4h_to_h", norm="final_layernorm"),
+    **dict.fromkeys(("phi3", "glm"), _fused()),
+    **dict.fromkeys("mistral3 qwen2_vl qwen2_5_vl qwen3_vl".split(), _llama_like("model.language_model")),
+    **dict.fromkeys(
+        (
+            "mixtral qwen2_moe qwen3_moe olmoe deepseek_v2 deepseek_v3 gpt_oss glm4_moe phimoe ernie4_5_moe dots1 "
+            "hunyuan_v1_moe flex_olmo"
+        ).split(),
+        _experts(),
+    ),
+    "bloom": Family(
+        "transformer",
+        "h",
+        "word_embeddings",
+        "ln_f",
+        "self_attention",
+        "mlp.dense_4h_to_h",
+        "mlp.dense_4h_to_h",
+        "mlp.dense_h_to_4h",
+        "mlp.dense_h_to_4h",
+        without=("attn",),
+    ),
+    "falcon": Family(
+        "transformer",
+        "h",
+        "word_embeddings",
+        "ln_f",
+        "self_attention",
+        "mlp",
+        "mlp.dense_4h_to_h",
+        "mlp.dense_h_to_4h",
+        "mlp.dense_h_to_4h",
+    ),
+    "mpt": Family(
+        "transformer", "blocks", "wte", "norm_f", "attn", "ffn.down_proj", "ffn.down_proj", "ffn.up_proj", "ffn.up_proj"
+    ),
+    "qwen3_5_text": dataclasses.replace(_llama_like(), attn="self_attn linear_attn"),
+    "qwen3_5": dataclasses.replace(_llama_like("model.language_model"), attn="self_attn linear_attn"),
+    "qwen3_next": dataclasses.replace(_experts(), attn="self_attn linear_attn"),
+    "lfm2": Family(
+        "model",
+        "layers",
+        "embed_tokens",
+        "embedding_norm",
+        "self_attn conv",
+        "feed_forward",
+        "feed_forward.w2",
+        "feed_forward.w3",
+        "feed_forward.w1",
+    ),
+    **dict.fromkeys(
+        ("mamba", "mamba2"), Family("backbone", "layers", "embeddings", "norm_f", "mixer", "", without=("mlp",))
+    ),
+    "granitemoe": _experts(mlp="block_sparse_moe"),
+    "llama4_text": _experts(mlp="feed_forward"),
+    "llama4": _experts("language_model.model", "feed_forward"),
 }
 
 SITES = ("layer", "attn", "mlp")
@@ -65,7 +170,7 @@ SITES = ("layer", "attn", "mlp")
 class ModuleMap:
     """The parts of a loaded Hugging Face decoder, by what they do.
 
-    Raises `UnsupportedModelError` for encoder-decoders, mixtures of experts and unknown architectures.
+    Raises `UnsupportedModelError` for encoder-decoders and unknown architectures.
     """
 
     def __init__(self, hf: nn.Module) -> None:
@@ -86,12 +191,13 @@ class ModuleMap:
             )
         for layer in self.layers:
             for part in ("attn", "mlp", "down_projection"):
-                self._in_layer(layer, part)
+                if getattr(self.family, part):
+                    self._in_layer(layer, part)
         self._refuse_shared()
 
     def _refuse_shared(self) -> None:
         """An edit of one layer would change another, and a patch of one module would meet both."""
-        for part in ("attn", "mlp", "down_projection"):
+        for part in filter(lambda part: getattr(self.family, part), ("attn", "mlp", "down_projection")):
             first: dict[int, int] = {}
             for number, layer in enumerate(self.layers):
                 before = first.setdefault(id(self._in_layer(layer, part)), number)
@@ -112,24 +218,34 @@ class ModuleMap:
             ) from error
 
     def _in_layer(self, layer: nn.Module, part: str) -> nn.Module:
-        return self._find(layer, self._path(part), f"{self.family.base}.{self.family.layers}.*")
+        return self._find(layer, self._path(part, layer), f"{self.family.base}.{self.family.layers}.*")
 
-    def _path(self, part: str) -> str:
+    def _path(self, part: str, layer: nn.Module) -> str:
         path = getattr(self.family, part)
-        if not path:
+        if path:
+            names = path.split()
+            return next((name for name in names if getattr(layer, name.split(".")[0], None) is not None), names[0])
+        if part == "down_projection" and not self.family.edited:
             raise UnsupportedModelError(
-                f"the entry of '{self.model_type}' in knowedit_ext.model.families.FAMILIES names no {part}"
+                f"'{self.model_type}' has mixture-of-experts blocks: no single down projection that could be edited "
+                "or give keys; tracing and evaluation work"
             )
-        return path
+        raise UnsupportedModelError(
+            f"the entry of '{self.model_type}' in knowedit_ext.model.families.FAMILIES names no {part}"
+        )
 
     def attn(self, layer: int) -> nn.Module:
-        return inside(self.layers[layer].get_submodule(self.family.attn))
+        return self._in_layer(self.layers[layer], "attn")
 
     def mlp(self, layer: int) -> nn.Module:
-        return inside(self.layers[layer].get_submodule(self.family.mlp))
+        return self._in_layer(self.layers[layer], "mlp")
 
     def down_projection(self, layer: int) -> nn.Module:
-        return inside(self.layers[layer].get_submodule(self.family.down_projection))
+        return self._in_layer(self.layers[layer], "down_projection")
+
+    def mlp_norm(self, layer: int) -> nn.Module | None:
+        norm = self._in_layer(self.layers[layer], "mlp_norm") if self.family.mlp_norm else None
+        return None if isinstance(norm, nn.Identity) else norm
 
     def up_projection(self, layer: int) -> nn.Module:
         return self._in_layer(self.layers[layer], "up_projection")
@@ -141,22 +257,27 @@ class ModuleMap:
         """The module whose output is the site: "layer" (the residual stream after it), "attn" or "mlp"."""
         if site not in SITES:
             raise ValueError(f"unknown site '{site}': expected one of {', '.join(SITES)}")
+        if site in self.family.without:
+            raise UnsupportedModelError(
+                f"no module of '{self.model_type}' puts out what its {site} adds to the residual stream by itself"
+            )
         return self.layers[layer] if site == "layer" else getattr(self, site)(layer)
 
     def parameter_name(self, layer: int, part: str = "down_projection") -> str:
         """Full name of a layer's part, e.g. `transformer.h.3.mlp.c_proj`."""
-        return f"{self.family.base}.{self.family.layers}.{layer}.{self._path(part)}"
+        return f"{self.family.base}.{self.family.layers}.{layer}.{self._path(part, self.layers[layer])}"
 
     @property
     def max_positions(self) -> int | None:
-        for name in ("n_positions", "max_position_embeddings"):
-            if getattr(self.config, name, None):
-                return int(getattr(self.config, name))
-        return None
+        # Llama 4 attends in chunks: beyond the first one a row does not see all before it.
+        names = ("n_positions", "max_position_embeddings", "max_seq_len", "attention_chunk_size")
+        return min(
+            (int(getattr(self.config, name)) for name in names if getattr(self.config, name, None)), default=None
+        )
 
 
 def refuse_unsupported(config) -> None:
-    """Raise `UnsupportedModelError` for a config that is no dense decoder of a known family."""
+    """Raise `UnsupportedModelError` for a config that is no decoder of a known family."""
     name = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
@@ -164,15 +285,6 @@ def refuse_unsupported(config) -> None:
         )
     if name in FAMILIES:
         return
-    text = config.get_text_config(decoder=True)
-    experts = next(
-        (a for a in ("num_local_experts", "num_experts", "n_routed_experts") if getattr(text, a, None)), None
-    )
-    if experts:
-        raise UnsupportedModelError(
-            f"'{name}' has mixture-of-experts blocks ({experts}={getattr(text, experts)}): a layer has no single down "
-            "projection to trace or edit"
-        )
     raise UnsupportedModelError(
         f"'{name}' is not supported: knowedit_ext.model.families.FAMILIES has no entry that says where it keeps "
         f"embedding, layers, attention, MLP, down projection and final norm. Supported: {', '.join(sorted(FAMILIES))}"

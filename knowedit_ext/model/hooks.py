@@ -33,12 +33,18 @@ class Hooks(ExitStack):
         self.callback(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=first).remove)
 
     def behind(self, module: nn.Module, act: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
-        """act(output, or the first of several) behind each call; what it returns, if anything, takes its place."""
+        """act(output, or the first of several) behind each call; what it returns, if anything, takes its place.
+
+        Rows without a batch (OPT's MLP) are handed over as a batch of one.
+        """
 
         def hook(module: nn.Module, args: tuple, output: Any) -> Any:
-            changed = act(first_of(output))
+            out = first_of(output)
+            flat = out.dim() == 2
+            changed = act(out[None] if flat else out)
             if changed is None:
                 return None
+            changed = changed[0] if flat else changed
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         self.callback(module.register_forward_hook(hook).remove)

@@ -128,8 +128,8 @@ def load_model(
         are exact either way.
     kwargs: passed to `AutoModelForCausalLM.from_pretrained` (e.g. `device_map="auto"`, `revision=...`).
 
-    Raises `UnsupportedModelError` for encoder-decoders, mixtures of experts, unknown architectures, models without a
-    language-model head, and wrappers that cannot be taken off (FSDP, adapters other than plain LoRA).
+    Raises `UnsupportedModelError` for encoder-decoders, unknown architectures, models without a language-model head,
+    and wrappers that cannot be taken off (FSDP, adapters other than plain LoRA).
     """
     device, dtype = device_named(device), dtype_named(dtype)
     if isinstance(model, (tuple, EditableModel)) and kwargs:

@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PretrainedConfig,
+)
 from transformers import __version__ as version
 
 from ..checks import quoted
@@ -39,11 +47,16 @@ def load_pretrained(name: str, dtype: torch.dtype | None, **kwargs: Any) -> tupl
         # "sdpa" has no such cap, and older transformers do not say so.
         kwargs.setdefault("attn_implementation", "eager")
     with _named(name, "weights"):
-        hf, loading_info = AutoModelForCausalLM.from_pretrained(
+        hf, loading_info = auto_class(config).from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
     _check_weights(name, loading_info)
     return hf, tokenizer
+
+
+def auto_class(config: PretrainedConfig) -> type:
+    """What loads a decoder of this config: containers whose text part is one are no causal models to transformers."""
+    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
 
 
 def _check_weights(name: str, loading_info: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ def visit_keys(
 
     def look(layer: int) -> Callable:
         def act(args: tuple, kwargs: dict[str, Any]) -> None:
-            visit(layer, args[0] if args else next(iter(kwargs.values())))
+            visit(layer, (args[0] if args else next(iter(kwargs.values()))).view(*ids.shape, -1))
             if layer == last:
                 raise Stop
 

@@ -1,17 +1,19 @@
 """Runs a Hugging Face attention module on packed rows: only the attention function is swapped.
 
 Classes that look their function up in transformers' `AttentionInterface` get ours by name; those whose forward calls
-their own `_attn` (GPT-J before transformers 5.24) have it wrapped. Which of the two a class does is read from its
-forward. Both read what the layer in progress attends by from a context variable.
+their own `_attn` (GPT-Neo; GPT-J before transformers 5.24) have it wrapped; all others run whole sequences, see
+`whole`. Which a class does is read from its forward. All read what the layer in progress attends by from a context
+variable.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +24,9 @@ from transformers import AttentionInterface
 from ..model.families import ModuleMap, UnsupportedModelError
 from ..model.hooks import Stop
 from ..ops import tree_attention
+from ..ops.reference import compute_dtype
 from .activations import fused_activations
+from .whole import mix_whole, runs_whole
 
 NAME = "knowedit_tree"
 
@@ -32,16 +36,22 @@ class Attending:
     """The layer in progress: its table (int32 [n, 5], see `tree_attention`) and keys and values of frozen rows.
 
     segments: None where only keys and values are wanted: the layer is stopped (`Stop`) when they are there.
-    frozen: (k, v), [frozen rows, kv_heads, d] each, in front of the layer's own. recorded: filled with the layer's own.
-    queries: its own [rows, heads, d], with scale, sliding window and softcap (0: none).
+    frozen: (k, v), [frozen rows, kv_heads, d] each, in front of the layer's own; or what a module that runs whole
+    sequences reads there. recorded: filled with the layer's own.
+    queries: its own [rows, heads, d], with scale, sliding window and softcap (0: none); None where that is not all.
     nearest: how far away the nearest key lies for a row that does not see itself: the table has that key in its place.
+    lengths, run_of_row, mixing: of modules that run whole sequences: the prompts' lengths, the prompt of a row, what
+    the module gets for each prompt.
     """
 
     segments: torch.Tensor | None
-    frozen: tuple[torch.Tensor, torch.Tensor] | None = None
-    recorded: tuple[torch.Tensor, torch.Tensor] | None = None
+    frozen: tuple[torch.Tensor, ...] | None = None
+    recorded: tuple[torch.Tensor, ...] | None = None
     queries: tuple[torch.Tensor, float, int, float] | None = None
     nearest: int = 0
+    lengths: Sequence[int] = ()
+    run_of_row: Callable[[int], int] = lambda row: 0
+    mixing: Sequence[Mapping[str, Any]] = ()
 
 
 _attending: ContextVar[Attending] = ContextVar("knowedit_attending")
@@ -74,6 +84,7 @@ def _attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     for name, given in (others | {"attention_mask": attention_mask}).items():
@@ -92,13 +103,20 @@ def _attend(
         )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [rows, heads, d]
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    layer.recorded, layer.queries = (k, v), (q, scale, sliding_window or 0, softcap or 0.0)
+    width = v.shape[-1]
+    if width < q.shape[-1]:  # latent attention (DeepSeek): keys are wider than values
+        v = nn.functional.pad(v, (0, q.shape[-1] - width))
+    layer.recorded = (k, v)
+    if s_aux is None and width == q.shape[-1]:
+        layer.queries = (q, scale, sliding_window or 0, softcap or 0.0)
     if layer.segments is None:
         raise Stop
     if layer.frozen is not None:
         k, v = (torch.cat(pair) for pair in zip(layer.frozen, (k, v), strict=True))
-    out = tree_attention(q, k, v, layer.segments.to(q.device), scale, sliding_window or 0, softcap or 0.0)
-    return out[None], None  # [1, rows, heads, d]
+    sinks = None if s_aux is None else s_aux.detach().to(q.device, compute_dtype(q.dtype))
+    table = layer.segments.to(q.device)
+    out = tree_attention(q, k, v, table, scale, sliding_window or 0, softcap or 0.0, sinks)
+    return out[None, ..., :width], None  # [1, rows, heads, d]
 
 
 def _brief(value: Any) -> str:
@@ -114,14 +132,22 @@ def _calls_attn(attention: nn.Module) -> bool:
 
 
 def _attn_without_interface(module: nn.Module):
-    """As GPT-J's `_attn(query, key, value, mask)`: heads first, scale 1 / scale_attn, result [1, heads, rows, d]."""
-    scaling = 1.0 / float(module.scale_attn)
+    """As GPT-J's and GPT-Neo's `_attn(query, key, value, mask)`: heads first, result [1, heads, rows, d]."""
+    scaling = 1.0 / float(getattr(module, "scale_attn", 1.0))
+    window = module.config.window_size if getattr(module, "attention_type", None) == "local" else None
 
     def attend(query, key, value, attention_mask=None, **others):
-        out, weights = _attend(module, query, key, value, attention_mask, scaling, **others)
+        out, weights = _attend(module, query, key, value, attention_mask, scaling, window, **others)
         return out.transpose(1, 2), weights
 
     return attend
+
+
+def _mix(attention: nn.Module, own_forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    layer = _attending.get()
+    if layer.recorded is not None:
+        raise UnsupportedModelError(f"{type(attention).__name__} mixes tokens more than once in a layer")
+    return mix_whole(attention, own_forward, layer, args, kwargs)
 
 
 @contextmanager
@@ -132,10 +158,15 @@ def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
     """
     attentions = [modules.attn(layer) for layer in range(len(modules.layers))]
     wrapped: list[nn.Module] = []
+    forwards: list[tuple[nn.Module, Any]] = []
     configs: dict[int, tuple[Any, str]] = {}
     try:
         for attention in attentions:
-            if _calls_attn(attention) and hasattr(attention, "scale_attn"):
+            if runs_whole(attention):
+                before = attention.__dict__.get("forward")
+                forwards.append((attention, before))
+                attention.forward = partial(_mix, attention, attention.forward)
+            elif _calls_attn(attention):
                 attention._attn = _attn_without_interface(attention)
                 wrapped.append(attention)
             elif not hasattr(getattr(attention, "config", None), "_attn_implementation"):
@@ -148,6 +179,11 @@ def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
     finally:
         for attention in wrapped:
             del attention._attn
+        for attention, before in forwards:
+            if before is None:
+                del attention.forward
+            else:
+                attention.forward = before
         for config, implementation in configs.values():
             config._attn_implementation = implementation
 
@@ -156,14 +192,15 @@ def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
 def attending(
     attention: nn.Module,
     segments: torch.Tensor | None,
-    frozen: tuple[torch.Tensor, torch.Tensor] | None = None,
+    frozen: tuple[torch.Tensor, ...] | None = None,
     nearest: int = 0,
+    **whole: Any,
 ) -> Iterator[Attending]:
     """What the layer that runs inside attends by; holds its keys and values afterwards.
 
     Raises `UnsupportedModelError` where the layer's `attention` went another way than through the tree.
     """
-    layer = Attending(segments, frozen, nearest=nearest)
+    layer = Attending(segments, frozen, nearest=nearest, **whole)
     token = _attending.set(layer)
     try:
         yield layer

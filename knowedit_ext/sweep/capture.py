@@ -5,23 +5,28 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..model.families import device_of
+from ..model.families import UnsupportedModelError, device_of
 from ..model.forward import own_forward
 from ..model.hooks import Hooks, Stop, at_rest, named_arguments
 from ..model.load import EditableModel
+from .whole import passed_on, runs_whole
 
 # Arguments that a sweep gives its own way: the attention table is mask and cache in one.
 _DROPPED = {
     "attention_mask": None,
     "past_key_values": None,
     "past_key_value": None,
+    "cache": None,
+    "cache_params": None,
+    "alibi": None,  # taken by attention classes that run whole sequences, with all they were handed
+    "position_bias": None,
     "layer_past": None,
     "use_cache": False,
     "output_attentions": False,
@@ -35,13 +40,15 @@ class CleanRun:
     """One clean forward pass of a prompt.
 
     hidden: [1, tokens, hidden] entering layer 0; logits: [vocab] behind the last token, float32;
-    arguments: for each layer what the model passes beside the hidden state.
+    arguments: for each layer what the model passes beside the hidden state; mixing: what a module gets that runs whole
+    sequences, empty where none does.
     """
 
     ids: tuple[int, ...]
     hidden: torch.Tensor
     logits: torch.Tensor
     arguments: list[dict[str, Any]]
+    mixing: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +72,7 @@ class EmbeddingNoise:
 def clean_run(model: EditableModel, ids: Sequence[int]) -> CleanRun:
     """Run a prompt through the model as it is, keeping what enters its layers."""
     arguments: list[dict[str, Any]] = [{} for _ in model.modules.layers]
+    mixing: list[dict[str, Any]] = [{} for _ in model.modules.layers]
     hidden: list[torch.Tensor] = []
 
     def keep(number: int, layer: nn.Module) -> Callable[[tuple, dict[str, Any]], None]:
@@ -77,12 +85,18 @@ def clean_run(model: EditableModel, ids: Sequence[int]) -> CleanRun:
 
         return act
 
+    def keep_mixing(number: int, mixer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        mixing[number] = passed_on(mixer, args, kwargs)
+
     with Hooks() as hooks:
         for number, layer in enumerate(model.modules.layers):
             hooks.before(layer, keep(number, layer), first=True)
+            mixer = model.modules.attn(number)
+            if runs_whole(mixer):
+                hooks.before(mixer, partial(keep_mixing, number, mixer), first=True)
         last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.hf.forward).parameters else {}
         logits = own_forward(model, torch.tensor([list(ids)]), use_cache=False, **last).logits[0, -1].float()
-    return CleanRun(tuple(ids), hidden[0], logits, arguments)
+    return CleanRun(tuple(ids), hidden[0], logits, arguments, mixing)
 
 
 @at_rest
@@ -114,7 +128,7 @@ def clean_runs(
         corrupt = partial(_add_each, added) if any(added) else None
         hidden = _embedded(model, [list(prompts[n]) for n in numbers], corrupt)
         for row, n in enumerate(numbers):
-            runs[n] = CleanRun(tuple(prompts[n]), hidden[row : row + 1], hidden.new_empty(0), arguments)
+            runs[n] = CleanRun(tuple(prompts[n]), hidden[row : row + 1], hidden.new_empty(0), *arguments)
     return runs
 
 
@@ -123,17 +137,21 @@ def _add_each(noises: Sequence[EmbeddingNoise | None], embedded: torch.Tensor) -
     return torch.stack([x if noise is None else noise.add(x) for x, noise in zip(embedded, noises, strict=True)])
 
 
-def _arguments(model: EditableModel, ids: Sequence[int]) -> list[dict[str, Any]]:
+def _arguments(model: EditableModel, ids: Sequence[int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What the layers get beside the hidden state: the same for all prompts of a length, so kept with the model."""
     kept = model.layer_arguments
     key = (len(ids), model.dtype, tuple(str(device_of(layer)) for layer in model.modules.layers))
     if key not in kept:
         while len(kept) >= KEPT_LENGTHS:
             kept.pop(next(iter(kept)))
-        kept[key] = [
-            {name: _DROPPED.get(name) if name in _DROPPED else value for name, value in named.items()}
-            for named in clean_run(model, ids).arguments
-        ]
+        run = clean_run(model, ids)
+        kept[key] = (
+            [
+                {name: _DROPPED.get(name) if name in _DROPPED else value for name, value in named.items()}
+                for named in run.arguments
+            ],
+            run.mixing,
+        )
     return kept[key]
 
 
@@ -166,6 +184,17 @@ class RowArguments:
         self.runs = runs
         self.index = index
         self._tables: dict[tuple[int, ...], torch.Tensor] = {}
+        self._ends = torch.tensor([len(run.ids) for run in runs]).cumsum(0)
+
+    def whole(self, layer: int) -> dict[str, Any]:
+        """What a module of `layer` that runs whole sequences has to know, see `Attending`."""
+        if not self.runs[0].mixing or not self.runs[0].mixing[layer]:
+            return {}
+        return {
+            "lengths": [len(run.ids) for run in self.runs],
+            "run_of_row": lambda row: int(torch.searchsorted(self._ends, self.index[row], right=True)),
+            "mixing": [run.mixing[layer] for run in self.runs],
+        }
 
     def layer(self, layer: int, rows: int, device: torch.device) -> dict[str, Any]:
         """Keyword arguments of `layer` for the first `rows` rows."""
@@ -181,7 +210,7 @@ class RowArguments:
                 else:
                     named[name] = self._rows(values, rows, device, batched=value.dim() > 1)
             elif isinstance(value, torch.Tensor):
-                raise NotImplementedError(f"the model passes its layers a tensor '{name}' that a sweep does not know")
+                raise UnsupportedModelError(f"the model passes its layers a tensor '{name}' that a sweep does not know")
             else:
                 named[name] = value
         return named

@@ -89,7 +89,8 @@ class FrozenPrompts:
             _live(table, roots, every if layer < self._whole else self._left_rows)
             for layer, table in enumerate(layout.segments)
         ]
-        self._read_segments = _of_rows(self._segments[-1], self._readout)
+        if self.edited < self.depth - 1:
+            self._read_segments = _of_rows(self._segments[-1], self._readout)
 
     @torch.no_grad()
     def _frozen_run(self) -> None:

@@ -11,7 +11,7 @@ from ..model.hooks import Stop, first_of
 from .attention import attending
 from .capture import RowArguments
 
-KeysValues = tuple[torch.Tensor, torch.Tensor]
+KeysValues = tuple[torch.Tensor, ...]
 
 
 def run_layer(
@@ -29,7 +29,7 @@ def run_layer(
     """
     layer = modules.layers[number]
     hidden = on_device(hidden, layer)
-    with attending(modules.attn(number), segments, frozen, nearest) as attended:
+    with attending(modules.attn(number), segments, frozen, nearest, **arguments.whole(number)) as attended:
         out = layer(hidden[None], **arguments.layer(number, len(hidden), hidden.device))
     return first_of(out)[0], attended.recorded
 

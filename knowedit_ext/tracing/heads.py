@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..model.facts import Fact, tokenize_fact
+from ..model.families import UnsupportedModelError
 from ..model.hooks import Hooks, at_rest
 from ..model.load import EditableModel
 from ..sweep.attention import layer_in_progress
@@ -39,6 +40,9 @@ def head_attention(model: EditableModel, facts: Sequence[Fact]) -> np.ndarray:
 
     def read(layer: int, _: torch.Tensor) -> None:
         attending = layer_in_progress()
+        if attending.queries is None:
+            name = type(model.modules.attn(layer)).__name__
+            raise UnsupportedModelError(f"{name} has no plain softmax over heads whose weights could be read")
         measured.append(_measure(attending, outputs[layer], spans, seen, last))
 
     with Hooks() as hooks:

@@ -22,11 +22,13 @@ from knowedit_ext.moments import Moments
 
 from ..support.oracle import Plain
 
-NAMES = {"gpt2": "c_proj", "gptj": "fc_out", "gpt_neox": "dense_4h_to_h"}
+NAMES = ("down_proj", "c_proj", "fc_out", "dense_4h_to_h", "fc2", "w2")
 
 
 def down_projection(model: ke.EditableModel, layer: int) -> nn.Module:
-    return getattr(Plain(model.hf).layers[layer].mlp, NAMES.get(model.hf.config.model_type, "down_proj"))
+    named = dict(Plain(model.hf).layers[layer].named_modules())
+    named = {name: module for name, module in named.items() if not name.startswith(("attn.", "self_attn."))}
+    return next(named[name] for last in NAMES for name in named if name.rsplit(".", 1)[-1] == last)
 
 
 def weight_name(model: ke.EditableModel, layer: int) -> str:
@@ -138,10 +140,12 @@ def plain_value(
     every, initial, seen = range(len(rows)), {}, {}
 
     def add(args: tuple, output: torch.Tensor, where: str) -> torch.Tensor:
+        shape = output.shape
+        output = output.view(len(rows), -1, shape[-1])  # OPT's MLP puts out rows
         initial.setdefault(where, output[: len(draws), places[0]].detach().mean(0))
         output = output.clone()
         output[every, places] = output[every, places] + deltas[where]
-        return output
+        return output.view(shape)
 
     def read(args: tuple, output: torch.Tensor) -> None:
         seen["read"] = output

@@ -13,8 +13,19 @@ import numpy as np
 import torch
 from torch import nn
 
+# Where the families keep them; of names that a layer has more than one of, the first.
+SITE_NAMES = {
+    "attn": ("attn", "attention", "self_attn", "self_attention", "linear_attn", "conv", "mixer"),
+    "mlp": ("mlp.dense_4h_to_h", "mlp", "feed_forward", "block_sparse_moe", "fc2", "ffn.down_proj"),
+}
 Site = tuple[str, int]  # ("layer" | "attn" | "mlp", layer)
 Change = Callable[[torch.Tensor], torch.Tensor]  # embeddings [copies, tokens, hidden] -> the same
+
+
+def _inside(block: nn.Module, name: str) -> nn.Module | None:
+    for part in name.split("."):
+        block = getattr(block, part, None)
+    return block
 
 
 @dataclass
@@ -56,12 +67,14 @@ class Plain:
         count = hf.config.get_text_config().num_hidden_layers
         self.layers = next(m for m in hf.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
 
+    def has(self, site: str, layer: int) -> bool:
+        return site == "layer" or any(_inside(self.layers[layer], name) is not None for name in SITE_NAMES[site])
+
     def module(self, site: str, layer: int) -> nn.Module:
         block = self.layers[layer]
         if site == "layer":
             return block
-        names = ("mlp",) if site == "mlp" else ("attn", "attention", "self_attn")
-        return next(getattr(block, name) for name in names if hasattr(block, name))
+        return next(module for name in SITE_NAMES[site] if (module := _inside(block, name)) is not None)
 
     @torch.no_grad()
     def record(self, root: PlainRoot) -> PlainRoot:
@@ -70,7 +83,7 @@ class Plain:
         def keep(site: Site) -> Callable[[torch.Tensor], None]:
             return lambda x: root.sites.__setitem__(site, x.clone())
 
-        every = [(site, layer) for layer in range(len(self.layers)) for site in ("layer", "attn", "mlp")]
+        every = [(site, n) for n in range(len(self.layers)) for site in ("layer", *SITE_NAMES) if self.has(site, n)]
         root.final = self._forward([root], {site: keep(site) for site in every})
         return root
 
@@ -126,8 +139,13 @@ class Plain:
             return torch.cat([r.change(x) if r.change else x for r, x in zip(roots, parts, strict=True)])
 
         def on_output(act: Callable[[torch.Tensor], None]):
-            return lambda module, args, output: act(output[0] if isinstance(output, tuple) else output)
+            def hook(module: nn.Module, args: tuple, output) -> None:
+                out = output[0] if isinstance(output, tuple) else output
+                act(out.view(len(ids), -1, out.shape[-1]) if out.dim() == 2 else out)
 
+            return hook
+
+        ids = torch.cat([torch.tensor([list(root.ids)] * root.copies) for root in roots])
         with ExitStack() as stack:
             handles = [self.hf.get_input_embeddings().register_forward_hook(embed)]
             handles += [self.module(*site).register_forward_hook(on_output(act)) for site, act in sites.items()]
@@ -135,16 +153,19 @@ class Plain:
             handles.append(head.register_forward_pre_hook(lambda module, args: entering.append(args[0])))
             for handle in handles:
                 stack.callback(handle.remove)
-            ids = torch.cat([torch.tensor([list(root.ids)] * root.copies) for root in roots])
             self.hf(ids, use_cache=False)
         return entering[0].clone()
 
     @torch.no_grad()
     def log_probabilities(self, final: torch.Tensor) -> torch.Tensor:
-        """[..., vocab] in float64 behind the head, soft-capped where the model caps."""
-        logits = self.hf.get_output_embeddings()(final).double()
-        cap = getattr(self.hf.config.get_text_config(), "final_logit_softcapping", None)
-        return (logits if cap is None else cap * torch.tanh(logits / cap)).log_softmax(-1)
+        """[..., vocab] in float64: the model's own forward, with these states in front of its head."""
+        rows = final.reshape(-1, 1, final.shape[-1])
+        handle = self.hf.get_output_embeddings().register_forward_pre_hook(lambda module, args: (rows,))
+        try:
+            logits = self.hf(torch.zeros(len(rows), 1, dtype=torch.int64), use_cache=False).logits
+        finally:
+            handle.remove()
+        return logits.double().log_softmax(-1).view(*final.shape[:-1], -1)
 
 
 @contextmanager

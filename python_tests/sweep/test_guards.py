@@ -10,7 +10,6 @@ from knowedit_ext.sweep import attention
 from knowedit_ext.sweep.attention import attending
 
 from ..support.families import FAMILIES, VOCAB, tiny_hf
-from ..support.strangers import gpt_oss
 from ..support.tokenizers import word_level
 
 FACT = ke.Fact(prompt="w5 w6 {} w9 w10 w11", subject="w3 w7")
@@ -27,7 +26,6 @@ def attend(**given) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        dict(s_aux=torch.zeros(2)),
         dict(position_bias=torch.zeros(1, 2, 3, 3)),
         dict(attention_mask=torch.zeros(1, 1, 3, 3)),
         dict(attention_chunk_size=2),
@@ -48,11 +46,6 @@ def test_what_changes_nothing_passes() -> None:
     attend(
         dropout=0.0, is_causal=True, position_ids=torch.arange(3)[None], use_cache=False, s_aux=None, unheard_of=None
     )
-
-
-def test_attention_sinks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ke.UnsupportedModelError, match=r"GptOssAttention attends with s_aux=tensor \[4\]"):
-        ke.trace(gpt_oss(monkeypatch), FACT, samples=2, noise=0.5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

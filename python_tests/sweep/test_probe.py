@@ -111,8 +111,9 @@ def test_logits_that_are_not_finite_are_left_to_others() -> None:
 def wrong_attention(patch: pytest.MonkeyPatch, scale: float = 1.0, **given) -> None:
     right = attention.tree_attention
 
-    def wrong(q, k, v, table, scaling, window, softcap):
-        return right(q, k, v, table, scaling * scale, **({"window": window, "softcap": softcap} | given))
+    def wrong(q, k, v, table, scaling, window, softcap, sinks):
+        own = {"window": window, "softcap": softcap, "sinks": sinks}
+        return right(q, k, v, table, scaling * scale, **(own | given))
 
     patch.setattr(attention, "tree_attention", wrong)
 
@@ -148,7 +149,7 @@ def test_a_forgotten_soft_cap_of_the_scores(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_dropped_sinks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(attention._HARMLESS, "s_aux", lambda value: True)
+    wrong_attention(monkeypatch, sinks=None)
     with pytest.raises(ke.UnsupportedModelError, match=f"GptOss.*{OFF}"):
         probe(gpt_oss(monkeypatch))
 
