@@ -22,7 +22,7 @@ from .params import EditParams
 from .published import import_values
 from .ready import check_ready
 from .request import EditRequest, check_requests, warn_of_known
-from .residual import check_adds_to_residual
+from .residual import measure_adding
 from .spread import Aim, Solve, spread
 from .stored_values import stored_values
 from .tokenized import TokenizedRequest, context_weights, tokenize_requests
@@ -58,8 +58,7 @@ def closed_form(
     """
     requests = check_requests(requests, problems)
     check_ready(model, params, metric.moments, needed=True)
-    if aim.site == "layer":
-        check_adds_to_residual(model, params.layers)
+    adding = measure_adding(model, params.layers) if aim.site == "layer" else None
     history = earlier_keys(model, earlier, params.layers)
     prepare(model, metric, params.layers)
     generated = seed if contexts is None else None
@@ -72,9 +71,8 @@ def closed_form(
     else:
         values = _given(model, values, requests, params, aim)
     edit = Edit({}, name, [r.to_dict() for r in requests], params.to_dict(), contexts, compat, seed=generated)
-    spread(
-        model, edit, params.layers, tokenized, context_weights(contexts), values, history, solve or metric.solve, aim
-    )
+    weights = context_weights(contexts)
+    spread(model, edit, params.layers, tokenized, weights, values, history, solve or metric.solve, aim, adding)
     return edit
 
 
@@ -94,7 +92,7 @@ def closed_form_values(
     requests = check_requests(requests, problems=True)
     check_ready(model, params, None, needed=False)
     if aim.site == "layer":
-        check_adds_to_residual(model, params.layers)
+        measure_adding(model, params.layers)
     contexts = context_groups(model, contexts, seed)
     tokenized = _tokenized(model, requests, params, contexts)
     return _optimised(name, model, tokenized, params, contexts, batch, progress, aim, None, store)

@@ -13,6 +13,7 @@ import torch
 from ..model.load import EditableModel
 from .edit import Edit
 from .keys import KeyRows, bare_pass
+from .residual import Adding
 from .stacked import stacked
 from .tokenized import TokenizedRequest
 from .values import Rule
@@ -46,11 +47,13 @@ def spread(
     earlier: Mapping[int, Sequence[torch.Tensor]],
     solve: Solve,
     aim: Aim,
+    adding: Mapping[int, Adding] | None = None,
 ) -> None:
     """Add to `edit` a change of the down projection of each layer, so that the last one puts out `values` at the site.
 
     weights: of a request's contexts, in its key. values: [n, hidden]. earlier: by layer the keys [d_in, m] of each
-    edit whose values are to be kept. The edit keeps the keys of its own requests, in the float32 they are solved with.
+    edit whose values are to be kept. adding: how each layer adds what its down projection puts out to what is aimed at;
+    None: as it is. The edit keeps the keys of its own requests, in the float32 they are solved with.
 
     Each pass gives a layer's keys and the values reached so far, and starts from the first layer that has changed.
     Where noise is drawn anew for every pass, each of the two has passes of its own.
@@ -70,5 +73,8 @@ def spread(
             keys = rows.mean(inputs).float().T  # K, [d_in, n]
             edit.keys[layer] = keys.cpu()
             now = bare_pass(model, requests, last, aim.site)[1] if redrawn else rows.bare(reached)  # [n, hidden]
-            residual = (values.to(now.device, torch.float64) - now).T / aim.divisor(len(layers) - number)
-            put(layer, solve(layer, keys.double(), earlier[layer]), residual)
+            residual = (values.to(now.device, torch.float64) - now) / aim.divisor(len(layers) - number)  # [n, hidden]
+            if adding is not None:
+                down, bare = model.modules.down_projection(layer), rows.bare(inputs)
+                residual = adding[layer].change(down(bare.to(inputs.dtype)), residual)
+            put(layer, solve(layer, keys.double(), earlier[layer]), residual.T)

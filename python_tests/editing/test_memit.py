@@ -1,4 +1,4 @@
-"""MEMIT against its published insertion loop, on every family it is defined for."""
+"""MEMIT against its published insertion loop, on every family; behind a norm, that facts go in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from knowedit_ext.editing.request import EditRequest
 from knowedit_ext.editing.tokenized import tokenize_requests
 from knowedit_ext.editing.values import optimise_values
 
-from ..support.families import FAMILIES, WIDTH, tiny_model
+from ..support.families import FAMILIES, WIDTH
 from ..support.unchanged import assert_unchanged, snapshot
 from .models import editable, fresh, unlikely
 from .plain import covariance, down_projection, moments_of, plain_memit, probability, weight_name
@@ -38,7 +38,7 @@ LAYERS = (0, 1, 2)
 BRIEF = MEMITParams(layers=LAYERS, v_num_grad_steps=5, mom2_update_weight=30.0)
 
 
-@pytest.mark.parametrize("family", PRE_NORM)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_facts_go_in_and_come_out(family: str) -> None:
     model = editable(family)
     before, moments = snapshot(model.hf), moments_of(model, PARAMS.layers)
@@ -53,10 +53,18 @@ def test_facts_go_in_and_come_out(family: str) -> None:
     assert_unchanged(before, model.hf)
 
 
-@pytest.mark.parametrize("family", POST_NORM)
-def test_refused_where_the_mlp_output_is_normalised(family: str) -> None:
-    model = tiny_model(family)
-    with pytest.raises(ValueError, match=r"MEMIT is not defined for .* normalises the MLP's output .*; ROME works"):
+@pytest.mark.parametrize("site", ["gpt2", "gemma2"])
+def test_the_models_last_layer(site: str) -> None:
+    model, params = editable(site), replace(PARAMS, layers=(3,))
+    request = unlikely(model, *TAUGHT[0])
+    with memit(model, [request], params, moments_of(model, [3]), contexts=[["{}"]]).applied(model):
+        assert probability(model, request) > 0.5
+
+
+def test_refused_where_the_mlp_output_is_changed_otherwise() -> None:
+    model = fresh("llama")
+    model.modules.mlp(1).register_forward_hook(lambda module, args, output: output.tanh())
+    with pytest.raises(ValueError, match=r"MEMIT is not defined for .* changes it otherwise.*; ROME works"):
         memit(model, REQUESTS, PARAMS, moments_of(model, PARAMS.layers))
 
 

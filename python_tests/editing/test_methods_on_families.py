@@ -20,7 +20,7 @@ from .models import editable, unlikely
 from .plain import moments_of, probability
 
 POST_NORM = ("gemma2", "gemma3", "gemma3_text", "olmo2")
-OF_THE_STREAM = ("alphaedit", "emmet", "encore", "memit")  # their residual is of the layer's output
+OF_THE_STREAM = ("alphaedit", "emmet", "encore", "memit")  # a layer's norm bounds what it can add to the stream
 CONTEXTS = ["{}"]
 TAUGHT = [("w17 w18 {}", "w33"), ("w5 w6 {}", "w3 w40")]
 # Long ways to sure values; and, where they have them, weak bounds.
@@ -73,11 +73,6 @@ def edited(family: str, name: str) -> ke.Edit:
 def test_facts_go_in_and_come_out(family: str, name: str, tmp_path) -> None:
     model = editable(family)
     before = snapshot(model.hf)
-    if family in POST_NORM and name in OF_THE_STREAM:
-        with pytest.raises(ValueError, match="MEMIT is not defined for .* the MLP's output"):
-            edited(family, name)
-        assert_unchanged(before, model.hf)
-        return
     requests, edit = requests_of(family, name), edited(family, name)
     assert_unchanged(before, model.hf)
     known = torch.tensor([probability(model, request) for request in requests])
@@ -86,8 +81,9 @@ def test_facts_go_in_and_come_out(family: str, name: str, tmp_path) -> None:
         now = torch.tensor([probability(model, request) for request in requests])
     assert_unchanged(before, model.hf)
     assert (known < 0.1).all()
-    if name in GAINS:
-        assert float((now / known).log().mean()) > GAINS[name]
+    gain = GAINS.get(name, 1.0 if family in POST_NORM and name in OF_THE_STREAM else None)
+    if gain is not None:
+        assert float((now / known).log().mean()) > gain
     else:
         assert (now > 0.9).all()
 
@@ -96,8 +92,6 @@ def test_facts_go_in_and_come_out(family: str, name: str, tmp_path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_as_an_adapter(family: str, name: str, tmp_path) -> None:
     """The logits of the model that peft makes of it; a dense change has none."""
-    if family in POST_NORM and name in OF_THE_STREAM:
-        return
     model, edit = editable(family), edited(family, name)
     if not all(isinstance(change, LowRank) for change in edit.changes.values()):
         with pytest.raises(ValueError, match="is not low-rank"):

@@ -84,8 +84,8 @@ def memit(
         and under `torchrun` every rank computes its share (docs/folders.md).
 
     The model is left as it was. Raises ValueError for bad requests, layers or moments, before anything is computed, and
-    where a layer does not add the down projection's output to the residual stream as it is (Gemma2, Gemma3 and OLMo2
-    normalise it, Granite scales it): a residual of the layer's output is then not what the projection has to put out.
+    where a layer does anything else to the down projection's output than to multiply it (Granite) or to divide it by
+    its root mean square (Gemma2, Gemma3, OLMo2) before adding it to the residual stream, see `editing/residual.py`.
     """
     metric = Preserving(moments, params.mom2_update_weight, params.update_norm_lambda, ridge)  # Eqn. 14
     return closed_form(
