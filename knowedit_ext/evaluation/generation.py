@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..model.tokens import encode_all
 from ..sweep.engine import free_bytes, row_bytes
+from ..sweep.whole import mixes_whole
 
 MAX_LENGTH, TOP_K = 100, 5  # test_generation and generate_fast, as published
 BEST_BATCH = {"cpu": 64}  # more texts at once bring no speed once the matrices are read from cache
@@ -109,11 +111,15 @@ def continuations(model: EditableModel, prompts: Sequence[Sequence[int]], tokens
 
 def _write(writer: _Writer, texts: Sequence[_Text], batch: int | None = None, progress: bool = False) -> None:
     waiting = sorted((text for text in texts if not text.ended), key=lambda text: -len(text.ids))
-    if waiting:
-        size = batch or batch_size(writer.model, len(waiting[0].ids), writer.max_length)
-        with tqdm(total=sum(len(t.uniforms) for t in waiting), unit="token", disable=not progress) as bar:
-            for start in range(0, len(waiting), size):
-                writer.write(waiting[start : start + size], bar)
+    if not waiting:
+        return
+    size = batch or batch_size(writer.model, len(waiting[0].ids), writer.max_length)
+    whole = mixes_whole(writer.model.modules)
+    groups = [list(g) for _, g in groupby(waiting, key=lambda text: len(text.ids))] if whole else [waiting]
+    with tqdm(total=sum(len(t.uniforms) for t in waiting), unit="token", disable=not progress) as bar:
+        for group in groups:
+            for start in range(0, len(group), size):
+                (writer.write_whole if whole else writer.write)(group[start : start + size], bar)
 
 
 def _texts(
@@ -194,6 +200,15 @@ class _Writer:
             tokens = torch.tensor([[text.ids[-1]] for text in texts])
             mask = torch.cat([mask, mask.new_ones(len(texts), 1)], dim=1)
 
+    def write_whole(self, texts: list[_Text], bar: tqdm) -> None:
+        """One batch of equal lengths, without a cache or padding: what states and convolutions make of them differs."""
+        while texts:
+            logits, _ = self._forward(texts, torch.tensor([text.ids for text in texts]), None, None)
+            for text, token in zip(texts, self._choose(texts, logits), strict=True):
+                text.append(token, self.last)
+                bar.update(1 + (len(text.uniforms) - text.drawn if text.ended else 0))
+            texts = [text for text in texts if not text.ended]
+
     def _forward(
         self, texts: list[_Text], tokens: torch.Tensor, mask: torch.Tensor | None, cache: Any
     ) -> tuple[torch.Tensor, Any]:
@@ -257,8 +272,9 @@ def _tolerance(dtype: torch.dtype) -> float:
 def batch_size(model: EditableModel, longest: int, max_length: int) -> int:
     """Texts whose cache, prompts and logits take half of the free memory, at most what still brings speed."""
     config = model.modules.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or model.hidden_size // config.num_attention_heads)
+    heads = getattr(config, "num_attention_heads", None) or 1
+    width = getattr(config, "head_dim", None) or model.hidden_size // heads
+    width *= getattr(config, "num_key_value_heads", None) or heads
     cache = 2 * model.num_layers * width * model.dtype.itemsize * max_length
     each = 2 * cache + longest * row_bytes(model) + 8 * config.vocab_size
     best = BEST_BATCH.get(model.device.type, WIDE_BATCH)

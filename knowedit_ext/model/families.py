@@ -36,6 +36,7 @@ class Family:
     gate_projection: str = ""
     mlp_norm: str = ""  # behind the MLP, before its output is added
     without: tuple[str, ...] = ()  # sites that no module's output is
+    whole: bool = False  # attends in a way that only whole sequences can, though by AttentionInterface
 
     @property
     def edited(self) -> bool:
@@ -90,7 +91,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         (
             "llama mistral qwen2 qwen3 gemma olmo stablelm smollm3 "
-            "ministral ministral3 seed_oss ernie4_5 hunyuan_v1_dense helium vaultgemma internlm3 cwm "
+            "ministral ministral3 seed_oss ernie4_5 hunyuan_v1_dense helium vaultgemma internlm3 cwm bitnet "
             "cohere cohere2 granite granite_swa minicpm3 youtu"
         ).split(),
         _llama_like(),
@@ -112,7 +113,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         (
             "mixtral qwen2_moe qwen3_moe olmoe deepseek_v2 deepseek_v3 gpt_oss glm4_moe phimoe ernie4_5_moe dots1 "
-            "hunyuan_v1_moe flex_olmo"
+            "hunyuan_v1_moe flex_olmo exaone_moe minimax"
         ).split(),
         _experts(),
     ),
@@ -142,9 +143,12 @@ FAMILIES: dict[str, Family] = {
     "mpt": Family(
         "transformer", "blocks", "wte", "norm_f", "attn", "ffn.down_proj", "ffn.down_proj", "ffn.up_proj", "ffn.up_proj"
     ),
+    **dict.fromkeys(("diffllama", "doge"), dataclasses.replace(_llama_like(), whole=True)),
     "qwen3_5_text": dataclasses.replace(_llama_like(), attn="self_attn linear_attn"),
     "qwen3_5": dataclasses.replace(_llama_like("model.language_model"), attn="self_attn linear_attn"),
-    "qwen3_next": dataclasses.replace(_experts(), attn="self_attn linear_attn"),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text"), dataclasses.replace(_experts(), attn="self_attn linear_attn")),
+    "olmo_hybrid": dataclasses.replace(_llama_like(), attn="self_attn linear_attn"),
+    "lfm2_moe": Family("model", "layers", "embed_tokens", "embedding_norm", "self_attn conv", "feed_forward"),
     "lfm2": Family(
         "model",
         "layers",

@@ -20,8 +20,8 @@ def fused_activations(modules: ModuleMap) -> Iterator[None]:
     """While open, "gelu_new" (GPT-2, GPT-J) is one kernel forward and one back, not eight and more."""
     spelled_out = [
         part
-        for layer in range(len(modules.layers))
-        for part in modules.mlp(layer).modules()
+        for layer in modules.layers
+        for part in layer.modules()
         if type(part) is NewGELUActivation and "forward" not in vars(part)
     ]
     for part in spelled_out:

@@ -162,7 +162,7 @@ def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
     configs: dict[int, tuple[Any, str]] = {}
     try:
         for attention in attentions:
-            if runs_whole(attention):
+            if modules.family.whole or runs_whole(attention):
                 before = attention.__dict__.get("forward")
                 forwards.append((attention, before))
                 attention.forward = partial(_mix, attention, attention.forward)

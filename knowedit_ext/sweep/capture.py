@@ -92,7 +92,7 @@ def clean_run(model: EditableModel, ids: Sequence[int]) -> CleanRun:
         for number, layer in enumerate(model.modules.layers):
             hooks.before(layer, keep(number, layer), first=True)
             mixer = model.modules.attn(number)
-            if runs_whole(mixer):
+            if model.modules.family.whole or runs_whole(mixer):
                 hooks.before(mixer, partial(keep_mixing, number, mixer), first=True)
         last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.hf.forward).parameters else {}
         logits = own_forward(model, torch.tensor([list(ids)]), use_cache=False, **last).logits[0, -1].float()

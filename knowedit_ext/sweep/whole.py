@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..model.families import UnsupportedModelError
+from ..model.families import ModuleMap, UnsupportedModelError
 from ..model.hooks import Stop, first_of, named_arguments
 from ..ops.reference import ancestors
 
@@ -27,6 +27,10 @@ def runs_whole(mixer: nn.Module) -> bool:
     """Whether the module does not look its attention function up, nor call an `_attn` that can be wrapped."""
     names = inspect.unwrap(type(mixer).forward).__code__.co_names
     return not {"get_interface", "ALL_ATTENTION_FUNCTIONS", "_attn"} & set(names)
+
+
+def mixes_whole(modules: ModuleMap) -> bool:
+    return modules.family.whole or any(runs_whole(modules.attn(layer)) for layer in range(len(modules.layers)))
 
 
 def passed_on(mixer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

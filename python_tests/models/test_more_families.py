@@ -13,6 +13,7 @@ import torch
 import knowedit_ext as ke
 from knowedit_ext.editing.methods.finetune import finetune
 from knowedit_ext.evaluation.edited import Edited
+from knowedit_ext.evaluation.generation import continuations
 from knowedit_ext.evaluation.nll import score
 from knowedit_ext.model import head
 from knowedit_ext.model.families import FAMILIES
@@ -76,6 +77,19 @@ def test_scores(family: str) -> None:
     if edit:
         with edit.applied(model):
             assert_scores(model, post, questions)
+
+
+@pytest.mark.parametrize("family", EDITED + TRACED)
+def test_texts_go_on_as_alone(family: str) -> None:
+    """Prompts of different lengths in one batch, with the family's cache, beside the model's own forward for each."""
+    model, wanted = model_of(family), []
+    for ids in IDS:
+        text = list(ids)
+        with torch.no_grad():
+            for _ in range(4):
+                text.append(int(model.hf(torch.tensor([text]), use_cache=False).logits[0, -1].argmax()))
+        wanted.append(text[len(ids) :])
+    assert continuations(model, IDS, 4) == wanted
 
 
 @pytest.mark.parametrize("family", EDITED)

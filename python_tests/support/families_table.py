@@ -17,7 +17,7 @@ import knowedit_ext as ke
 from knowedit_ext.editing.residual import measure_adding
 from knowedit_ext.evaluation.nll import score
 from knowedit_ext.model.families import FAMILIES
-from knowedit_ext.sweep.whole import runs_whole
+from knowedit_ext.sweep.whole import mixes_whole
 
 from ..evaluation.test_nll import plain, some_questions
 from ..tracing.test_against_the_loop import FACTS, IDS, NOISE, noisy
@@ -38,7 +38,7 @@ def row(family: str) -> str:
         abs(x.nll - y) for x, y in zip((x for xs in score(model, questions)[0] for x in xs), wanted, strict=True)
     )
     edits, notes = _edits(model)
-    if any(runs_whole(model.modules.attn(n)) for n in range(model.num_layers)):
+    if mixes_whole(model.modules):
         notes.append("its mixing of tokens runs whole sequences: slower")
     notes += [f"no traces of {site} outputs" for site in model.modules.family.without]
     name = type(model.hf).__name__

@@ -23,6 +23,7 @@ _LINEAR = dict(
     linear_value_head_dim=8,
     linear_conv_kernel_dim=3,
 )
+_CONV = dict(layer_types=["conv", "full_attention"] * (LAYERS // 2), conv_L_cache=3)
 _BLOOM = dict(vocab_size=VOCAB, hidden_size=WIDTH, n_layer=LAYERS, n_head=HEADS)
 _MUP = dict(embedding_multiplier=2.0, attention_multiplier=0.4, residual_multiplier=0.6, logits_scaling=0.5)
 _MLA = dict(
@@ -47,6 +48,7 @@ _GEMMA4 = (
         global_head_dim=8,
     )
 )
+_HYBRID_MOE = _PLAIN | _HEAD | _LINEAR | _MIXED | _MOE | dict(num_experts=4, shared_expert_intermediate_size=16)
 
 DENSE: dict[str, dict] = {
     "gemma": _PLAIN | _HEAD,
@@ -118,7 +120,11 @@ DENSE: dict[str, dict] = {
         vocab_size=VOCAB, d_model=WIDTH, n_layers=LAYERS, n_heads=HEADS, max_seq_len=POSITIONS, expansion_ratio=2
     ),
     "qwen3_5_text": _PLAIN | _HEAD | _LINEAR | _MIXED,
-    "lfm2": _PLAIN | dict(layer_types=["conv", "full_attention"] * (LAYERS // 2), conv_L_cache=3),
+    "diffllama": _PLAIN,
+    "doge": _PLAIN,
+    "bitnet": _PLAIN,
+    "olmo_hybrid": _PLAIN | _LINEAR | _MIXED,
+    "lfm2": _PLAIN | _CONV,
 }
 EXPERTS: dict[str, dict] = {
     "mixtral": _PLAIN | _WINDOW | dict(num_local_experts=4),
@@ -137,7 +143,23 @@ EXPERTS: dict[str, dict] = {
     "hunyuan_v1_moe": _PLAIN | _HEAD | dict(num_experts=4, moe_topk=2),
     "llama4_text": _PLAIN | _HEAD | _LLAMA4,
     "llama4": dict(text_config=_PLAIN | _HEAD | _LLAMA4, vision_config=_VISION | dict(vision_output_dim=WIDTH)),
-    "qwen3_next": _PLAIN | _HEAD | _LINEAR | _MIXED | _MOE | dict(num_experts=4, shared_expert_intermediate_size=16),
+    "exaone_moe": _PLAIN
+    | _HEAD
+    | _MOE
+    | _WINDOW
+    | _HALF
+    | dict(num_experts=4, num_shared_experts=1, n_group=1, topk_group=1),
+    "minimax": _PLAIN | _HEAD | _MIXED | dict(num_local_experts=4, block_size=4),
+    "lfm2_moe": _PLAIN
+    | _MOE
+    | dict(layer_types=["conv", "full_attention"] * (LAYERS // 2), conv_L_cache=3, num_experts=4),
+    "qwen3_5_moe_text": _PLAIN
+    | _HEAD
+    | _LINEAR
+    | _MIXED
+    | _MOE
+    | dict(num_experts=4, shared_expert_intermediate_size=16),
+    "qwen3_next": _HYBRID_MOE,
     "mamba": _MAMBA | dict(time_step_rank=4),
     "mamba2": _MAMBA | dict(num_heads=8, head_dim=8, n_groups=1, chunk_size=8),
 }
