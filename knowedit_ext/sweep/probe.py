@@ -48,9 +48,9 @@ def _measured(model: EditableModel) -> bool:
     theirs = torch.stack([first.logits, second.logits])
     if not torch.isfinite(theirs).all():
         return False
-    ours, shaken = logits(model, _swept(model, first, second)).to(theirs).view(2, *theirs.shape)
+    shaken, ours = logits(model, _swept(model, first, second)).to(theirs).view(2, *theirs.shape)
     theirs, ours, shaken = (x - x.mean(-1, keepdim=True) for x in (theirs, ours, shaken))  # a constant changes nothing
-    allowed = SLACK * float((shaken - ours).norm())
+    allowed = SLACK * float(min((shaken - ours).norm(), (shaken - theirs).norm()))
     if not (ours - theirs).norm() <= allowed:
         raise UnsupportedModelError(_message(model, theirs, ours, allowed))
     return True
@@ -70,9 +70,10 @@ def _prompts(model: EditableModel) -> tuple[list[int], list[int]]:
 
 
 def _swept(model: EditableModel, first: CleanRun, second: CleanRun) -> torch.Tensor:
-    """[4, hidden] behind the final norm at the prompts' last tokens, and at those of the shaken copies.
+    """[4, hidden] behind the final norm at the last tokens of the shaken copies, and at the prompts' own.
 
-    The second prompt is a row that branches from the first: what looks at the row before its own does not go unseen.
+    The second prompt is a row that branches from the first: what looks at the row before its own does not go unseen,
+    nor does what counts rows instead of positions: the prompts come behind their copies.
     """
     length = len(first.ids)
     tree = Interventions()
@@ -88,7 +89,7 @@ def _swept(model: EditableModel, first: CleanRun, second: CleanRun) -> torch.Ten
         for number in range(model.num_layers):
             noise = torch.randn(half, hidden.shape[-1], generator=generator).to(hidden.device)
             factors = 1 + noise * ROUNDING.get(hidden.dtype, FLOAT32_ROUNDING)
-            hidden = torch.cat([hidden[:half], (hidden[half:] * factors).to(hidden.dtype)])
+            hidden = torch.cat([(hidden[:half] * factors).to(hidden.dtype), hidden[half:]])
             hidden, _ = run_layer(model.modules, number, hidden, arguments, layout.segments[number])
     return final_states(model, hidden[[length - 1, length, half + length - 1, half + length]])
 
