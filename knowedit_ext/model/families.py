@@ -113,7 +113,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         (
             "mixtral qwen2_moe qwen3_moe olmoe deepseek_v2 deepseek_v3 gpt_oss glm4_moe phimoe ernie4_5_moe dots1 "
-            "hunyuan_v1_moe flex_olmo exaone_moe minimax"
+            "hunyuan_v1_moe flex_olmo exaone_moe"
         ).split(),
         _experts(),
     ),
@@ -164,8 +164,9 @@ FAMILIES: dict[str, Family] = {
         ("mamba", "mamba2"), Family("backbone", "layers", "embeddings", "norm_f", "mixer", "", without=("mlp",))
     ),
     "granitemoe": _experts(mlp="block_sparse_moe"),
-    "llama4_text": _experts(mlp="feed_forward"),
-    "llama4": _experts("language_model.model", "feed_forward"),
+    # Its scale grows with the row's number, and it attends in chunks.
+    "llama4_text": dataclasses.replace(_experts(mlp="feed_forward"), whole=True),
+    "llama4": dataclasses.replace(_experts("language_model.model", "feed_forward"), whole=True),
 }
 
 SITES = ("layer", "attn", "mlp")
@@ -273,8 +274,7 @@ class ModuleMap:
 
     @property
     def max_positions(self) -> int | None:
-        # Llama 4 attends in chunks: beyond the first one a row does not see all before it.
-        names = ("n_positions", "max_position_embeddings", "max_seq_len", "attention_chunk_size")
+        names = ("n_positions", "max_position_embeddings", "max_seq_len")
         return min(
             (int(getattr(self.config, name)) for name in names if getattr(self.config, name, None)), default=None
         )

@@ -111,7 +111,7 @@ def test_a_fact_goes_in_and_comes_out(family: str, tmp_path) -> None:
     edit = ke.Edit.load(tmp_path / "edit.safetensors")
     ids = torch.tensor([model.tokenizer("w17 w18 w33 w5 w6").input_ids])
     with torch.no_grad(), edit.applied(model):
-        assert probability(model, FACT) > 2 * known and list(edit.changes) == [weight_name(model, 1)]
+        assert probability(model, FACT) > 1.3 * known and list(edit.changes) == [weight_name(model, 1)]
         wanted = model.hf(input_ids=ids).logits
     assert_unchanged(before, model.hf)
     peft = pytest.importorskip("peft")

@@ -149,7 +149,6 @@ EXPERTS: dict[str, dict] = {
     | _WINDOW
     | _HALF
     | dict(num_experts=4, num_shared_experts=1, n_group=1, topk_group=1),
-    "minimax": _PLAIN | _HEAD | _MIXED | dict(num_local_experts=4, block_size=4),
     "lfm2_moe": _PLAIN
     | _MOE
     | dict(layer_types=["conv", "full_attention"] * (LAYERS // 2), conv_L_cache=3, num_experts=4),
