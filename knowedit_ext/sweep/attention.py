@@ -166,7 +166,7 @@ def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
                 before = attention.__dict__.get("forward")
                 forwards.append((attention, before))
                 attention.forward = partial(_mix, attention, attention.forward)
-            elif _calls_attn(attention):
+            elif _calls_attn(attention) and (hasattr(attention, "scale_attn") or hasattr(attention, "attention_type")):
                 attention._attn = _attn_without_interface(attention)
                 wrapped.append(attention)
             elif not hasattr(getattr(attention, "config", None), "_attn_implementation"):

@@ -81,7 +81,7 @@ def test_attention_without_a_config_is_refused() -> None:
 
 @pytest.mark.parametrize("scaled", [True, False])
 def test_a_class_with_an_attn_of_its_own(scaled: bool) -> None:
-    """As GPT-J before transformers 5.24; where its scale is not known (GPT-Neo) it is refused."""
+    """As GPT-J before transformers 5.24; where its scale is not known it is refused."""
 
     class Own(torch.nn.Module):
         def forward(self, hidden_states):
