@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LABEL, SMALL = 8, 7  # of texts, in points
+ENTRY = 1.3  # of a legend, in inches
 DASHES = ("-", "--", ":")
 Band = tuple[Sequence[float], Sequence[float]]  # from, to
 
@@ -79,12 +80,13 @@ def named(axes: Axes, x: str | None = None, y: str | None = None, title: str | N
         axes.set_ylabel(y, fontsize=LABEL)
     if title is not None:
         axes.set_title(title, fontsize=LABEL)
-    axes.tick_params(labelsize=SMALL)
+    axes.tick_params(which="both", labelsize=SMALL)
     return axes
 
 
-def legend(figure: Figure, axes: Axes | None = None, columns: int = 6) -> None:
-    """One for all panels, of what one of them (None: the first) shows."""
-    handles, labels = (axes or figure.axes[0]).get_legend_handles_labels()
+def legend(figure: Figure) -> None:
+    """One for all panels, of what the first of them shows."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    columns = max(1, int(figure.get_figwidth() / ENTRY))
     if handles:
         figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=SMALL, frameon=False)

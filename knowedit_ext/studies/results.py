@@ -119,7 +119,7 @@ class Sequential:
                 panel.set_ylim(-3, 103)
         for panel in axes[3:]:
             named(panel, "edits")
-        legend(figure, columns=5)
+        legend(figure)
         return finish(figure, path)
 
     def to_dict(self) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def curves(study: Findings, x: str) -> Figure:
     """A panel a score, a line a method over log n with its 95 % band (of the first seed); dotted: unedited."""
     panels = [name for name in PANELS if any(name in row for row in study.rows)]
     figure = figure_of(2.7 * min(3, len(panels)), 2.3 * -(-len(panels) // 3) + 0.4)
-    grid = figure.subplots(-(-len(panels) // 3), min(3, len(panels)), squeeze=False, sharex=True).flat
+    grid = list(figure.subplots(-(-len(panels) // 3), min(3, len(panels)), squeeze=False).flat)
     methods = [name for name in study.names("method") if name != UNEDITED]
     for axes, score in zip(grid, panels, strict=False):
         for number, method in enumerate(methods):
@@ -115,7 +115,7 @@ def curves(study: Findings, x: str) -> Figure:
                 axes.axhline(row[score], color="0.4", linestyle=":", linewidth=1, label=UNEDITED)
         axes.set_xscale("log")
         named(axes, "edits", None, score)
-    for axes in list(grid):
+    for axes in grid[len(panels) :]:
         axes.set_visible(False)
     legend(figure)
     return figure

@@ -68,6 +68,13 @@ def test_scaling_is_one_edit_of_the_first_facts(model, records, tmp_path) -> Non
     assert {path.name for path in tmp_path.glob("*.*")} >= {"study.json", "study.csv", "study.md", "curves.png"}
 
 
+def test_the_figure_has_a_panel_a_score(model, records, tmp_path) -> None:
+    figure = scaling(model, records, tmp_path).figures["curves"]
+    found = scaling(model, records, tmp_path)
+    shown = [axes.get_ylabel() or axes.get_title() for axes in figure(found).axes if axes.get_visible()]
+    assert shown == ["S", "ES", "PS", "NS"]
+
+
 def test_what_a_method_refuses_is_a_note(model, records, tmp_path) -> None:
     found = scaling(model, records, tmp_path, counts=[1, 2])
     assert [row["n"] for row in found.chosen(method=ULTRA)] == [2]
