@@ -1,4 +1,5 @@
-"""Which model results, moments and edits belong to: what it is, checksums of its weights and of its tokenizer.
+"""Which model results, moments and edits belong to: what it is, checksums of its weights and of its tokenizer, and what
+its config says of how it computes with them.
 
 A fingerprint is the SHA-256 of all names, shapes, dtypes and checksums.
 """
@@ -14,10 +15,16 @@ import torch
 from torch import nn
 
 from ..runs.checksums import checksum as checksum
-from ..runs.settings import marked
+from ..runs.settings import differing, marked
 from .load import EditableModel
 from .weights import stored_weights
 
+# Of a config what has no part in a model's numbers, or is told elsewhere.
+_NO_PART = frozenset(
+    """_name_or_path architectures auto_map transformers_version dtype torch_dtype quantization_config use_cache
+    return_dict output_attentions output_hidden_states id2label label2id problem_type initializer_range
+    bos_token_id eos_token_id pad_token_id""".split()
+)
 _SAMPLE = 1 << 16  # entries of a weight that are compared with one in another dtype
 _ROUNDED = (torch.bfloat16, torch.float16)
 # name -> [dtype, shape, checksum, checksums of a sample rounded to each of _ROUNDED (files of before lack the last)]
@@ -47,8 +54,23 @@ def identity(model: EditableModel) -> dict[str, Any]:
         "bos": model.bos,
         "tokenizer": marked(tokenizer_hash(model.tokenizer)),
         "weights": marked(fingerprint(weight_checksums(model, lambda name: True))),
+        "config": config(model),
         "beside": beside(model),
     }
+
+
+def config(model: EditableModel) -> dict[str, Any]:
+    """What the model's config says of how it computes (JSON): heads, rotary base, windows, epsilons, caps and the like.
+
+    The same weights give other numbers under another config.
+    """
+    said = {key: value for key, value in model.modules.config.to_dict().items() if key not in _NO_PART}
+    return json.loads(json.dumps(said, sort_keys=True, default=str))
+
+
+def differing_config(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """What differs, in words, of what both say: another transformers may know more keys or fewer."""
+    return differing(*({key: each[key] for key in stored if key in current} for each in (stored, current)), "config")
 
 
 def beside(model: EditableModel) -> list[str]:

@@ -18,7 +18,7 @@ from .. import ops
 from ..checks import Count, NotNegative, Share, typed
 from ..model.families import device_of
 from ..model.hooks import at_rest
-from ..model.identity import beside, fingerprint, tokenizer_hash
+from ..model.identity import beside, config, fingerprint, tokenizer_hash
 from ..model.load import EditableModel
 from ..model.tokens import encode_all
 from ..runs.lock import alone
@@ -90,21 +90,22 @@ def collect_moments(
         settings["precision"] = model.precision
     if beside(model):
         settings["beside"] = beside(model)
-    weights, tokenizer = key_weights(model, layers), tokenizer_hash(model.tokenizer)
+    weights = key_weights(model, layers)
+    told_by = {"tokenizer": tokenizer_hash(model.tokenizer), "config": config(model)}
     folder, ranks = None if out is None else Path(out), Ranks()
     with nullcontext() if folder is None else alone(folder, ranks):
-        moments, renewed = finished(folder, layers, corpus, weights, tokenizer, settings)
+        moments, renewed = finished(folder, layers, corpus, weights, told_by, settings)
         ranks.wait()  # all have looked at what one of them may write
         for layer in renewed if ranks.first else ():
             save_moment(folder, moments[layer])
         prints = {layer: fingerprint(weights[layer]) for layer in layers}
-        checkpoint = Checkpoint(folder, ranks, settings | {"tokenizer": tokenizer}, prints, checkpoint_seconds)
+        checkpoint = Checkpoint(folder, ranks, settings | told_by, prints, checkpoint_seconds)
         wanted = [layer for layer in layers if layer not in moments]
         for part, start in _parts(checkpoint, wanted, layers):
             settling = Settling(tolerance, {layer: key_width(model, layer) for layer in part}) if stop else None
             run = _Pass(model, corpus, part, settings, ranks, checkpoint, settling, start)
             ended = run.go(progress and ranks.first)
-            origin = {"model": model.name, "tokenizer": tokenizer, "settings": settings}
+            origin = {"model": model.name, **told_by, "settings": settings}
             origin["texts"] = [
                 {"sha256": run.cursor.sha256, "texts": run.cursor.texts, "tokens": run.cursor.tokens, "ended": ended}
             ]

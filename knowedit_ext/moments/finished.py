@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..model.identity import Checksums, differing_weights
+from ..model.identity import Checksums, differing_config, differing_weights
 from ..runs.settings import differing, spell
 from .corpora import Corpus
 from .store import Moment, load_moment
@@ -18,7 +18,7 @@ def finished(
     layers: Sequence[int],
     corpus: Corpus,
     weights: Mapping[int, Checksums],
-    tokenizer: str,
+    told_by: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> tuple[dict[int, Moment], list[int]]:
     """Those that need not be collected; ValueError where they are of something else than a smaller `max_tokens`.
@@ -45,7 +45,8 @@ def finished(
                 there = there | {"max_tokens": limit}
             difference = spell(differing(there, dict(settings)))
             difference = difference or "; ".join(_differing(origin["weights"], weights[layer])[:3])
-            difference = difference or ("another tokenizer" if origin["tokenizer"] != tokenizer else "")
+            difference = difference or spell(differing_config(origin.get("config", {}), told_by["config"]))
+            difference = difference or ("another tokenizer" if origin["tokenizer"] != told_by["tokenizer"] else "")
             used = text["texts"]
             if not difference and used <= len(corpus) and used not in hashes:
                 hashes[used] = corpus.sha256(used)

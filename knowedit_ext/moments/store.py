@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..checks import Count, Natural, as_type, typed
-from ..model.identity import differing_weights, fingerprint
+from ..model.identity import config, differing_config, differing_weights, fingerprint
 from ..model.load import EditableModel
 from ..runs.checksums import json_digest
 from ..runs.files import json_bytes, load_json, read_tensors, replacing, save_tensors
@@ -30,9 +30,9 @@ FORMAT = 1
 class Moment:
     """E[k k^T] of one layer, uncentred, over `count` keys.
 
-    mean: [d_in, d_in] symmetric, float64 when collected; origin: what it was collected from (model weights, tokenizer,
-    text, settings), None where that is not known; missing: with `stop="tolerance"`, the estimated relative error of
-    solutions from it for want of more text.
+    mean: [d_in, d_in] symmetric, float64 when collected; origin: what it was collected from (model weights, config,
+    tokenizer, text, settings), None where that is not known; missing: with `stop="tolerance"`, the estimated relative
+    error of solutions from it for want of more text.
     """
 
     layer: int
@@ -155,6 +155,7 @@ class Moments:
         if moment.origin is not None:
             weights = key_weights(model, [layer], originals)[layer]
             differences = differing_weights(moment.origin["weights"], weights)
+            differences += differing_config(moment.origin.get("config", {}), config(model))
             if differences:
                 more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
                 raise ValueError(
@@ -284,6 +285,7 @@ def _merged(parts: Sequence[Moment]) -> Moment:
     if first.origin is not None:
         for part in parts[1:]:
             differences = differing_weights(first.origin["weights"], part.origin["weights"])
+            differences += differing_config(first.origin.get("config", {}), part.origin.get("config", {}))
             if differences:
                 raise ValueError(f"moments of layer {first.layer} are of two models: {'; '.join(differences[:3])}")
             if part.origin["tokenizer"] != first.origin["tokenizer"]:

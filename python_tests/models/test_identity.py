@@ -13,9 +13,9 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import knowedit_ext as ke
 from knowedit_ext.editing.edit import LowRank
-from knowedit_ext.model.identity import identity
+from knowedit_ext.model.identity import config, differing_config, identity
 
-from ..support.families import FAMILIES, tiny_hf
+from ..support.families import FAMILIES, tiny_hf, under_config
 from ..support.tokenizers import word_level
 
 
@@ -47,6 +47,47 @@ def test_numbers_and_tokenizer_take_part() -> None:
         assert {k for k, v in identity(other).items() if v != plain[k]} == {key}
     half = identity(model_of(tiny_hf("gpt2"), dtype="bfloat16"))
     assert {k for k, v in half.items() if v != plain[k]} == {"dtype", "weights"}
+
+
+@pytest.mark.parametrize(
+    "family, changed",
+    [
+        ("gpt2", {"n_head": 1}),
+        ("gpt2", {"activation_function": "relu"}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("llama", {"rms_norm_eps": 0.1}),
+        ("llama", {"rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}}),
+        ("gemma2", {"final_logit_softcapping": 5.0}),
+        ("mistral", {"sliding_window": 1}),
+    ],
+)
+def test_the_same_weights_under_another_config_are_another_model(family: str, changed: dict) -> None:
+    """Its numbers are others, too: checked by the model's own forward."""
+    plain = tiny_hf(family)
+    other = under_config(plain, **changed)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    assert not torch.allclose(plain(ids).logits, other(ids).logits, atol=1e-6)
+    there, here = identity(model_of(plain)), identity(model_of(other))
+    assert {key for key in there if there[key] != here[key]} == {"config"}
+    assert differing_config(there["config"], here["config"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_config_of_what_was_saved_and_loaded_is_the_same(family: str, tmp_path: Path) -> None:
+    plain = tiny_hf(family)
+    plain.save_pretrained(tmp_path)
+    again = type(plain).from_pretrained(tmp_path, dtype=torch.float32)
+    again.config.use_cache = False
+    for hf in (again, again.bfloat16()):
+        assert config(model_of(hf)) == config(model_of(plain))
+
+
+def test_a_config_of_another_transformers_is_compared_by_what_both_say() -> None:
+    said = config(model_of(tiny_hf("llama")))
+    assert differing_config({k: v for k, v in said.items() if k != "head_dim"}, said | {"new": 1}) == []
+    assert differing_config(said, said | {"rms_norm_eps": 1.0}) == [
+        f"config.rms_norm_eps: {said['rms_norm_eps']} there, 1.0 asked"
+    ]
 
 
 def test_what_is_offloaded_is_read_where_it_is_kept(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from moments.test_collect import texts
 from moments.test_resume import WORKER, Interrupted, layer_files, worker
-from support.families import tiny_hf, tiny_model
+from support.families import tiny_hf, tiny_model, under_config
 from support.processes import full_disk, hashes
 from support.tokenizers import word_level
 
@@ -133,6 +133,10 @@ def test_less_is_refused_and_less_than_the_limit_is_the_same(model, tmp_path: Pa
         (dict(texts=texts(60, seed=1)), "another text"),
         (dict(batch_tokens=70), "batch_tokens: 60 there, 70 asked"),
         (dict(model=lambda: ke.load_model((tiny_hf("gpt2", 1), word_level()))), "has other values"),
+        (
+            dict(model=lambda: ke.load_model((under_config(tiny_hf("gpt2"), n_head=1), word_level()))),
+            "config.n_head: 4 there, 1 asked",
+        ),
         (
             dict(model=lambda: ke.load_model((tiny_hf("gpt2"), word_level()), dtype="bfloat16")),
             "is bfloat16, was float32",

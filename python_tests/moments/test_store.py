@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from moments.test_collect import texts
-from support.families import tiny_hf, tiny_model
+from support.families import tiny_hf, tiny_model, under_config
 from support.tokenizers import word_level
 
 import knowedit_ext as ke
@@ -85,8 +85,10 @@ def test_save_and_load(tmp_path, collected):
 
 
 def test_bad_stores(tmp_path, collected):
-    with pytest.raises(ValueError, match="holds no moments"):
+    with pytest.raises(ValueError, match="is no folder"):
         ke.Moments.load(tmp_path / "absent")
+    with pytest.raises(ValueError, match="holds no moments"):
+        ke.Moments.load(tmp_path)
     collected.save(tmp_path)
     with pytest.raises(ValueError, match=r"no moments of layer 3: there are \[1, 2\]"):
         ke.Moments.load(tmp_path, layers=[3])
@@ -142,6 +144,9 @@ def test_check_knows_the_model(collected):
             collected.check(changed(name), 1)
     for name in ("transformer.h.1.mlp.c_proj.weight", "transformer.h.2.attn.c_attn.weight", "transformer.ln_f.weight"):
         collected.check(changed(name), 1)  # keys of layer 1 do not depend on these
+    relu = under_config(tiny_hf("gpt2"), activation_function="relu")
+    with pytest.raises(ValueError, match=r"collected over another model.*config.activation_function"):
+        collected.check(ke.load_model((relu, word_level())), 1)
     with pytest.raises(ValueError, match="layer 9 is outside"):
         collected.check(tiny_model("gpt2"), 9)
     # the same width, another family

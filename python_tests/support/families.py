@@ -88,6 +88,13 @@ def tiny_hf(family: str, seed: int = 0, **overrides) -> PreTrainedModel:
     return spread_weights(hf.eval())
 
 
+def under_config(hf: PreTrainedModel, **changed) -> PreTrainedModel:
+    """A model of the same weights, whose config says something else."""
+    other = type(hf)(type(hf.config)(**hf.config.to_dict() | changed)).eval()
+    other.load_state_dict(hf.state_dict())
+    return other
+
+
 @cache
 def tiny_model(family: str) -> ke.EditableModel:
     """Shared between tests, which leave it as it is; its words are w0 .. w59."""
