@@ -23,6 +23,7 @@ def encode(model: EditableModel, text: str) -> tuple[list[int], Offsets]:
         verbose=False,
     )
     front, own = _split(model, out["input_ids"], out["special_tokens_mask"])
+    _check_embedded(model, out["input_ids"][own])
     return front + out["input_ids"][own], [(0, 0)] * len(front) + [tuple(o) for o in out["offset_mapping"][own]]
 
 
@@ -42,13 +43,16 @@ def encode_all(model: EditableModel, texts: Sequence[str], max_length: int | Non
     sequences = []
     for ids, added in zip(out["input_ids"], out["special_tokens_mask"], strict=True):
         front, own = _split(model, ids, added)
+        _check_embedded(model, ids[own])
         sequences.append((front + ids[own])[:max_length] if ids[own] else [])
     return sequences
 
 
 def encode_part(model: EditableModel, text: str) -> list[int]:
     """Token ids of a text that is to stand behind another: no special tokens but those it spells."""
-    return list(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    ids = list(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    _check_embedded(model, ids)
+    return ids
 
 
 def split_bos(model: EditableModel, text: str) -> tuple[str, str]:
@@ -61,6 +65,16 @@ def token_span(offsets: Offsets, start: int, stop: int) -> tuple[int, int]:
     """(first, after) of the tokens that overlap the characters [start, stop)."""
     inside = [n for n, (first, after) in enumerate(offsets) if first < stop and after > start and after > first]
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+def _check_embedded(model: EditableModel, ids: Sequence[int]) -> None:
+    rows = model.modules.embedding.weight.shape[0]
+    if ids and max(ids) >= rows:
+        token = model.tokenizer.convert_ids_to_tokens(max(ids))
+        raise ValueError(
+            f"token {max(ids)} ({token!r}) is beyond the {rows} rows of the model's embedding: it was added to the "
+            "tokenizer alone; leave it out, or model.resize_token_embeddings and train it"
+        )
 
 
 def _split(model: EditableModel, ids: list[int], added: list[int]) -> tuple[list[int], slice]:

@@ -186,3 +186,15 @@ def test_nobody_else_calls_the_tokenizer() -> None:
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert not called.endswith(("tokenizer", "tokenizer.encode", "tokenizer.tokenize")), (path, called)
+
+
+def test_a_token_that_was_added_to_the_tokenizer_alone_is_named() -> None:
+    """The model loads: most texts do not have it."""
+    grown = tokenizer("byte_bpe")
+    rows = len(grown)
+    grown.add_tokens(["zebra"])
+    model = ke.load_model((tiny_hf("gpt2", vocab_size=rows), grown))
+    assert encode(model, "Miles")[0]
+    for read in (encode, lambda model, text: encode_all(model, ["Miles", text]), encode_part):
+        with pytest.raises(ValueError, match=rf"token {rows} \('zebra'\) is beyond the {rows} rows"):
+            read(model, "Miles zebra")
