@@ -34,7 +34,7 @@ class Noise:
         shape = (samples, tokens, hidden)
         numbers = generator.uniform(-1, 1, shape) if self.uniform else generator.randn(*shape)
         drawn = torch.from_numpy(numbers)
-        return self.level(drawn) if callable(self.level) else self.level * drawn
+        return _sampled(self.level, drawn) if callable(self.level) else self.level * drawn
 
     def corrupt(self, noise: torch.Tensor, first: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """A function that corrupts embeddings [samples, tokens, hidden] from token `first` on."""
@@ -48,6 +48,19 @@ class Noise:
             return out
 
         return apply
+
+
+def _sampled(sampler: Sampler, drawn: torch.Tensor) -> torch.Tensor:
+    """What a sampler makes of draws; ValueError where that is no noise of their shape."""
+    noise = sampler(drawn)
+    if not isinstance(noise, torch.Tensor) or noise.shape != drawn.shape or not noise.dtype.is_floating_point:
+        is_tensor = isinstance(noise, torch.Tensor)
+        kind = f"{noise.dtype} {list(noise.shape)}" if is_tensor else f"a {type(noise).__name__}"
+        shape = list(drawn.shape)
+        raise ValueError(f"the sampler gives {kind} for draws {shape}: expected a float tensor of that shape")
+    if not bool(noise.isfinite().all()):
+        raise ValueError("the sampler gives NaN or infinite numbers")
+    return noise
 
 
 def noise_of(

@@ -107,3 +107,19 @@ def test_a_target_that_merges() -> None:
 def test_what_is_no_fact(model) -> None:
     with pytest.raises(TypeError, match="Fact"):
         ke.trace(model, "w3 w4 w5", noise=0.5)
+
+
+@pytest.mark.parametrize(
+    "sampler, message",
+    [
+        (lambda z: z[..., :3], "expected a float tensor of that shape"),
+        (lambda z: z.mean(), "expected a float tensor of that shape"),
+        (lambda z: z.long(), "gives torch.int64"),
+        (lambda z: z.numpy(), "gives a ndarray"),
+        (lambda z: None, "gives a NoneType"),
+        (lambda z: z * float("nan"), "gives NaN or infinite numbers"),
+    ],
+)
+def test_samplers_that_give_no_noise(model, sampler, message: str) -> None:
+    with pytest.raises(ValueError, match=f"the sampler .*{message}"):
+        ke.trace(model, ke.Fact("{} w4 w5", "w3"), samples=2, noise=sampler)
