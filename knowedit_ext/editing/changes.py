@@ -67,6 +67,9 @@ def check_tensor(tensor: object, what: str) -> None:
 
 def check_changes(changes: Mapping[str, Change]) -> None:
     """Errors as of `check_tensor`, with the weight's name; tensors may have been written to since they were given."""
+    if not isinstance(changes, Mapping):
+        kind = type(changes).__name__
+        raise TypeError(f"changes are a {kind}: expected {{name of a weight: LowRank factors or a tensor}}")
     for name, change in changes.items():
         if not isinstance(name, str):
             raise TypeError(f"changes go by the names of weights, got {name!r}")

@@ -14,6 +14,7 @@ from ..model.identity import identity
 from ..model.load import EditableModel
 from ..runs.settings import marked
 from .anchor import anchored
+from .changes import check_tensor
 from .contexts import memit_contexts
 from .edit import Edit
 from .history import earlier_keys
@@ -168,8 +169,7 @@ def _given(
         return import_values(values, requests, params, model)
     if tuple(values.shape) != (len(requests), model.hidden_size):
         raise ValueError(f"values are {list(values.shape)}: expected [{len(requests)} requests, {model.hidden_size}]")
-    if not torch.isfinite(values).all():
-        raise ValueError("values hold NaN or infinite numbers")
+    check_tensor(values, "the tensor of values")
     return values
 
 

@@ -255,7 +255,9 @@ def test_rome_takes_one() -> None:
     [
         (torch.zeros(2, 32), r"values are \[2, 32\]: expected \[1 requests, 32\]"),
         (torch.zeros(1, 31), r"values are \[1, 31\]"),
-        (torch.full((1, 32), torch.nan), "values hold NaN"),
+        (torch.full((1, 32), torch.nan), "the tensor of values holds NaN"),
+        (torch.ones(1, 32, dtype=torch.bool), "the tensor of values is torch.bool"),
+        (torch.ones(1, 32, dtype=torch.int64), "the tensor of values is torch.int64"),
     ],
 )
 def test_values_that_do_not_fit(values: torch.Tensor, message: str) -> None:

@@ -77,6 +77,12 @@ def test_changes_go_by_names(name: object) -> None:
         ke.Edit({name: torch.ones(2)})
 
 
+@pytest.mark.parametrize("changes", [None, [1], "x", torch.ones(2)])
+def test_changes_are_a_mapping(changes: object) -> None:
+    with pytest.raises(TypeError, match="changes are a .*expected {name of a weight"):
+        ke.Edit(changes)
+
+
 # What can be done with an edit: each looks before it does anything.
 DOORS: dict[str, Callable] = {
     "apply": lambda edit, model, folder: edit.apply(model),
