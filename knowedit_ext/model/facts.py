@@ -13,7 +13,7 @@ from .. import checks
 from ..checks import quoted
 from .load import EditableModel
 from .spelling import find_occurrence, mark_subject, marked_occurrence, spaced
-from .tokens import encode, token_span
+from .tokens import Offsets, encode, token_span
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Fact:
             )
         if self.target is not None and not self.target.strip():
             raise ValueError(f"the target of prompt {quoted(self.prompt)} is empty; None: the model's own answer")
+        if self.attribute is not None and not self.attribute.strip():
+            raise ValueError(f"the attribute of prompt {quoted(self.prompt)} is empty; None: whatever the model says")
         for name, kind in (("occurrence", int | None), ("space", bool | None)):
             object.__setattr__(self, name, checks.as_type(name, getattr(self, name), kind))
         self.subject_chars()
@@ -117,12 +119,9 @@ def tokenize_fact(model: EditableModel, fact: Fact) -> TokenizedFact:
     ids, offsets = encode(model, text)
     target_ids: list[int] = []
     if target:
-        joint, _ = encode(model, text + target)
+        joint, places = encode(model, text + target)
         if joint[: len(ids)] != ids:  # offsets would not tell: some tokenizers leave spaces out of them
-            raise ValueError(
-                f"target {quoted(target)} merges with the last token of prompt {quoted(text)}: begin it with a space "
-                f"(' {target.lstrip()}') and leave none at the prompt's end"
-            )
+            raise ValueError(_merging(text, target, places))
         target_ids = joint[len(ids) :]
         if not target_ids:
             raise ValueError(f"target {quoted(target)} after prompt {quoted(text)} gives no token of its own")
@@ -140,3 +139,18 @@ def tokenize_fact(model: EditableModel, fact: Fact) -> TokenizedFact:
         what = f"'{text[:60]}...'" + (" with its target" if target_ids else "")
         raise ValueError(f"prompt {what} takes {needed} tokens, more than the model's {most} positions")
     return TokenizedFact(fact, tuple(ids), tuple(tokens), (first, after), tuple(target_ids))
+
+
+def _merging(text: str, target: str, places: Offsets) -> str:
+    """Why a target cannot be told from its prompt, and what would help in its writing."""
+    what = f"target {quoted(target)} merges with the last token of prompt {quoted(text)}"
+    if not text[-1:].isspace() and spaced(target, text) != target:
+        return f"{what}: begin it with a space (' {target.lstrip()}')"
+    if text[-1:].isspace():
+        return f"{what}: begin it with a space (' {target.lstrip()}') and leave none at the prompt's end"
+    both = text + target
+    start = next((first for first, after in places if first < len(text) < after), None)
+    if start is None:
+        return f"{what}: the tokenizer reads {quoted(both)} another way; cut it elsewhere"
+    token = both[start : next(after for first, after in places if first == start and after > len(text))]
+    return f"{what}: the tokenizer reads {quoted(token)} as one; end the prompt in front of that, or behind it"

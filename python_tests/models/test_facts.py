@@ -8,7 +8,8 @@ from functools import cache
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from transformers import GPT2TokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
 import knowedit_ext as ke
 from knowedit_ext.model.facts import encode, tokenize_fact
@@ -130,6 +131,27 @@ def test_a_target_that_merges_into_the_prompt(name: str, prompt: str, target: st
 def test_a_trailing_space_merges_with_the_target(name: str) -> None:
     with pytest.raises(ValueError, match="target 'trumpet' merges"):
         tokenize_fact(model_with(name), ke.Fact("{} plays the ", "Miles Davis", target="trumpet"))
+
+
+def test_in_a_writing_without_spaces_what_merges_is_named() -> None:
+    """A space is no way out there: the error says where to cut."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator(["中国的首都是北京"] * 3, trainer)
+    model = ke.load_model((tiny_hf("gpt2", vocab_size=400), PreTrainedTokenizerFast(tokenizer_object=made)))
+    with pytest.raises(
+        ValueError, match="the tokenizer reads '.*是北.*' as one; end the prompt in front of that"
+    ) as seen:
+        tokenize_fact(model, ke.Fact("{}的首都是", "中国", target="北京"))
+    assert "space" not in str(seen.value)
+
+
+@pytest.mark.parametrize("attribute", ["", "  "])
+def test_an_empty_attribute_is_refused(attribute: str) -> None:
+    with pytest.raises(ValueError, match="the attribute of prompt '{} plays the' is empty"):
+        ke.Fact("{} plays the", "Miles Davis", attribute=attribute)
 
 
 # -- special tokens and prefixes ---------------------------------------------------------------------------------------
