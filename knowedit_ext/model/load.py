@@ -72,6 +72,7 @@ class EditableModel:
             raise ValueError(f"unknown precision '{precision}': expected 'tf32', or None for exact float32")
         hf = unwrapped(hf)
         self.modules = ModuleMap(hf)
+        _check_in_memory(self.modules)
         _check_vocabulary(tokenizer, self.modules.embedding.weight.shape[0])
         self.hf = hf.eval()
         self.tokenizer = tokenizer
@@ -159,6 +160,16 @@ def load_model(
     if dtype is not None:
         hf = hf.to(dtype)
     return EditableModel(hf, tokenizer, bos=bos, name=name, precision=precision)
+
+
+def _check_in_memory(modules: ModuleMap) -> None:
+    """What accelerate has offloaded computes somewhere; a model that was made on the meta device has no numbers."""
+    for name, part in (("embedding", modules.embedding), *((f"layer {n}", x) for n, x in enumerate(modules.layers))):
+        if device_of(part) == torch.device("meta"):
+            raise ValueError(
+                f"the model's {name} is on the meta device: it has no weights; load it with from_pretrained, or with "
+                "device_map= where it is larger than memory"
+            )
 
 
 def _check_vocabulary(tokenizer: Any, rows: int) -> None:

@@ -69,6 +69,11 @@ def _refuse_inside(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"'{name}' is sharded by FSDP: no process holds its weights; load the model whole, or with device_map="
             )
+        if type(module).__module__.startswith("torch.ao.nn.quantized"):
+            raise UnsupportedModelError(
+                f"'{name}' is quantised by torch.ao ({type(module).__name__}): what it says of a text depends on the "
+                "texts beside it; pass the model as it was before, or quantised by transformers"
+            )
         lora = "LoraLayer" in kinds and "ParamWrapper" not in kinds
         if "AuxiliaryTrainingWrapper" in kinds or ("BaseTunerLayer" in kinds and not lora):
             raise UnsupportedModelError(

@@ -39,9 +39,15 @@ def test_dtype(folder, dtype) -> None:
     assert ke.load_model((tiny_hf("llama"), word_level()), dtype=dtype).dtype == want
 
 
-def test_device() -> None:
-    model = ke.load_model((tiny_hf("gpt2"), word_level()), device="meta")
-    assert model.device.type == "meta"
+@pytest.mark.parametrize("part", ["", "wte", "h.2"])
+def test_what_has_no_weights_in_memory(part: str) -> None:
+    """Which also shows that `device` moves a model."""
+    hf = tiny_hf("gpt2")
+    hf.transformer.get_submodule(part).to("meta")
+    with pytest.raises(ValueError, match="the model's (embedding|layer 2) is on the meta device: it has no weights"):
+        ke.load_model((hf, word_level()))
+    with pytest.raises(ValueError, match="meta device"):
+        ke.load_model((tiny_hf("gpt2"), word_level()), device="meta")
 
 
 def test_a_loaded_model_is_taken_as_it_is_or_as_asked() -> None:

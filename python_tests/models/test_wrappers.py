@@ -298,3 +298,9 @@ def test_sharded_weights_are_refused(process_group) -> None:
     linear.weight = nn.Parameter(distribute_tensor(linear.weight.detach(), mesh))
     with pytest.raises(ke.UnsupportedModelError, match="'model.layers.1.mlp.down_proj.weight' is sharded over"):
         ke.load_model((hf, word_level()))
+
+
+def test_what_quantises_by_the_texts_beside_is_refused() -> None:
+    hf = torch.ao.quantization.quantize_dynamic(tiny_hf("llama"), {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(ke.UnsupportedModelError, match=r"is quantised by torch.ao \(Linear\)"):
+        ke.load_model((hf, word_level()))
