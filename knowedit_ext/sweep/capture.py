@@ -221,6 +221,8 @@ class RowArguments:
         """Rows of per-position tensors [1, tokens, ...] (or [tokens]) -> [1, rows, ...] (or [rows])."""
         key = tuple(id(part) for part in parts)  # layers share tables; the runs keep them alive
         if key not in self._tables:
+            if batched and any(len(part) != 1 for part in parts):
+                raise UnsupportedModelError(f"positions of {list(parts[0].shape)}: a sweep knows [1, tokens, ...]")
             table = torch.cat([part[0] if batched else part for part in parts])
             self._tables[key] = table.index_select(0, self.index.to(table.device))
         chosen = self._tables[key][:rows].to(device)
