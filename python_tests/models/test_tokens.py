@@ -185,6 +185,8 @@ def test_nobody_else_calls_the_tokenizer() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
+                if called == "searched.tokenizer.encode":  # compat/neurons.py compares with what EasyEdit itself reads
+                    continue
                 assert not called.endswith(("tokenizer", "tokenizer.encode", "tokenizer.tokenize")), (path, called)
 
 
