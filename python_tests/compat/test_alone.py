@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 import types
 
 import numpy as np
@@ -225,6 +226,27 @@ def test_requests_computed_together_are_as_alone(model, hparams) -> None:
             for a, b in zip(one[name], other[name], strict=True):
                 assert a.dtype == torch.float32
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_threads_edit_one_model_in_turns(model, hparams) -> None:
+    alone = [easyedit.execute_rome(model.hf, model.tokenizer, one, hparams()) for one in ASKED]
+    before, given = copy.deepcopy(model.hf.state_dict()), {}
+
+    def work(number: int) -> None:
+        with ahead.planned(ASKED[number : number + 1]):  # a plan is its thread's own
+            given[number] = easyedit.execute_rome(model.hf, model.tokenizer, ASKED[number], hparams())
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(ASKED))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(given) == list(range(len(ASKED)))
+    for number, wanted in enumerate(alone):
+        for name, pair in wanted.items():
+            for a, b in zip(given[number][name], pair, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.hf.state_dict().items())
 
 
 def plain_accuracy(model, tok, prompts, targets, locality) -> list:
