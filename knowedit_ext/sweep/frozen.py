@@ -83,13 +83,15 @@ class FrozenPrompts:
         self._readout = torch.cat([torch.from_numpy(rows).reshape(-1) for rows in layout.readout]) - roots
         index = (self.packed.offsets[layout.prompt] + layout.position)[roots:]
         self._arguments = RowArguments(self.packed.prompts, index)
-        self._read_arguments = RowArguments(self.packed.prompts, index[self._readout])
         every = torch.arange(roots)
         self._segments = [
             _live(table, roots, every if layer < self._whole else self._left_rows)
             for layer, table in enumerate(layout.segments)
         ]
         if self.edited < self.depth - 1:
+            if (self._readout < 0).any():
+                raise ValueError("a state is read that nothing of the change reaches")
+            self._read_arguments = RowArguments(self.packed.prompts, index[self._readout])
             self._read_segments = _of_rows(self._segments[-1], self._readout)
 
     @torch.no_grad()
@@ -115,6 +117,7 @@ class FrozenPrompts:
                     keep = self._keys_values if layer >= self.edited else None
                     hidden = packed.run(hidden, layer, layer + 1, keep)
         self.initial = torch.stack([states[site].to(hidden.device) for site in self.sites], dim=1)
+        self._final = hidden  # where the edited layer is the last, the change does not reach what is read behind it
         if self._whole < self.depth and self._left is not None:
             last = self.depth - 1
             hidden = self._left.run(hidden[self._left_rows.to(hidden.device)], self._whole, last, self._keys_values)
@@ -147,7 +150,10 @@ class FrozenPrompts:
                     arguments, segments = self._read_arguments, self._read_segments
                     hidden = hidden[self._readout.to(hidden.device)]
                 hidden, _ = run_layer(modules, number, hidden, arguments, segments, frozen)
-        return final_states(self.model, hidden if last > self.edited else hidden[self._readout.to(hidden.device)])
+        if last == self.edited:
+            rows = self._readout.to(hidden.device) + self.packed.rows
+            hidden = torch.cat([self._final.to(hidden.device), hidden])[rows]
+        return final_states(self.model, hidden)
 
 
 def _live(table: torch.Tensor, roots: int, kept: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,8 @@ from knowedit_ext.editing.methods.memit import MEMITParams, memit, memit_values
 from knowedit_ext.editing.published import export_values, import_values, value_path
 from knowedit_ext.editing.request import EditRequest
 
-from ..support.families import WIDTH, tiny_model
-from .models import editable
+from ..support.families import WIDTH
+from .models import editable, fresh
 from .plain import moments_of
 
 PARAMS = MEMITParams(layers=(0, 2), v_num_grad_steps=2)
@@ -80,8 +80,10 @@ def test_memit_takes_them(tmp_path) -> None:
 
 
 def test_values_refuse_what_memit_refuses() -> None:
-    with pytest.raises(ValueError, match="MEMIT is not defined for 'olmo2'"):
-        memit_values(tiny_model("olmo2"), RECORDS, PARAMS)
+    model = fresh("llama")
+    model.modules.mlp(2).register_forward_hook(lambda module, args, output: output.tanh())
+    with pytest.raises(ValueError, match="MEMIT is not defined for 'llama'"):
+        memit_values(model, RECORDS, PARAMS)
     with pytest.raises(ValueError, match="layer 9 is out of range"):
         memit_values(editable("gpt2"), RECORDS, replace(PARAMS, layers=(0, 9)))
     with pytest.raises(ValueError, match="no edit requests"):
