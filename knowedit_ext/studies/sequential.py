@@ -25,7 +25,7 @@ from ..model.weights import find_weight
 from ..moments import Moments
 from ..runs.files import load_json, write_json
 from ..runs.settings import marked
-from .ability import text_perplexity
+from .ability import predicted, text_perplexity
 from .cells import Cell, run_cells
 from .results import Sequential
 from .stack import Broken, Stack, breaking, check_moments, described
@@ -95,6 +95,8 @@ def sequential(
     usable(model, whole, asking(DATASETS["counterfact"].ask), False)
     if others is not None:
         usable(model, others, asking(DATASETS["counterfact"].ask), False)
+    if text is not None:
+        predicted(model, text)
     plan = Plan(edits, batch, every, first, untouched, neighbours, text)
     study = {
         "run": "sequential",
