@@ -81,7 +81,6 @@ __all__ = [
     "Fact",
     "KNParams",
     "KnowledgeNeurons",
-    "KnowledgeNeurons",
     "KnockoutTrace",
     "MEMITParams",
     "Moments",

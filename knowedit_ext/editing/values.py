@@ -16,7 +16,6 @@ import torch
 from tqdm import tqdm
 
 from ..checks import quoted
-from ..model.activations import fused_gelu
 from ..model.facts import Fact, tokenize_fact
 from ..model.gradients import check_gradients
 from ..model.head import distribution, likeliest, log_probabilities
@@ -136,7 +135,7 @@ def optimise_values(
     size = batch or _batch_size(model, prompts, after - layer)
     parts = []
     check_gradients(model, layer + 1, after)
-    with learning(model), fused_gelu(model.hf):
+    with learning(model):
         for first in tqdm(range(0, len(requests), size), desc="values", unit="batch", disable=not progress):
             part = slice(first, first + size)
             task = _Batch(

@@ -21,11 +21,11 @@ import transformers
 from torch import nn
 from transformers import AttentionInterface
 
+from ..model.activations import fused_gelu
 from ..model.families import ModuleMap, UnsupportedModelError
 from ..model.hooks import Stop
 from ..ops import tree_attention
 from ..ops.reference import compute_dtype
-from .activations import fused_activations
 from .whole import mix_whole, runs_whole
 
 NAME = "knowedit_tree"
@@ -154,7 +154,7 @@ def _mix(attention: nn.Module, own_forward: Callable[..., Any], *args: Any, **kw
 def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
     """While open, the model's attention modules attend by the table given to `attending`; then all is as it was.
 
-    Activation functions of many kernels run as one, see `fused_activations`.
+    Activation functions of many kernels run as one, see `fused_gelu`.
     """
     attentions = [modules.attn(layer) for layer in range(len(modules.layers))]
     wrapped: list[nn.Module] = []
@@ -174,7 +174,7 @@ def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
             elif id(attention.config) not in configs:
                 configs[id(attention.config)] = (attention.config, attention.config._attn_implementation)
                 attention.config._attn_implementation = NAME
-        with fused_activations(modules):
+        with fused_gelu(*modules.layers):
             yield
     finally:
         for attention in wrapped:
