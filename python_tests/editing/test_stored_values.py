@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import knowedit_ext as ke
+from knowedit_ext.editing import values as values_module
 from knowedit_ext.editing.methods import METHODS
 from knowedit_ext.editing.methods.memit import memit_values
-from knowedit_ext.editing.values import edits_at_once
+from knowedit_ext.editing.tokenized import tokenize_requests
+from knowedit_ext.editing.values import edits_at_once, optimise_values
 from knowedit_ext.runs.files import write_npz
 from knowedit_ext.world import load_world
 
@@ -170,11 +172,13 @@ def test_given_values_are_not_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_how_many_at_once_is_what_optimise_values_takes() -> None:
-    from knowedit_ext.editing.tokenized import tokenize_requests
-
-    model = editable("gpt2")
-    assert edits_at_once(model, tokenize_requests(model, MANY, ["{}"], "subject_last"), params_of("memit"), 2) >= 7
+def test_how_many_at_once_is_what_optimise_values_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = editable("gpt2"), []
+    tokenized = tokenize_requests(model, MANY, ["{}"], "subject_last")
+    monkeypatch.setattr(values_module, "_batch_size", lambda model, prompts, layers: sizes.append(layers) or 3)
+    assert edits_at_once(model, tokenized, params_of("memit"), 2) == 3
+    optimise_values(model, tokenized, params_of("memit"), "layer", 2)
+    assert sizes[0] == sizes[1]
 
 
 @pytest.fixture(scope="module")
