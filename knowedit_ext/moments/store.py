@@ -185,8 +185,8 @@ class Moments:
         there = {int(m[1]): p for p in folder.glob("layer_*.json") if (m := re.fullmatch(r"layer_(\d+)", p.stem))}
         wanted = sorted(there) if layers is None else list(layers)
         if not wanted or not folder.is_dir():
-            there = "holds no moments (layer_*.json)" if folder.is_dir() else "is no folder"
-            raise ValueError(f"'{folder}' {there}")
+            what = "holds no moments (layer_*.json)" if folder.is_dir() else "is no folder"
+            raise ValueError(f"'{folder}' {what}")
         absent = [layer for layer in wanted if layer not in there]
         if absent:
             raise ValueError(f"'{folder}' has no moments of layer {absent[0]}: there are {sorted(there)}")
