@@ -46,6 +46,9 @@ def evaluate(
     zsre_target: Annotated[
         str, typer.Option(help='zsRE: edit to the "answer", as published, or to the false "alt", for portability.')
     ] = "answer",
+    zsre_language: Annotated[
+        str | None, typer.Option(help='zsRE that is there in several languages: which to take ("zh").')
+    ] = None,
     generation: Annotated[bool, typer.Option(help="Fluency and consistency of generated text.")] = True,
     baseline: Annotated[bool, typer.Option(help="Also measure the unedited model.")] = True,
     skip_bad: Annotated[bool, typer.Option(help="Leave bad records out, and count them.")] = False,
@@ -64,6 +67,6 @@ def evaluate(
     choices = dict(method=method, params=params, moments=moments, num_edits=num_edits, seed=seed)
     choices |= dict(problem=problem, noise=number_or_rule(noise))
     texts = dict(generation=generation, snippets=snippets, tfidf=tfidf)
-    chosen = dict(limit=limit, zsre_target=zsre_target, skip_bad=skip_bad)
+    chosen = dict(limit=limit, zsre_target=zsre_target, zsre_language=zsre_language, skip_bad=skip_bad)
     asked = dict(baseline=baseline, compat=compat, max_rows=max_rows)
     run(lambda: load(model, device, dtype), model == "world", data, out, choices, texts, chosen, asked, typer.echo)

@@ -3,9 +3,8 @@ is asked about a record (eval_utils_counterfact.py:124-183)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from reprlib import repr as brief
 from typing import Any
 
 from ..checks import quoted
@@ -23,16 +22,16 @@ from .records import (
     check_rewrite,
     check_text,
     collect_records,
-    is_number,
     mark_subject,
-    take,
+    take_case_id,
     take_space,
     take_text,
     take_texts,
 )
 
-FLAT = ("prompt", "subject", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt")
-MAY_BE_ABSENT = ("attribute_prompts", "generation_prompts")  # and may be empty
+FLAT = ("prompt", "subject", "target_new", "ground_truth")
+FLAT_LISTS = {"rephrase_prompt": "paraphrase_prompts", "locality_prompt": "neighborhood_prompts"}  # of one, or none
+LISTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
 # The target that counts as correct behind each sort of prompt.
 CORRECT = {
     "rewrite_prompts": "target_new",
@@ -46,19 +45,21 @@ TARGETS = ("target_new", "target_true")
 def load_counterfact(
     source: Source, *, skip_bad: bool = False, limit: int | None = None, equal_targets: bool = False
 ) -> Records:
-    """Records in CounterFact's schema from a JSON file, or from records in memory.
+    """Records in CounterFact's schema from a file (JSON, or JSON lines), or from records in memory.
 
     source: {case_id, requested_rewrite {prompt with one "{}", subject, relation_id, target_new {str, id}, target_true
-        {str, id}}, paraphrase_prompts, neighborhood_prompts, attribute_prompts, generation_prompts, ...}. The relation,
-        the ids and the last two lists may be absent (no consistency or generation can be measured then). Other keys are
-        kept as they are. EasyEdit's flat records {case_id, prompt, subject, target_new, ground_truth, rephrase_prompt,
-        locality_prompt, locality_ground_truth} are turned into this schema; see below. `space` (in requested_rewrite)
-        says whether a space stands before the targets, where that is not as the prompts' writing has it.
+        {str, id}}, paraphrase_prompts, neighborhood_prompts, attribute_prompts, generation_prompts, ...}. case_id is a
+        number or text. The relation, the ids and the lists may be absent, lists may be empty: what they are for is not
+        measured of that record, and a report says of how many. Other keys are kept as they are. EasyEdit's flat records
+        {case_id, prompt, subject, target_new, ground_truth, rephrase_prompt, locality_prompt, locality_ground_truth}
+        (the last three may be absent) are turned into this schema; see below. `space` (in requested_rewrite) says
+        whether a space stands before the targets, where that is not as the prompts' writing has it.
     skip_bad: leave bad records out (`.bad` of the result lists them) where otherwise a ValueError names them.
     limit: look at the first `limit` records of the source only.
     equal_targets: the new target may be the true one, which is to become less likely, or more (see `as_problem`).
 
-    A flat record has one paraphrase and one neighbour, no ids, no generation prompts. Two cautions about its scores:
+    A flat record has at most one paraphrase and one neighbour, no ids, no generation prompts. Two cautions about its
+    scores:
     - `rephrase_prompt` is in EasyEdit's files usually (five in six) one of CounterFact's *generation* prompts ("Where
       Danielle Darrieux is from, people speak the language of"): PS asks for a consequence, not for the same statement.
     - NS asks, as always, whether the neighbour prefers target_true to target_new. Where `locality_ground_truth` (kept
@@ -66,24 +67,18 @@ def load_counterfact(
       neighbour's own answer is kept. In EasyEdit's files the two are the same.
 
     Raises ValueError for records that lack a key, have a value of the wrong type, a prompt without exactly one "{}", an
-    empty subject, target, prompt or list of prompts (the published scores would be nan), equal targets, or the case_id
-    of an earlier record.
+    empty subject, target or prompt, equal targets, or the case_id of an earlier record.
     """
     return collect_records(source, partial(_convert, equal_targets=equal_targets), skip_bad=skip_bad, limit=limit)
 
 
 def _convert(_: int, record: Mapping[str, Any], equal_targets: bool) -> Record:
-    case_id = take(record, "case_id")
-    if not is_number(case_id):
-        raise Problem("case_id", f"is {brief(case_id)}, expected a number")
+    take_case_id(record)
     if "requested_rewrite" not in record and any(key in record for key in FLAT):
         return _from_flat(record, equal_targets)
     _check_rewrite(record, equal_targets)
-    for key in ("paraphrase_prompts", "neighborhood_prompts"):
-        take_texts(record, key)
-    for key in MAY_BE_ABSENT:
-        if record.get(key, []) != []:
-            take_texts(record, key)
+    for key in LISTS:
+        take_texts(record, key, least=0)
     for key in EXTRAS:
         check_pairs(record, key)
     return dict(record)
@@ -115,8 +110,9 @@ def _from_flat(record: Mapping[str, Any], equal_targets: bool) -> Record:
         _check_targets(text["target_new"], text["ground_truth"], "target_new")
     if "locality_ground_truth" in record:
         take_text(record, "locality_ground_truth")
+    lists = {name: [take_text(record, key)] if record.get(key) is not None else [] for key, name in FLAT_LISTS.items()}
     return {
-        **{key: value for key, value in record.items() if key not in (*FLAT, "space")},
+        **{key: value for key, value in record.items() if key not in (*FLAT, *FLAT_LISTS, "space")},
         "requested_rewrite": {
             "prompt": mark_subject(text["prompt"], text["subject"], "prompt"),
             "relation_id": None,
@@ -125,11 +121,17 @@ def _from_flat(record: Mapping[str, Any], equal_targets: bool) -> Record:
             "subject": text["subject"],
             **take_space(record),
         },
-        "paraphrase_prompts": [text["rephrase_prompt"]],
-        "neighborhood_prompts": [text["locality_prompt"]],
+        **lists,
         "attribute_prompts": [],
         "generation_prompts": [],
     }
+
+
+def need_prompts(records: Iterable[Record], *sorts: str) -> None:
+    """ValueError that names a record without prompts of these sorts, which a record may lack but what comes cannot."""
+    for record in records:
+        if lacking := [sort for sort in sorts if not record.get(sort)]:
+            raise ValueError(f"record with case_id {record['case_id']} has no {' and no '.join(lacking)}: needed here")
 
 
 def ask(

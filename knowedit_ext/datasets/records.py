@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from .. import documents
 from ..checks import Count, as_type, quoted
 from ..model import spelling
+from ..runs.files import file_name
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class BadRecord(NamedTuple):
     """A record that cannot be used: its place in the source, its case_id (None: unreadable), the key and why."""
 
     index: int
-    case_id: int | None
+    case_id: int | str | None
     key: str
     reason: str
 
@@ -53,15 +54,19 @@ class Problem(Exception):
 
 
 def read_json(path: str | Path, kind: type, expected: str, keep: Callable[[dict], Any] | None = None) -> Any:
-    """The content of a JSON file, which has to be of this kind (`expected` says it in words)."""
-    value = documents.read_json(path, keep)
+    """The content of a JSON file, which has to be of this kind (`expected` says it in words).
+
+    A list may be written as JSON lines, too: an object a line, see `documents.holds_lines`.
+    """
+    lines = kind is list and documents.holds_lines(path)
+    value = documents.read_json_lines(path, keep) if lines else documents.read_json(path, keep)
     if not isinstance(value, kind):
         raise ValueError(f"'{path}' holds a {type(value).__name__}, expected {expected}")
     return value
 
 
 def read_records(source: Source, what: str = "records") -> list[Any]:
-    """The records in a JSON file, or in memory, as a list; what one of them is, is not looked at."""
+    """The records in a file (JSON, or JSON lines), or in memory, as a list; what one of them is, is not looked at."""
     wanted = "a JSON file's path, or a list (of one, for one alone)"
     if isinstance(source, (str, Path)):
         if not os.path.lexists(source):
@@ -88,12 +93,13 @@ def collect_records(
             if not isinstance(record, Mapping):
                 raise Problem("", f"is a {type(record).__name__}, expected an object")
             good = convert(index, record)
-            if good["case_id"] in seen:
-                raise Problem("case_id", f"is the same as that of record {seen[good['case_id']]}")
+            case = str(good["case_id"])  # it names a file
+            if case in seen:
+                raise Problem("case_id", f"is the same as that of record {seen[case]}")
         except Problem as problem:
             records.bad.append(BadRecord(index, _case_id(record), problem.key, problem.reason))
         else:
-            seen[good["case_id"]] = index
+            seen[case] = index
             records.append(good)
     return settle(records, name, skip_bad)
 
@@ -116,9 +122,23 @@ def describe_bad(bad: list[BadRecord], name: str) -> str:
     return "\n  ".join([f"{name}: {count}", *map(str, bad[:NAMED]), *more])
 
 
-def _case_id(record: Any) -> int | None:
-    value = record.get("case_id") if isinstance(record, Mapping) else None
-    return value if is_number(value) else None
+def _case_id(record: Any) -> int | str | None:
+    try:
+        return take_case_id(record)
+    except (Problem, TypeError):
+        return None
+
+
+def take_case_id(record: Mapping[str, Any]) -> int | str:
+    """A whole number, or text that can be part of a file's name."""
+    case_id = take(record, "case_id")
+    if not isinstance(case_id, str) and not is_number(case_id):
+        raise Problem("case_id", f"is {brief(case_id)}, expected a number or text")
+    try:
+        file_name(case_id, "case_id")
+    except ValueError as error:
+        raise Problem("case_id", f"is not usable: {error}") from error
+    return case_id
 
 
 def is_number(value: Any) -> bool:
@@ -137,12 +157,12 @@ def take_text(record: Mapping[str, Any], key: str, inside: str = "") -> str:
     return check_text(take(record, key, inside), inside + key)
 
 
-def take_texts(record: Mapping[str, Any], key: str, inside: str = "") -> list[str]:
-    """A list of at least one text."""
-    texts = take(record, key, inside)
+def take_texts(record: Mapping[str, Any], key: str, inside: str = "", *, least: int = 1) -> list[str]:
+    """A list of at least `least` texts; with 0 it may be absent."""
+    texts = take(record, key, inside) if least else record.get(key, [])
     if not isinstance(texts, list):
         raise Problem(inside + key, f"is {brief(texts)}, expected a list of texts")
-    if not texts:
+    if len(texts) < least:
         raise Problem(inside + key, "is an empty list")
     return [check_text(text, f"{inside}{key}[{number}]") for number, text in enumerate(texts)]
 

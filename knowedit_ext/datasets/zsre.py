@@ -22,9 +22,8 @@ from .records import (
     check_pairs,
     check_rewrite,
     collect_records,
-    is_number,
     mark_subject,
-    take,
+    take_case_id,
     take_space,
     take_text,
     take_texts,
@@ -34,16 +33,26 @@ NO_TARGET = "<|endoftext|>"  # published in place of a true target, which zsRE h
 MARK = "nq question: "
 
 
-def load_zsre(source: Source, *, skip_bad: bool = False, limit: int | None = None, target: str = "answer") -> Records:
-    """zsRE records {subject, src, rephrase, answers, loc, loc_ans, ...} as CounterFact-like ones; case_id is the index.
+def load_zsre(
+    source: Source,
+    *,
+    skip_bad: bool = False,
+    limit: int | None = None,
+    target: str = "answer",
+    language: str | None = None,
+) -> Records:
+    """zsRE records {subject, src, rephrase, answers, loc, loc_ans, ...} as CounterFact-like ones; case_id is the index,
+    where the records have none.
 
     The result has requested_rewrite, paraphrase_prompts [rephrase], neighborhood_prompts [{prompt: loc + "?", target:
     loc_ans}], empty attribute_prompts and generation_prompts. The published neighbourhood has one prompt per token of
     the answer, which takes a tokenizer: with ids of " " + target, the i-th prompt is `prompt` + decode(ids[:i]) and its
-    target is decode(ids[i]). `loc` keeps its "nq question: ", as published, and must have it.
+    target is decode(ids[i]). `loc` keeps its "nq question: ", as published; one without it (translated zsRE) is a
+    question as it stands, and gets no "?". `rephrase`, and `loc` with `loc_ans`, may be absent.
 
     target: "answer" edits to the first of `answers`, as in the papers of ROME and MEMIT; "alt" to the false `alt`, as
-        EasyEdit does.
+        EasyEdit does. A record without `answers` has its `alt` alone.
+    language: of records that are there in several, {"en": {...}, "zh": {...}} (Bi-ZsRE, MzsRE): which to take.
     portability_prompts [{prompt, target}] come from `portability` ("New Question", "New Answer") of those records whose
         new target is `alt`: the question presupposes it ("..., which was established in 2006?").
     skip_bad, limit, `space` of a record: as in `load_counterfact`. Records that this made are checked again.
@@ -53,20 +62,21 @@ def load_zsre(source: Source, *, skip_bad: bool = False, limit: int | None = Non
     """
     if target not in ("answer", "alt"):
         raise ValueError(f"unknown target '{target}': expected 'answer' or 'alt'")
-    return collect_records(source, partial(_convert, target=target), skip_bad=skip_bad, limit=limit)
+    convert = partial(_convert, target=target, language=language)
+    return collect_records(source, convert, skip_bad=skip_bad, limit=limit)
 
 
-def _convert(index: int, record: Mapping[str, Any], target: str) -> Record:
+def _convert(index: int, record: Mapping[str, Any], target: str, language: str | None) -> Record:
     if "requested_rewrite" in record:
         return _check_converted(record)
+    case_id = take_case_id(record) if "case_id" in record else index
+    if translations := _translations(record):
+        record = _translation(translations, language)
     subject = take_text(record, "subject")
-    answer = take_texts(record, "answers")[0]
-    new = answer if target == "answer" else take_text(record, "alt")
-    loc = take_text(record, "loc")
-    if MARK not in loc:
-        raise Problem("loc", f"is {quoted(loc)}, without '{MARK}'")
+    alone = "alt" in record and "answers" not in record
+    new = take_text(record, "alt") if target == "alt" or alone else take_texts(record, "answers")[0]
     converted = {
-        "case_id": index,
+        "case_id": case_id,
         "requested_rewrite": {
             "prompt": mark_subject(take_text(record, "src"), subject, "src"),
             "subject": subject,
@@ -74,14 +84,33 @@ def _convert(index: int, record: Mapping[str, Any], target: str) -> Record:
             "target_true": {"str": NO_TARGET},
             **take_space(record),
         },
-        "paraphrase_prompts": [take_text(record, "rephrase")],
-        "neighborhood_prompts": [{"prompt": f"{loc}?", "target": take_text(record, "loc_ans")}],
+        "paraphrase_prompts": [take_text(record, "rephrase")] if record.get("rephrase") is not None else [],
+        "neighborhood_prompts": _neighbours(record),
         "attribute_prompts": [],
         "generation_prompts": [],
     }
     if "portability" in record and record.get("alt", new) == new:
         converted["portability_prompts"] = [_portability(record["portability"])]
     return converted
+
+
+def _translations(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """By language, of a record that is there in several."""
+    return {key: value for key, value in record.items() if isinstance(value, Mapping) and "src" in value}
+
+
+def _translation(translations: Mapping[str, Mapping[str, Any]], language: str | None) -> Mapping[str, Any]:
+    if language not in translations:
+        wanted = "say which language to take" if language is None else f"there is no {quoted(language)}"
+        raise Problem("", f"is there in {', '.join(translations)}: {wanted}")
+    return translations[language]
+
+
+def _neighbours(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    if record.get("loc") is None and record.get("loc_ans") is None:
+        return []
+    loc = take_text(record, "loc")
+    return [{"prompt": f"{loc}?" if MARK in loc else loc, "target": take_text(record, "loc_ans")}]
 
 
 def _portability(portability: Any) -> Record:
@@ -95,12 +124,9 @@ def _portability(portability: Any) -> Record:
 
 def _check_converted(record: Mapping[str, Any]) -> Record:
     """A record that this loader made."""
-    case_id = take(record, "case_id")
-    if not is_number(case_id):
-        raise Problem("case_id", f"is {brief(case_id)}, expected a number")
+    take_case_id(record)
     check_rewrite(record, ("target_new", "target_true"))
-    take_texts(record, "paraphrase_prompts")
-    take(record, "neighborhood_prompts")
+    take_texts(record, "paraphrase_prompts", least=0)
     for key in ("neighborhood_prompts", *EXTRAS):
         check_pairs(record, key)
     return dict(record)
@@ -118,8 +144,8 @@ def ask(
     new, space = rewrite["target_new"]["str"], rewrite.get("space")
     pairs_of = {
         "rewrite_prompts": [(filled(rewrite), new)],
-        "paraphrase_prompts": [(text, new) for text in record["paraphrase_prompts"]],
-        "neighborhood_prompts": [(x["prompt"], x["target"]) for x in record["neighborhood_prompts"]],
+        "paraphrase_prompts": [(text, new) for text in record.get("paraphrase_prompts", ())],
+        "neighborhood_prompts": [(x["prompt"], x["target"]) for x in record.get("neighborhood_prompts", ())],
     }
     asked = {sort: [(text, spaced(answer, text, space)) for text, answer in pairs] for sort, pairs in pairs_of.items()}
     cut = _by_texts if compat == "reference" else lambda _, text, answer, number: [Question(text, (answer,), number)]
@@ -147,8 +173,9 @@ def _by_texts(model: EditableModel, text: str, answer: str, edit: int) -> list[T
 
 
 def _detect(record: Mapping[str, Any]) -> bool:
-    near = record.get("neighborhood_prompts")
-    return "src" in record or (isinstance(near, list) and bool(near) and isinstance(near[0], Mapping))
+    rewrite = record.get("requested_rewrite")
+    true = rewrite.get("target_true") if isinstance(rewrite, Mapping) else None
+    return "src" in record or bool(_translations(record)) or true == {"str": NO_TARGET}
 
 
 DATASET = Dataset("zsre", _detect, load_zsre, ask)

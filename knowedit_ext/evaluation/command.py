@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from ..datasets import DATASETS, load_snippets, load_tfidf, wanted_snippets
+from ..datasets.counterfact import need_prompts
 from ..datasets.records import BadRecord, Records, describe_bad
 from ..editing.edit import Edit
 from ..editing.methods import METHODS, method_of
@@ -43,8 +44,8 @@ def run(
     say: Callable[[str], None],
 ) -> None:
     """Files are read and checked before the model. choices: method, params, moments, num_edits, seed, problem, noise;
-    texts: generation, snippets, tfidf; chosen, of the records: limit, skip_bad, zsre_target; settings: baseline and
-    compat."""
+    texts: generation, snippets, tfidf; chosen, of the records: limit, skip_bad, zsre_target,
+    zsre_language; settings: baseline and compat."""
     _check(data, of_world, choices, texts)
     problem = choices["problem"]
     # The truth may be what is asked for; an ordinary edit to it is a mistake.
@@ -89,6 +90,7 @@ def _as_problems(
     asked = Records(bad=records.bad)
     for place, record in zip(places(records), records, strict=True):
         try:
+            need_prompts([record], "paraphrase_prompts", "neighborhood_prompts")
             of = "hase" if compat == "hase" else None
             request = as_problem(model, record, choices["problem"], choices["noise"], compat=of)
             asked.append(problem_record(record, request))

@@ -214,6 +214,7 @@ def load(
     skip_bad: bool,
     limit: int | None,
     zsre_target: str = "answer",
+    zsre_language: str | None = None,
     equal_targets: bool = False,
 ) -> tuple[Records, str]:
     """Checked records, and which data set they are of. equal_targets: CounterFact's new target may be the true one."""
@@ -225,8 +226,11 @@ def load(
     if isinstance(records, Records):  # as a loader made them
         records = Records(raw[:limit], _bad_before(records, len(raw[:limit])))
     else:
-        options = {"target": zsre_target} if kind == "zsre" else {"equal_targets": equal_targets}
-        records = DATASETS[kind].load(raw, skip_bad=skip_bad, limit=limit, **options)
+        own = {
+            "counterfact": {"equal_targets": equal_targets},
+            "zsre": {"target": zsre_target, "language": zsre_language},
+        }
+        records = DATASETS[kind].load(raw, skip_bad=skip_bad, limit=limit, **own.get(kind, {}))
     if not records:
         raise ValueError(f"no records to evaluate ({len(records.bad)} were skipped)" if records.bad else "no records")
     return records, kind

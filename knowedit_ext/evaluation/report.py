@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("S", *(column for metric in METRICS for column in metric.columns))  # the papers' order
 
+MAY_LACK = {"paraphrase_prompts": "PS, PM and PA", "neighborhood_prompts": "NS, NM and NA"}  # the columns of a sort
+
 
 @dataclass
 class Report:
@@ -40,12 +42,21 @@ class Report:
         return {name: row for name, row in summaries.items() if row}
 
     def table(self) -> str:
-        """Markdown, the papers' column order, standard errors in brackets."""
-        return table(self.rows(), "model") + self._left_out()
+        """Markdown, the papers' column order, standard errors in brackets; and what is not measured, of how many."""
+        notes = [*self._not_asked(), *([f"{_records(len(self.skipped))} skipped."] if self.skipped else [])]
+        return "\n\n".join([table(self.rows(), "model"), *notes]) + "\n"
 
-    def _left_out(self) -> str:
-        count = len(self.skipped)
-        return f"\n\n{count} record{'s' if count != 1 else ''} skipped.\n" if count else "\n"
+    def _not_asked(self) -> list[str]:
+        """Of records without prompts of a sort: their columns are means over the others."""
+        last = "post" if any("post" in case for case in self.cases) else "pre"
+        asked = [case[last] for case in self.cases if "rewrite_prompts_correct" in case.get(last, ())]
+        without = {sort: sum(not case.get(f"{sort}_correct") for case in asked) for sort in MAY_LACK}
+        rest = {True: "are of the others", False: "are empty"}
+        return [
+            f"{_records(count)} without {sort}: {MAY_LACK[sort]} {rest[count < len(asked)]}."
+            for sort, count in without.items()
+            if count
+        ]
 
     def by_relation(self, when: str = "post") -> dict[str, dict[str, Mean]]:
         """Summary of each relation's records, the largest relation first (MEMIT, figure 6)."""
@@ -167,6 +178,10 @@ def side_by_side(reports: Mapping[str, Report]) -> str:
         if post:
             rows[name] = post
     return table(rows, "method") + "\n"
+
+
+def _records(count: int) -> str:
+    return f"{count} record{'s' if count != 1 else ''}"
 
 
 def _cell(mean: Mean | None, column: str) -> str:

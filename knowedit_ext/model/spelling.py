@@ -17,7 +17,7 @@ def spaced(target: str, prompt: str, space: bool | None = None) -> str:
     """`target` as it goes on from `prompt`: published targets come without the space that stands before them.
 
     space: True puts one in front, False keeps the target as it is. None: one, unless the prompt ends in whitespace (a
-    chat's turn) or its last letter is of a script that puts none between words (Chinese, Japanese, Thai, ...).
+    chat's turn) or its last letter, or full-width mark, is of a writing without spaces (Chinese, Japanese, Thai).
     A target that begins with whitespace never gets another one.
     """
     if space is False or target[:1].isspace():
@@ -74,8 +74,8 @@ def _starts(text: str, part: str) -> list[int]:
 def _separates_words(prompt: str) -> bool:
     if prompt[-1:].isspace():
         return False
-    letter = next((letter for letter in reversed(prompt) if letter.isalpha()), "a")
-    return not _is_unspaced(letter)
+    last = next((sign for sign in reversed(prompt) if sign.isalpha() or _is_unspaced(sign)), "a")
+    return not _is_unspaced(last)
 
 
 def _is_unspaced(letter: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..checks import Count, typed
 from ..datasets import load_counterfact
+from ..datasets.counterfact import need_prompts
 from ..editing.problems import PROBLEMS, problem_of
 from ..model.hooks import at_rest
 from ..model.identity import identity
@@ -81,7 +82,9 @@ def localization_study(
         "compat": compat,
     }
     study = Study(model, Path(out), settings, group, moments, progress)
-    study.know(load_counterfact(records), facts)
+    loaded = load_counterfact(records)
+    need_prompts(loaded, "paraphrase_prompts", "neighborhood_prompts")
+    study.know(loaded, facts)
     results = study.run(chosen, problems, layers)
     ranks = Ranks()
     if ranks.first:

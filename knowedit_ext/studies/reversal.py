@@ -131,12 +131,14 @@ def _items(records: Sequence[Record], facts: int, candidates: int) -> list[Item]
         rewrite = record["requested_rewrite"]
         relation, new = rewrite.get("relation_id"), rewrite["target_new"]["str"].strip()
         prompts = _prompts(record, relation, new)
-        if prompts and len(items) < facts:
+        if prompts and record.get("paraphrase_prompts") and len(items) < facts:
             others = {name: obj == new for name, obj in subjects[relation].items() if name != rewrite["subject"]}
             kept = sorted(others, key=lambda name: not others[name])[: candidates - 1]  # stable: true ones first
             items.append(Item(record, prompts, (rewrite["subject"], *kept), tuple(others[name] for name in kept)))
     if not items:
-        raise ValueError("no record can be turned round: none has reversal_prompts, or a relation with inverse prompts")
+        raise ValueError(
+            "no record can be turned round: none has paraphrases and reversal_prompts (or a relation with inverse ones)"
+        )
     return items
 
 

@@ -209,8 +209,8 @@ def _counterfact(records: Any, neighbours: int | None) -> Records:
         {
             "case_id": number,  # of several files there may be two of one number
             "requested_rewrite": record["requested_rewrite"],
-            "paraphrase_prompts": record["paraphrase_prompts"],
-            "neighborhood_prompts": record["neighborhood_prompts"][:neighbours],
+            "paraphrase_prompts": record.get("paraphrase_prompts", []),
+            "neighborhood_prompts": record.get("neighborhood_prompts", [])[:neighbours],
         }
         for number, record in enumerate(whole)
     )

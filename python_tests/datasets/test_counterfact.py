@@ -71,11 +71,33 @@ def test_records_are_kept_as_they_are(tmp_path):
 
 def test_the_lists_and_ids_that_may_be_absent():
     poor = record()
-    del poor["attribute_prompts"], poor["generation_prompts"]
+    for key in ("attribute_prompts", "generation_prompts", "paraphrase_prompts", "neighborhood_prompts"):
+        assert load_counterfact([record(**{key: []})]) == [record(**{key: []})]
+        del poor[key]
     rewrite = poor["requested_rewrite"]
     del rewrite["relation_id"], rewrite["target_new"]["id"]
     rewrite["target_true"]["id"] = None
     assert load_counterfact([poor]) == [poor]
+
+
+def test_flat_records_of_one_prompt():
+    for lacking in (
+        {"rephrase_prompt"},
+        {"locality_prompt", "locality_ground_truth"},
+        {"rephrase_prompt", "locality_prompt"},
+    ):
+        for values in (
+            {k: v for k, v in flat().items() if k not in lacking},
+            flat() | dict.fromkeys(lacking & {"rephrase_prompt", "locality_prompt"}),
+        ):
+            (loaded,) = load_counterfact([values])
+            assert loaded["paraphrase_prompts"] == (
+                [] if "rephrase_prompt" in lacking else ["Miles Davis is known for"]
+            )
+            assert loaded["neighborhood_prompts"] == (
+                [] if "locality_prompt" in lacking else ["John Coltrane plays the"]
+            )
+            assert "rephrase_prompt" not in loaded
 
 
 def test_flat_records_become_counterfacts():
@@ -103,7 +125,8 @@ def test_flat_records_become_counterfacts():
 REWRITE = "requested_rewrite"
 BAD = [
     (("case_id",), ..., "case_id", "is missing"),
-    (("case_id",), "7", "case_id", "expected a number"),
+    (("case_id",), "../7", "case_id", "cannot name a file"),
+    (("case_id",), 7.5, "case_id", "expected a number or text"),
     (("case_id",), True, "case_id", "expected a number"),
     ((REWRITE,), ..., REWRITE, "is missing"),
     ((REWRITE,), ["x"], REWRITE, "expected an object"),
@@ -118,10 +141,8 @@ BAD = [
     ((REWRITE, "target_new", "str"), " trumpet", f"{REWRITE}.target_new.str", "nothing to edit"),
     ((REWRITE, "target_true", "str"), ..., f"{REWRITE}.target_true.str", "is missing"),
     ((REWRITE, "target_true", "id"), 4, f"{REWRITE}.target_true.id", "expected text"),
-    (("paraphrase_prompts",), ..., "paraphrase_prompts", "is missing"),
-    (("paraphrase_prompts",), [], "paraphrase_prompts", "empty list"),
+    (("paraphrase_prompts",), None, "paraphrase_prompts", "expected a list"),
     (("paraphrase_prompts",), "Miles plays the", "paraphrase_prompts", "expected a list"),
-    (("neighborhood_prompts",), [], "neighborhood_prompts", "empty list"),
     (("neighborhood_prompts", 1), None, "neighborhood_prompts[1]", "expected text"),
     (("neighborhood_prompts", 0), "", "neighborhood_prompts[0]", "is empty"),
     (("generation_prompts",), None, "generation_prompts", "expected a list"),
@@ -169,8 +190,28 @@ def test_duplicate_case_ids_name_both_records():
         load_counterfact([record(8), record(9), record(8)])
 
 
+def test_case_ids_that_name_one_file():
+    assert [r["case_id"] for r in load_counterfact([record("a-1"), record(1)])] == ["a-1", 1]
+    with pytest.raises(ValueError, match="'case_id' is the same as that of record 0"):
+        load_counterfact([record("8"), record(8)])
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "records.NDJSON", "records.json"])
+def test_json_lines_and_a_bom(name, tmp_path):
+    records = [record(1), record(2, note="ä\u2028")]
+    lines = [json.dumps(each, ensure_ascii=False) for each in records]
+    file = tmp_path / name
+    file.write_text("\n".join(["", lines[0], " ", lines[1]]), encoding="utf-8-sig")
+    assert load_counterfact(file) == records
+    file.write_text("\n".join([*lines, '{"case_id": 3,']))
+    with pytest.raises(ValueError, match=f"{name}' is not JSON lines: line 3: "):
+        load_counterfact(file)
+    (tmp_path / "whole.json").write_text(json.dumps(records), encoding="utf-8-sig")
+    assert load_counterfact(tmp_path / "whole.json") == records
+
+
 def test_many_bad_records_are_counted():
-    records = [record(n, paraphrase_prompts=[]) for n in range(9)]
+    records = [record(n, paraphrase_prompts=[""]) for n in range(9)]
     with pytest.raises(ValueError, match="9 bad records") as error:
         load_counterfact([record(100), *records])
     lines = str(error.value).splitlines()

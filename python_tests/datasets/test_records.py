@@ -96,8 +96,10 @@ def test_one_value_changed(data, name: str, odd) -> None:
 @pytest.mark.parametrize("name", GOOD)
 def test_a_missing_key_is_named(name: str) -> None:
     loader, record = GOOD[name]
-    optional = {"alt", "attribute_prompts", "generation_prompts", "requested_rewrite"}  # of zsRE's
-    for key in record.keys() - (optional if "zsre" in name else set()):
+    optional = {"paraphrase_prompts", "neighborhood_prompts", "rephrase_prompt", "locality_prompt"}
+    if "zsre" in name:
+        optional |= {"alt", "answers", "rephrase", "attribute_prompts", "generation_prompts", "requested_rewrite"}
+    for key in record.keys() - optional:
         with pytest.raises(ValueError, match=key):
             loader([{k: v for k, v in record.items() if k != key}])
 

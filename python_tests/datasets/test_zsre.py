@@ -70,8 +70,9 @@ BAD = [
     ("answers", [], "answers", "empty list"),
     ("answers", "1998", "answers", "expected a list"),
     ("answers", [1998], "answers[0]", "expected text"),
-    ("rephrase", None, "rephrase", "expected text"),
-    ("loc", "what is the string", "loc", "without 'nq question: '"),
+    ("rephrase", 7, "rephrase", "expected text"),
+    ("loc", ..., "loc", "is missing"),
+    ("loc_ans", ..., "loc_ans", "is missing"),
     ("loc_ans", " ", "loc_ans", "is empty"),
     ("portability", "x", "portability", "expected an object"),
     ("portability", {"New Question": "x"}, "portability.New Answer", "is missing"),
@@ -89,6 +90,36 @@ def test_a_bad_record_is_named(key, value, named, reason):
     assert f"'{named}' " in str(error.value) and reason in str(error.value)
     records = load_zsre(raw, skip_bad=True)
     assert [r["case_id"] for r in records] == [0, 2] and records.bad[0].index == 1
+
+
+def test_translated_records():
+    """Locality questions have no mark, and stand as they are; a record may be there in several languages."""
+    chinese = record(
+        subject="长城",
+        src="谁修建了长城？",
+        rephrase="长城是谁修的？",
+        loc="谁写了论语？",
+        loc_ans="孔子",
+        alt="秦始皇",
+    )
+    (loaded,) = load_zsre([chinese])
+    assert loaded["neighborhood_prompts"] == [{"prompt": "谁写了论语？", "target": "孔子"}]
+    assert load_zsre([loaded]) == [loaded]
+    both = {"case_id": "a", "en": record(), "zh": {k: v for k, v in chinese.items() if k != "answers"}}
+    (other,) = load_zsre([both], language="zh")
+    assert other["case_id"] == "a" and other["requested_rewrite"]["target_new"] == {"str": "秦始皇"}
+    assert load_zsre([both], language="en")[0]["requested_rewrite"]["subject"] == "IAAF"
+    with pytest.raises(ValueError, match="record 0 .*is there in en, zh: say which language"):
+        load_zsre([both])
+    with pytest.raises(ValueError, match="is there in en, zh: there is no 'fr'"):
+        load_zsre([both], language="fr")
+
+
+def test_records_without_paraphrase_or_neighbour():
+    bare = {"subject": "IAAF", "src": "When was the inception of IAAF?", "answers": ["1998"]}
+    (loaded,) = load_zsre([bare | {"rephrase": None}])
+    assert loaded["paraphrase_prompts"] == loaded["neighborhood_prompts"] == []
+    assert load_zsre([loaded]) == [loaded]
 
 
 def test_unknown_targets_are_refused():
@@ -110,7 +141,7 @@ def test_loaded_records_are_checked_again():
     loaded = load_zsre([record()])
     assert load_zsre(list(loaded)) == loaded
     for path, value, message in (
-        ("paraphrase_prompts", [], "'paraphrase_prompts' is an empty list"),
+        ("paraphrase_prompts", [""], r"'paraphrase_prompts\[0\]' is empty"),
         ("neighborhood_prompts", ["a"], r"'neighborhood_prompts\[0\]' is 'a'"),
         ("portability_prompts", {"a": 1}, "'portability_prompts' is"),
         ("requested_rewrite", [loaded[0]["requested_rewrite"]], "'requested_rewrite' is"),

@@ -69,11 +69,11 @@ def test_generation_of_the_world(run, tmp_path: Path) -> None:
 
 def test_bad_records_and_flat_ones(run, tmp_path: Path) -> None:
     records = load_world().records()[:3]
-    records[1]["paraphrase_prompts"] = []
+    records[1]["paraphrase_prompts"] = [""]
     (tmp_path / "bad.json").write_text(json.dumps(records))
     arguments = ["evaluate", "world", "--data", "bad.json", "--no-generation", "--out", "out"]
     status, _, err = run(*arguments)
-    assert status == 2 and "record 1 (case_id 1): 'paraphrase_prompts' is an empty list" in err
+    assert status == 2 and "record 1 (case_id 1): 'paraphrase_prompts[0]' is empty" in err
     assert not (tmp_path / "out").exists()
     status, out, _ = run(*arguments, "--skip-bad")
     assert status == 0 and "1 record skipped" in out

@@ -260,11 +260,30 @@ def test_facts_edited_together_are_part_of_the_settings(
         ke.evaluate(model, records[:4], Together(), False, group=3, out=tmp_path)
 
 
+def test_records_without_prompts_of_a_sort(model: ke.EditableModel, records: list[dict]) -> None:
+    """The columns that can be had, over the records that have them, and how many have not."""
+    poor = [records[0], {**records[1], "neighborhood_prompts": []}, {**records[2], "case_id": "two"}]
+    del poor[2]["paraphrase_prompts"]
+    report, whole = (ke.evaluate(model, r, generation=False) for r in (poor, records[:3]))
+    row = report.summary("pre")
+    assert {name: row[name].n for name in ("ES", "PS", "NS", "S")} == {"ES": 3, "PS": 2, "NS": 2, "S": 1}
+    assert "1 record without paraphrase_prompts: PS, PM and PA are of the others." in report.table()
+    assert "1 record without neighborhood_prompts: NS, NM and NA are of the others." in report.table()
+    assert [case["pre"]["rewrite_prompts_probs"] for case in report.cases] == [
+        case["pre"]["rewrite_prompts_probs"] for case in whole.cases
+    ]
+    assert "without" not in whole.table()
+    bare = [{k: v for k, v in r.items() if k in ("case_id", "requested_rewrite")} for r in records[:2]]
+    report = ke.evaluate(model, bare, generation=False)
+    assert set(report.summary("pre")) == {"ES", "EM", "EA"} and "2 records without" in report.table()
+    assert "PS, PM and PA are empty." in report.table()
+
+
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
 def bad_records(records: list[dict]) -> list[dict]:
-    empty = {**records[1], "neighborhood_prompts": []}
+    empty = {**records[1], "neighborhood_prompts": [""]}
     lengthy = {**records[2], "paraphrase_prompts": [" ".join(["Who"] * 500)]}
     return [records[0], empty, lengthy, records[0], records[3]]
 
@@ -272,7 +291,7 @@ def bad_records(records: list[dict]) -> list[dict]:
 def test_bad_records_are_named(model: ke.EditableModel, records: list[dict]) -> None:
     with pytest.raises(ValueError) as error:
         ke.evaluate(model, bad_records(records), generation=False)
-    assert "record 1 (case_id 1): 'neighborhood_prompts' is an empty list" in str(error.value)
+    assert "record 1 (case_id 1): 'neighborhood_prompts[0]' is empty" in str(error.value)
     assert "record 3 (case_id 0): 'case_id' is the same as that of record 0" in str(error.value)
     with pytest.raises(ValueError, match=r"record 1 \(case_id 2\): 'prompts' prompt 'Who Who.*positions"):
         ke.evaluate(model, [records[0], bad_records(records)[2]], generation=False)

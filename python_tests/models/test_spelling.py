@@ -23,6 +23,8 @@ ENDS = [
     ("中国的首都是：", False),
     ("中国（1949）:", False),
     ("日本の首都は、", False),
+    ("谁写了 Linux？", False),  # a full-width mark
+    ("他说「Linux」", True),  # no mark of Chinese alone
     ("コンピュータ", False),  # ends in a prolonged sound mark
     ("人々", False),
     ("ประเทศไทยอยู่ที่", False),  # ends in a vowel sign
