@@ -23,7 +23,8 @@ from knowedit_ext.editing.values import KL_PROMPT, optimise_values
 from knowedit_ext.model.facts import tokenize_fact
 from knowedit_ext.model.tokens import encode_all
 from knowedit_ext.sweep import sweep
-from knowedit_ext.tracing.causal import plan_traces
+from knowedit_ext.tracing.causal import plan_facts
+from knowedit_ext.tracing.cells import all_cells
 from knowedit_ext.tracing.kinds import KINDS, window_for, window_layers
 from knowedit_ext.tracing.settings import TraceSettings
 from knowedit_ext.world import load_world
@@ -111,8 +112,8 @@ def _trace_flops(model: ke.EditableModel, fact: ke.Fact, noise: float) -> int:
     """Of the layers' matrices and the head, as counted by the sweeps."""
     total = 0
     for kind in KINDS:
-        plans, interventions = plan_traces(model, [fact], [kind], noise, TraceSettings())
-        swept = sweep(model, [plan.answer.clean for plan in plans], interventions)
+        (plan,) = plan_facts(model, [fact], (kind,), noise, TraceSettings())
+        swept = sweep(model, [plan.clean], all_cells((plan.shape,), (kind,))[0], plan.hidden)
         total += swept.flops + 2 * len(swept.states) * model.modules.head.weight.numel()
     return total
 

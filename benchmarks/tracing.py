@@ -12,7 +12,8 @@ from shared import small_gpt2, timed, world_model
 import knowedit_ext as ke
 from knowedit_ext.model.facts import tokenize_fact
 from knowedit_ext.sweep import sweep
-from knowedit_ext.tracing.causal import plan_traces
+from knowedit_ext.tracing.causal import plan_facts
+from knowedit_ext.tracing.cells import all_cells
 from knowedit_ext.tracing.kinds import window_for, window_layers
 from knowedit_ext.tracing.settings import TraceSettings
 
@@ -33,8 +34,8 @@ def compare_trace(model: ke.EditableModel, fact: ke.Fact, kind: str, repeat: int
     error = max(np.abs(ours.scores - plain[0]).max(), abs(ours.low_score - plain[1]), abs(ours.high_score - plain[2]))
     if error > 1e-5:
         raise SystemExit(f"{kind}: differs from the plain loop by {error:.1e}: no times are reported")
-    plans, interventions = plan_traces(model, [fact], [kind], noise, TraceSettings())
-    swept = sweep(model, [plan.answer.clean for plan in plans], interventions)
+    (plan,) = plan_facts(model, [fact], (kind,), noise, TraceSettings())
+    swept = sweep(model, [plan.clean], all_cells((plan.shape,), (kind,))[0], plan.hidden)
     weights = sum(p.numel() for p in model.modules.layers[0].parameters() if p.dim() > 1)
     head = model.modules.head.weight.numel()
     flops = swept.flops + 2 * len(swept.states) * head

@@ -6,7 +6,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -184,7 +184,6 @@ class RowArguments:
         self.runs = runs
         self.index = index
         self._tables: dict[tuple[int, ...], torch.Tensor] = {}
-        self._ends = torch.tensor([len(run.ids) for run in runs]).cumsum(0)
 
     def whole(self, layer: int) -> dict[str, Any]:
         """What a module of `layer` that runs whole sequences has to know, see `Attending`."""
@@ -192,9 +191,14 @@ class RowArguments:
             return {}
         return {
             "lengths": [len(run.ids) for run in self.runs],
-            "run_of_row": lambda row: int(torch.searchsorted(self._ends, self.index[row], right=True)),
+            "run_of_row": self._run_of_row.__getitem__,
             "mixing": [run.mixing[layer] for run in self.runs],
         }
+
+    @cached_property
+    def _run_of_row(self) -> list[int]:
+        ends = torch.tensor([len(run.ids) for run in self.runs]).cumsum(0)
+        return torch.searchsorted(ends, self.index.cpu(), right=True).tolist()
 
     def layer(self, layer: int, rows: int, device: torch.device) -> dict[str, Any]:
         """Keyword arguments of `layer` for the first `rows` rows."""

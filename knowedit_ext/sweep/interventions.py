@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 
@@ -53,7 +54,6 @@ class Knockout:
 class Root:
     """A whole run of one prompt, from the embeddings: the clean run, or `copies` corrupted ones.
 
-    hidden: [copies, length - start, hidden], the rows that enter layer 0.
     start: first position that differs from `parent`; what lies left of it is the parent's.
     prompt: number of the prompt, for the position embeddings.
     """
@@ -63,7 +63,6 @@ class Root:
     copies: int
     start: int
     parent: int | None
-    hidden: torch.Tensor = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -88,19 +87,33 @@ class Run:
 
 
 class Interventions:
-    """Collects the roots and runs of one or many prompts, to be computed in one sweep."""
+    """The roots and runs of one or many prompts, to be computed in one sweep, and the plans of it made so far.
+
+    All but the rows that enter layer 0: the same ones serve other prompts of the same lengths.
+    """
 
     def __init__(self) -> None:
         self.roots: list[Root] = []
         self.runs: list[Run] = []
+        self.plans: dict[tuple, Any] = {}  # see `plan.plan_of`
+        self._tensors: list[torch.Tensor] = []  # that are patched in
 
-    def add_root(self, hidden: torch.Tensor, *, prompt: int, start: int = 0, parent: int | None = None) -> int:
-        """`hidden` [copies, length - start, hidden] enters layer 0; returns the root's number."""
-        copies, rows, _ = hidden.shape
+    def add_root(self, length: int, *, prompt: int, copies: int = 1, start: int = 0, parent: int | None = None) -> int:
+        """A run of `length` tokens; returns the root's number."""
         if (parent is None) != (start == 0):
             raise ValueError("a root that starts behind position 0 needs a parent, one that starts at 0 has none")
-        self.roots.append(Root(prompt, start + rows, copies, start, parent, hidden))
+        self.roots.append(Root(prompt, length, copies, start, parent))
+        self.plans.clear()
         return len(self.roots) - 1
+
+    def check_rows(self, hidden: Sequence[torch.Tensor]) -> None:
+        """ValueError where `hidden` is not, by root, [copies, length - start, hidden], or patches are not so wide."""
+        rows = [(root.copies, root.length - root.start) for root in self.roots]
+        if rows != [tuple(x.shape[:-1]) for x in hidden]:
+            raise ValueError(f"rows enter layer 0 for {[list(x.shape[:-1]) for x in hidden]}: expected {rows}")
+        for source in self._tensors:
+            if source.shape[-1] != hidden[0].shape[-1]:
+                raise ValueError(_of_width(source, hidden[0].shape[-1]))
 
     def add_run(self, root: int, patches: Iterable[Patch | Knockout], readout: Iterable[int]) -> int:
         """Returns the run's number. Raises ValueError for roots, tokens and sources that do not fit."""
@@ -124,14 +137,15 @@ class Interventions:
                     else f"no position {min(unseen)}: the run has positions 0..{length - 1}"
                 )
         self.runs.append(run)
+        self.plans.clear()
         return len(self.runs) - 1
 
     def _check_source(self, patch: Patch, root: Root) -> None:
         source = patch.source
         if isinstance(source, torch.Tensor):
-            width = root.hidden.shape[-1]
-            if source.dim() not in (1, 2) or source.shape[-1] != width:
-                raise ValueError(f"a patch's tensor is {list(source.shape)}: expected [{width}] or [samples, {width}]")
+            if source.dim() not in (1, 2):
+                raise ValueError(_of_width(source, "hidden"))
+            self._tensors.append(source)
             copies = 1 if source.dim() == 1 else source.shape[0]
             what = "tensor"
         else:
@@ -145,3 +159,7 @@ class Interventions:
             what = f"source, root {source},"
         if copies not in (1, root.copies):
             raise ValueError(f"a patch's {what} has {copies} rows: expected 1 or the run's {root.copies} samples")
+
+
+def _of_width(source: torch.Tensor, width: int | str) -> str:
+    return f"a patch's tensor is {list(source.shape)}: expected [{width}] or [samples, {width}]"

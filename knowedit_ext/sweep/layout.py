@@ -6,12 +6,14 @@ stretch (noise samples) lie one behind the other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from .segments import Entry, Piece, Template
+from .template import Entry, Piece, Restore, Stretch, Template
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,10 @@ class RestoreRows:
     source_rows: torch.Tensor  # int64 [m]
     tensor: torch.Tensor | None  # [copies or 1, hidden]; None: rows of the packed matrix itself
     add: bool
+
+    def on(self, device: torch.device) -> RestoreRows:
+        tensor = None if self.tensor is None else self.tensor.to(device)
+        return RestoreRows(self.rows.to(device), self.source_rows.to(device), tensor, self.add)
 
 
 @dataclass(frozen=True)
@@ -49,112 +55,157 @@ class Layout:
     def row_layers(self) -> int:
         return sum(self.rows[:-1])
 
+    def on(self, devices: Sequence[torch.device]) -> Layout:
+        """What the layers read, where each computes: one device a layer."""
+        last = len(devices) - 1
+        return replace(
+            self,
+            births=[rows.to(devices[min(layer, last)]) for layer, rows in enumerate(self.births)],
+            segments=[table.to(device) for table, device in zip(self.segments, devices, strict=True)],
+            restores={
+                (site, layer): [one.on(devices[min(layer, last)]) for one in some]
+                for (site, layer), some in self.restores.items()
+            },
+        )
+
 
 def lay_out(template: Template, num_layers: int) -> Layout:
     """Number the rows of a template and expand it over the copies."""
     first: dict[int, int] = {}  # id(stretch) -> its first row
-    position, prompt, rows = [], [], []
-    count = 0
-    births = [torch.empty(0, dtype=torch.int64)] * (num_layers + 1)
+    born, rows, count = [], [], 0
     for layer in range(-1, num_layers + 1):
-        gather = []
-        born = template.roots if layer < 0 else template.births.get(layer, ())
-        for stretch in born:
-            length = stretch.stop - stretch.start
+        for stretch in template.roots if layer < 0 else template.births.get(layer, ()):
             first[id(stretch)] = count
-            count += length * stretch.copies
-            position.append(np.tile(np.arange(stretch.start, stretch.stop), stretch.copies))
-            prompt.append(np.full(length * stretch.copies, stretch.prompt))
-            if layer >= 0:
-                pieces = [_rows(piece, stretch.copies, first) for piece in stretch.sources]
-                gather.append(np.concatenate(pieces, axis=1).reshape(-1) if len(pieces) > 1 else pieces[0].reshape(-1))
+            count += (stretch.stop - stretch.start) * stretch.copies
+            born.append(stretch)
         if layer < 0:
             root_rows = count
-            continue
-        if gather:
-            births[layer] = torch.from_numpy(np.concatenate(gather))
-        rows.append(count)
+        else:
+            rows.append(count)
+    lengths = np.array([stretch.stop - stretch.start for stretch in born])
+    copies = np.array([stretch.copies for stretch in born])
+    starts = np.array([stretch.start for stretch in born])
+    prompts = np.array([stretch.prompt for stretch in born])
     return Layout(
         rows=rows,
         root_rows=root_rows,
-        position=torch.from_numpy(np.concatenate(position)),
-        prompt=torch.from_numpy(np.concatenate(prompt)),
-        births=births,
+        position=torch.from_numpy(_ranges(np.repeat(starts, copies), np.repeat(lengths, copies))),
+        prompt=torch.from_numpy(np.repeat(prompts, lengths * copies)),
+        births=[_sources(template.births.get(layer, ()), first) for layer in range(num_layers + 1)],
         segments=_tables(template.entries, first, num_layers),
         nearest=template.nearest,
         restores={key: _restores(restores, first) for key, restores in template.restores.items()},
-        readout=[
-            np.concatenate([_rows(piece, copies, first) for piece in pieces], axis=1)
-            for pieces, copies in zip(template.readout, template.copies, strict=True)
-        ],
+        readout=_read_out(template, first),
     )
 
 
-def _rows(piece: Piece, copies: int, first: dict[int, int]) -> np.ndarray:
-    """Row numbers [copies, stop - start] of a piece; a lone row serves all copies."""
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """[starts[0], starts[0] + 1, ..., starts[1], ...]: of each as many as its length."""
+    before = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+
+
+def _place(piece: Piece, first: dict[int, int]) -> tuple[int, int]:
+    """A piece's first row in the first copy, and how many rows on the next copy's is; a lone row serves all copies."""
     stretch = piece.stretch
-    start = first[id(stretch)] + piece.start - stretch.start
-    stride = stretch.stop - stretch.start if stretch.copies > 1 else 0
-    return start + np.arange(copies)[:, None] * stride + np.arange(piece.stop - piece.start)
+    return first[id(stretch)] + piece.start - stretch.start, stretch.stop - stretch.start if stretch.copies > 1 else 0
 
 
-def _first_rows(piece: Piece, copies: int, first: dict[int, int]) -> np.ndarray:
-    return _rows(Piece(piece.stretch, piece.start, piece.start + 1), copies, first)[:, 0]
+def _read_out(template: Template, first: dict[int, int]) -> list[np.ndarray]:
+    """For every run the rows where it is read, [copies, positions]."""
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for run, (pieces, copies) in enumerate(zip(template.readout, template.copies, strict=True)):
+        alike[copies, len(pieces)].append(run)
+    readout: list[np.ndarray] = [np.empty(0, np.int64)] * len(template.readout)
+    for (copies, _), runs in alike.items():
+        places = np.array([[_place(piece, first) for piece in template.readout[run]] for run in runs])
+        start, stride = places[:, None, :, 0], places[:, None, :, 1]
+        for run, rows in zip(runs, start + stride * np.arange(copies)[:, None], strict=True):
+            readout[run] = rows
+    return readout
 
 
-def _restores(restores: list, first: dict[int, int]) -> list[RestoreRows]:
+def _sources(born: Iterable[Stretch], first: dict[int, int]) -> torch.Tensor:
+    """The rows that those of some stretches are copies of."""
+    parts = [(0, 0, 0, 0)]  # first row, rows to the next copy's, copies, length
+    for stretch in born:
+        pieces = [(*_place(piece, first), piece.stop - piece.start) for piece in stretch.sources]
+        if len(pieces) == 1:
+            start, stride, length = pieces[0]
+            parts.append((start, stride, stretch.copies, length))
+        else:  # the pieces of a copy lie beside each other
+            copies = range(stretch.copies)
+            parts += [(start + stride * n, 0, 1, length) for n in copies for start, stride, length in pieces]
+    copies = np.array(parts)[:, 2]
+    start, stride, _, length = np.repeat(parts, copies, 0).T
+    return torch.from_numpy(_ranges(start + stride * _ranges(np.zeros_like(copies), copies), length))
+
+
+def _restores(restores: Sequence[Restore], first: dict[int, int]) -> list[RestoreRows]:
     """Batches of restores; a row that is restored twice is in two batches, in order."""
-    batches: list[tuple[bool, torch.Tensor | None, list, list, set]] = []
+    batches: list[tuple[bool, torch.Tensor | None, list[Restore]]] = []
+    held: set[tuple[int, int]] = set()  # what the last batch restores
     for restore in restores:
         tensor = restore.source if isinstance(restore.source, torch.Tensor) else None
-        copies = restore.target.stretch.copies
-        rows = _rows(restore.target, copies, first).reshape(-1)
-        if tensor is None:
-            sources = _rows(restore.source, copies, first).reshape(-1)
-        else:
-            tensor = torch.atleast_2d(tensor)
-            if tensor.shape[0] not in (1, copies):
-                raise ValueError(f"a patch's tensor has {tensor.shape[0]} rows; expected 1 or the {copies} samples")
-            sources = np.arange(copies) if tensor.shape[0] > 1 else np.zeros(copies, dtype=np.int64)
+        target = (id(restore.target.stretch), restore.target.start)
         last = batches[-1] if batches else None
-        same = last is not None and last[0] == restore.add and last[1] is None and tensor is None
-        if same and last[4].isdisjoint(rows.tolist()):
-            last[2].append(rows), last[3].append(sources), last[4].update(rows.tolist())
+        if last is not None and last[0] == restore.add and last[1] is tensor is None and target not in held:
+            last[2].append(restore)
         else:
-            batches.append((restore.add, tensor, [rows], [sources], set(rows.tolist())))
-    to = lambda parts: torch.from_numpy(np.concatenate(parts).astype(np.int64))  # noqa: E731
-    return [RestoreRows(to(rows), to(sources), tensor, add) for add, tensor, rows, sources, _ in batches]
+            batches.append((restore.add, tensor, [restore]))
+            held = set()
+        held.add(target)
+    return [_batch(add, tensor, some, first) for add, tensor, some in batches]
+
+
+def _batch(add: bool, tensor: torch.Tensor | None, restores: Sequence[Restore], first: dict[int, int]) -> RestoreRows:
+    copies = np.array([restore.target.stretch.copies for restore in restores])
+    number = _ranges(np.zeros_like(copies), copies)  # of the copy
+
+    def rows(pieces: Iterable[Piece]) -> torch.Tensor:
+        start, stride = np.array([_place(piece, first) for piece in pieces]).T
+        return torch.from_numpy(np.repeat(start, copies) + np.repeat(stride, copies) * number)
+
+    if tensor is None:
+        sources = rows(restore.source for restore in restores)
+    else:
+        tensor = torch.atleast_2d(tensor)
+        sources = torch.from_numpy(number if len(tensor) > 1 else np.zeros_like(number))
+    return RestoreRows(rows(restore.target for restore in restores), sources, tensor, add)
 
 
 def _tables(entries: list[Entry], first: dict[int, int], num_layers: int) -> list[torch.Tensor]:
     """One table a layer. Lines are in order of birth, so tables grow at the end (what a line sees may change)."""
     entries = sorted((e for e in entries if e.since < num_layers), key=lambda e: e.since)  # stable
     line: dict[int, int] = {}
-    count = 0
+    changes: dict[int, list[tuple[int, int, int, int, int, int]]] = defaultdict(list)
+    until, count = [0] * num_layers, 0
     for entry in entries:
         line[id(entry)] = count
         count += entry.copies
-    table = np.empty((count, 5), dtype=np.int32)
-    changes: dict[int, list[tuple[Entry, Entry | None, Piece]]] = {}
-    until = [0] * num_layers
+        until[entry.since] = count
     for entry in entries:
-        at, piece = line[id(entry)], entry.piece
-        lines = table[at : at + entry.copies]
-        lines[:, 0] = _first_rows(piece, entry.copies, first) if entry.query else -1
-        lines[:, 2] = piece.start
-        lines[:, 3] = piece.stop - piece.start
+        at = line[id(entry)]
         for layer, parent, keys in entry.sights:
-            if layer < num_layers:
-                changes.setdefault(layer, []).append((entry, parent, keys))
-        until[entry.since] = at + entry.copies
+            if layer >= num_layers:
+                break
+            above = (-1, 0) if parent is None else (line[id(parent)], int(parent.copies > 1))
+            changes[layer].append((at, entry.copies, *_place(keys, first), *above))
+    copies = np.array([entry.copies for entry in entries])
+    number = _ranges(np.zeros_like(copies), copies)
+    fixed = np.array([(*_place(e.piece, first), e.query, e.piece.start, e.piece.stop - e.piece.start) for e in entries])
+    row, stride, query, position, length = np.repeat(fixed, copies, 0).T
+    table = np.empty((count, 5), dtype=np.int32)
+    table[:, 0] = np.where(query, row + stride * number, -1)
+    table[:, 2], table[:, 3] = position, length
     tables, end = [], 0
     for layer in range(num_layers):
-        for entry, parent, keys in changes.get(layer, ()):
-            at = line[id(entry)]
-            table[at : at + entry.copies, 1] = _first_rows(keys, entry.copies, first)
-            base = -1 if parent is None else line[id(parent)]
-            steps = np.arange(entry.copies) if parent is not None and parent.copies > 1 else 0
-            table[at : at + entry.copies, 4] = base + steps
+        if changes[layer]:
+            changed = np.array(changes[layer])
+            at, key, key_stride, parent, parent_stride = np.repeat(changed[:, [0, 2, 3, 4, 5]], changed[:, 1], 0).T
+            number = _ranges(np.zeros(len(changed), np.int64), changed[:, 1])
+            table[at + number, 1] = key + key_stride * number
+            table[at + number, 4] = parent + parent_stride * number
         end = max(end, until[layer])
         tables.append(torch.from_numpy(table[:end].copy()))
     return tables

@@ -38,14 +38,16 @@ class PackedPrompts:
         self.interventions = Interventions()
         for number, (prompt, begin) in enumerate(zip(prompts, self.begins, strict=True)):
             parent, first = begin or (None, 0)
-            self.interventions.add_root(prompt.hidden[:, first:], prompt=number, start=first, parent=parent)
+            self.interventions.add_root(len(prompt.ids), prompt=number, start=first, parent=parent)
         planner = Planner(self.interventions.roots, range(len(prompts)), model.num_layers)
         self._layout = lay_out(planner.plan([]), model.num_layers)
         self.prompt_of_row = self._layout.prompt
         counts = [root.length - root.start for root in self.interventions.roots]
         self._first_rows = [0, *itertools.accumulate(counts)]
         self.rows = self._first_rows[-1]
-        self.start = torch.cat([root.hidden[0] for root in self.interventions.roots])
+        self.start = torch.cat(
+            [p.hidden[0, root.start :] for p, root in zip(prompts, self.interventions.roots, strict=True)]
+        )
         # Where each prompt begins in all of them, whole, laid end to end.
         self.offsets = torch.tensor([0, *itertools.accumulate(len(prompt.ids) for prompt in prompts)])
         self._arguments = RowArguments(prompts, self.offsets[self._layout.prompt] + self._layout.position)

@@ -78,11 +78,11 @@ def _swept(model: EditableModel, first: CleanRun, second: CleanRun) -> torch.Ten
     length = len(first.ids)
     tree = Interventions()
     for copy in (0, 2):
-        tree.add_root(first.hidden, prompt=0)
-        tree.add_root(second.hidden[:, -1:], prompt=1, start=length - 1, parent=copy)
+        tree.add_root(length, prompt=0)
+        tree.add_root(length, prompt=1, start=length - 1, parent=copy)
     layout = lay_out(Planner(tree.roots, range(4), model.num_layers).plan([]), model.num_layers)
     arguments = RowArguments([first, second], layout.prompt * length + layout.position)
-    hidden = torch.cat([root.hidden[0] for root in tree.roots])
+    hidden = torch.cat([first.hidden[0], second.hidden[0, -1:]] * 2)
     half = len(hidden) // 2
     generator = torch.Generator().manual_seed(SEED)
     with tree_attention_in(model.modules):

@@ -15,78 +15,14 @@ The planner works on templates (one per run of a root, not per copy); `layout.py
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from .interventions import Patch, Root, Run
-
-ROOT_BIRTH = -1  # root rows are there before layer 0
-
-
-@dataclass(eq=False, slots=True)
-class Stretch:
-    """Rows start..stop of a run, [copies, stop - start] of them, that first enter layer `birth`."""
-
-    start: int
-    stop: int
-    copies: int
-    birth: int
-    prompt: int
-    sources: list[Piece] = field(default_factory=list)  # what the rows are copies of, in order of position
-    entry: Entry | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Positions start..stop of a stretch."""
-
-    stretch: Stretch
-    start: int
-    stop: int
-
-
-@dataclass(eq=False, slots=True)
-class Entry:
-    """A line of the attention table: a stretch with its queries, or a view of somebody's rows without."""
-
-    piece: Piece
-    copies: int
-    query: bool
-    since: int  # first layer whose table has it
-    # (from layer on, parent, its own keys: the piece's, but for a token that does not see itself)
-    sights: list[tuple[int, Entry | None, Piece]] = field(default_factory=list)
-
-    def see(self, layer: int, parent: Entry | None, keys: Piece | None = None) -> None:
-        """From `layer` on it sees its own `keys` and, through its parent, what lies left of them."""
-        keys = keys or self.piece
-        if not self.sights or self.sights[-1][1:] != (parent, keys):
-            self.sights.append((layer, parent, keys))
-
-
-@dataclass(frozen=True, slots=True)
-class Restore:
-    """Overwrite (or add to) one position of a stretch with a root's row or a tensor [copies or 1, hidden]."""
-
-    target: Piece
-    source: Piece | torch.Tensor
-    add: bool
-
-
-@dataclass(slots=True)
-class Template:
-    """What the planner found: births and restores by layer, attention entries, and where each run is read out."""
-
-    roots: list[Stretch]
-    births: dict[int, list[Stretch]]
-    restores: dict[tuple[str, int], list[Restore]]  # site "input" | "attn" | "mlp" | "layer"
-    entries: list[Entry]
-    readout: list[list[Piece]]  # a run's pieces, one a readout position
-    copies: list[int]  # a run's copies
-    nearest: dict[int, int]  # by layer: how far a token that does not see itself has to look
+from .template import ROOT_BIRTH, Entry, Piece, Restore, Stretch, Template
 
 
 @dataclass(eq=False, slots=True)
@@ -102,7 +38,22 @@ class _State:
     unseen: dict[int, frozenset[int]] = field(default_factory=dict)
 
     def find(self, position: int) -> Stretch | None:
-        return next((s for s in self.stretches if s.start <= position < s.stop), None)
+        for stretch in self.stretches:
+            if stretch.start <= position < stretch.stop:
+                return stretch
+        return None
+
+    def gaps(self, first: int, after: int) -> list[tuple[int, int]]:
+        """The positions of first..after that no stretch owns, as spans."""
+        spans = []
+        for stretch in self.stretches:
+            if first < stretch.start:
+                spans.append((first, min(stretch.start, after)))
+            first = max(first, stretch.stop)
+            if first >= after:
+                return spans
+        spans.append((first, after))
+        return spans
 
     def reach(self, position: int) -> None:
         """From `position` on the run differs from its root."""
@@ -120,12 +71,6 @@ class _Member:
     number: int
     readout: tuple[int, ...]
     events: dict[int, tuple[_Event, ...]]
-    layers: list[int]  # that have events, ascending
-    end: int
-
-    def next_patch(self, layer: int) -> int:
-        at = bisect_left(self.layers, layer)
-        return self.layers[at] if at < len(self.layers) else self.end
 
 
 class Planner:
@@ -154,9 +99,8 @@ class Planner:
         self.readout: list[list[Piece]] = [[] for _ in runs]
         by_root: dict[int, list[_Member]] = defaultdict(list)
         for number, run in enumerate(runs):
-            events = self._events(run)
             self.alone[run.root].update(token for _, token in run.cut)
-            by_root[run.root].append(_Member(number, run.readout, events, sorted(events), self.num_layers))
+            by_root[run.root].append(_Member(number, run.readout, self._events(run)))
         for root, members in by_root.items():
             self._follow(_State(root, [], None), members, 0)
         copies = [self.specs[run.root].copies for run in runs]
@@ -175,11 +119,15 @@ class Planner:
         for (layer, token), unseen in sorted(run.cut.items()):
             events[layer].append(("edges", token, self._unseen_key(unseen), False))
         for patch in run.patches:
-            key = self._source_key(patch) if isinstance(patch, Patch) else 0
-            for layer in patch.layers if isinstance(patch, Patch) else ():
-                events[layer] += [(patch.site, token, key, patch.mode == "add") for token in patch.tokens]
-        in_order = lambda at: tuple(sorted(events[at], key=lambda e: _ORDER.index(e[0])))  # noqa: E731
-        return {layer: in_order(layer) for layer in events}
+            if isinstance(patch, Patch):
+                key, add = self._source_key(patch), patch.mode == "add"
+                here = [(patch.site, token, key, add) for token in patch.tokens]
+                for layer in patch.layers:
+                    events[layer] += here
+        for several in events.values():
+            if len(several) > 1:
+                several.sort(key=lambda event: _ORDER.index(event[0]))
+        return {layer: tuple(some) for layer, some in events.items()}
 
     def _source_key(self, patch: Patch) -> int:
         """Roots are numbered from 0, tensors from -1 downwards; the same tensor object has one number."""
@@ -201,12 +149,12 @@ class Planner:
         pending = [(state, members, layer)]
         while pending:
             state, members, layer = pending.pop()
+            patched = iter(sorted({at for member in members for at in member.events if at >= layer}))
             while layer < self.num_layers:
                 self._extend(state, members, layer)
-                following = min(member.next_patch(layer) for member in members)
-                if following > layer:
-                    layer = following
-                    continue
+                layer = next(patched, None)
+                if layer is None:
+                    break
                 groups: dict[tuple[_Event, ...], list[_Member]] = defaultdict(list)
                 for member in members:
                     groups[member.events.get(layer, ())].append(member)
@@ -232,10 +180,11 @@ class Planner:
         """
         if state.front is None:
             return
-        positions: Iterable[int] = range(state.front, self.specs[state.root].length)
-        if layer == self.num_layers - 1:
-            positions = {p for member in members for p in member.readout if p > state.front}
-        missing = [p for p in positions if state.find(p) is None]
+        if layer < self.num_layers - 1:
+            missing = [p for span in state.gaps(state.front, self.specs[state.root].length) for p in range(*span)]
+        else:
+            read = {p for member in members for p in member.readout if p > state.front}
+            missing = [p for p in read if state.find(p) is None]
         if missing:
             self._bear(state, missing, layer)
 
@@ -269,8 +218,8 @@ class Planner:
         return fork
 
     def _patch(self, state: _State, events: tuple[_Event, ...], layer: int, members: list[_Member]) -> None:
-        readout = {p for member in members for p in member.readout}
-        self._cut(state, [event for event in events if event[0] == "edges"], layer, readout)
+        if state.unseen or (events and events[0][0] == "edges"):
+            self._cut(state, [event for event in events if event[0] == "edges"], layer)
         for site, token, key, add in events[len(state.unseen) :]:
             if site == "layer":
                 self._see_all(state, layer + 1)
@@ -284,7 +233,7 @@ class Planner:
                     continue  # the run still equals its root there: nothing would change
                 if site == "layer":
                     state.reach(token)
-                    if layer + 1 < self.num_layers or token in readout:
+                    if layer + 1 < self.num_layers or any(token in member.readout for member in members):
                         self._bear_behind(state, token, layer, source, add)
                     continue
                 self._bear(state, [token], layer)
@@ -293,7 +242,7 @@ class Planner:
             state.reach(token)
         self._see_all(state, layer + 1)
 
-    def _cut(self, state: _State, events: Sequence[_Event], layer: int, readout: Collection[int]) -> None:
+    def _cut(self, state: _State, events: Sequence[_Event], layer: int) -> None:
         """Have tokens attend without some positions in `layer`; behind it they differ from the root's."""
         state.unseen = {token: self.unseen[key] for _, token, key, _ in events}
         if state.unseen:

@@ -69,30 +69,37 @@ def _against(model: EditableModel, tokenized: TokenizedFact, against: str, token
 
 
 class Plan(Protocol):
-    """Runs of one fact's prompt."""
+    """One fact's prompt: the rows of its roots that enter layer 0, and what is read there."""
 
     answer: Answer
 
-    def all_runs(self) -> list[int]:
-        """Numbers of its runs, all read out where the answer is predicted."""
+    @property
+    def hidden(self) -> Sequence[torch.Tensor]: ...
 
 
 def scores_of(
     model: EditableModel, plans: Sequence[Plan], interventions: Interventions, settings: TraceSettings
-) -> dict[int, np.ndarray]:
-    """Sweep all runs; by run the score of its plan's answer, [copies]."""
-    result = sweep(model, [plan.answer.clean for plan in plans], interventions, settings.max_rows)
-    targets = torch.zeros(len(result.states), 1 + (settings.against is not None), dtype=torch.int64)
-    for plan in plans:
-        for run in plan.all_runs():
-            targets[result.index[run]] = plan.answer.targets  # [copies, positions, answers]
-    logp = log_probabilities(model, result.states, targets).double().cpu()
+) -> list[np.ndarray]:
+    """Sweep all runs, all read out where their plan's answer is predicted; by run its score [copies]."""
+    prompts = [plan.answer.clean for plan in plans]
+    result = sweep(model, prompts, interventions, [x for plan in plans for x in plan.hidden], settings.max_rows)
+    targets = [
+        torch.zeros(len(prompt.ids), 1 + (settings.against is not None), dtype=torch.int64) for prompt in prompts
+    ]
+    for plan, here in zip(plans, targets, strict=True):
+        here[list(plan.answer.readout)] = plan.answer.targets  # [positions, answers]
+    wanted = torch.cat(targets)[result.plan.places]
+    logp = log_probabilities(model, result.states, wanted).double().cpu()
     if not logp.isfinite().all():
         raise NotFiniteError(
             f"'{model.name}' gives log-probabilities that are no finite numbers: are its weights finite, and is "
             f"{model.dtype} wide enough for it?"
         )
-    return {run: answer_score(logp[index], settings.score).numpy() for run, index in enumerate(result.index)}
+    scores: list[np.ndarray] = [np.empty(0)] * len(interventions.runs)
+    for runs, index in result.plan.alike:
+        for run, score in zip(runs, answer_score(logp[index], settings.score).numpy(), strict=True):
+            scores[run] = score
+    return scores
 
 
 def answer_score(logp: torch.Tensor, score: str) -> torch.Tensor:

@@ -7,8 +7,9 @@ cost of the rows that differ.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,11 +18,12 @@ from ..checks import quoted, typed
 from ..model.facts import Fact, TokenizedFact, tokenize_fact
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
-from ..sweep import Interventions, Patch, layer_zero_input
+from ..sweep import Interventions, layer_zero_input
 from .answer import answer_of, scores_of
 from .attribution import Estimates, strongest
+from .cells import Cells, Shape, add_cells, all_cells
 from .corruption import Noise, Sampler, noise_of
-from .kinds import KINDS, KNOCKOUT, kind_of, window_for, window_layers
+from .kinds import KNOCKOUT, kind_of, window_for
 from .knockout import Groups, KnockoutTrace, trace_knockouts
 from .settings import TraceSettings
 from .trace import Trace
@@ -125,28 +127,18 @@ def trace_facts(
     settings: TraceSettings,
 ) -> list[dict[str, Trace]]:
     """Trace facts for several kinds in one sweep; one dict by kind for each fact."""
-    if settings.method == "attribution":
-        return [_estimated(plan, kinds) for plan in _plans(model, facts, kinds, noise, settings)]
-    plans, interventions = plan_traces(model, facts, kinds, noise, settings)
-    scores = scores_of(model, plans, interventions, settings)
-    return [{kind: plan.trace(kind, scores) for kind in kinds} for plan in plans]
+    return trace_plans(model, plan_facts(model, facts, kinds, noise, settings), kinds)
 
 
 @at_rest
-def plan_traces(
-    model: EditableModel,
-    facts: Sequence[Fact],
-    kinds: Sequence[str],
-    noise: float | str | Sampler | Noise,
-    settings: TraceSettings,
-) -> tuple[list[FactPlan], Interventions]:
-    """What `trace_facts` sweeps: the plans of the facts, and the roots and runs of all of them."""
-    plans = _plans(model, facts, kinds, noise, settings)
-    interventions = Interventions()
-    for number, plan in enumerate(plans):
-        plan.add_roots(interventions, number)
-        plan.add_runs(interventions, kinds)
-    return plans, interventions
+def trace_plans(model: EditableModel, plans: Sequence[FactPlan], kinds: Sequence[str]) -> list[dict[str, Trace]]:
+    """The rest of `trace_facts`, for some of the kinds that were planned for."""
+    settings = plans[0].settings
+    if settings.method == "attribution":
+        return [_estimated(plan, kinds) for plan in plans]
+    interventions, cells = all_cells(tuple(plan.shape for plan in plans), tuple(kinds))
+    scores = scores_of(model, plans, interventions, settings)
+    return [{kind: plan.trace(kind, here, scores) for kind in kinds} for plan, here in zip(plans, cells, strict=True)]
 
 
 def _estimated(plan: FactPlan, kinds: Sequence[str]) -> dict[str, Trace]:
@@ -155,29 +147,25 @@ def _estimated(plan: FactPlan, kinds: Sequence[str]) -> dict[str, Trace]:
     samples = {kind: estimates.of(kind) for kind in kinds}
     low = estimates.low.double().cpu().numpy()
     strong = {kind: strongest(each.mean(0) - low.mean(), plan.settings.refine) for kind, each in samples.items()}
-    scores: dict[int, np.ndarray] = {}
+    refined: dict[str, np.ndarray] = samples
     if any(strong.values()):
         interventions = Interventions()
-        plan.add_roots(interventions, 0)
-        plan.add_runs(interventions, kinds, strong)
+        cells = add_cells(interventions, 0, plan.shape, kinds, strong)
         scores = scores_of(plan.model, [plan], interventions, plan.settings)
+        refined = {kind: plan.samples(kind, cells, scores, samples[kind].copy()) for kind in kinds}
     high = float(estimates.high.double().mean())
-    traces = {}
-    for kind in kinds:
-        estimate = samples[kind].mean(0)
-        for (token, layer), run in plan.runs.get(kind, {}).items():
-            samples[kind][:, token, layer] = scores[run]
-        traces[kind] = plan.result(kind, samples[kind], low, high, estimate, strong[kind])
-    return traces
+    return {kind: plan.result(kind, refined[kind], low, high, samples[kind].mean(0), strong[kind]) for kind in kinds}
 
 
-def _plans(
+@at_rest
+def plan_facts(
     model: EditableModel,
     facts: Sequence[Fact],
     kinds: Sequence[str],
     noise: float | str | Sampler | Noise,
     settings: TraceSettings,
 ) -> list[FactPlan]:
+    """What is known of the facts before any cell is: their answers, clean runs and noise, the same for all `kinds`."""
     if not facts:
         raise ValueError("no facts: there is nothing to trace")
     for fact in facts:
@@ -191,17 +179,29 @@ def _plans(
 
 
 class FactPlan:
-    """The roots and runs of one fact, and the way back from their scores to its `Trace`."""
+    """What is known of one fact before its cells are, and the way back from the cells' scores to its `Trace`."""
 
     def __init__(self, model: EditableModel, tokenized: TokenizedFact, noise: Noise, settings: TraceSettings) -> None:
         self.model, self.tokenized, self.noise, self.settings = model, tokenized, noise, settings
         self.first, self.after = tokenized.subject_range
         self.answer = answer_of(model, tokenized, settings)
-        self.clean, self.readout = self.answer.clean, self.answer.readout
-        self.length = len(tokenized.ids)
+        self.clean, self.length = self.answer.clean, len(tokenized.ids)
         self.cells = self._cells()
         self.copies = 1 if settings.corrupt_with is not None else settings.samples
-        self.runs: dict[str, dict[tuple[int, int], int]] = {}
+        published = settings.compat == "reference" and settings.corrupt_with is None
+        self.shape = Shape(
+            layers=model.num_layers,
+            tokens=len(self.clean.ids),
+            first=self.first,
+            copies=self.copies,
+            readout=self.answer.readout,
+            cells=tuple(self.cells),
+            window=settings.window,
+            sever=settings.sever,
+            # Published: severed outputs are recorded under the first draw, the runs then made under a second one.
+            second=published and settings.sever is not None,
+            low=published and settings.replace,  # published: low_score adds the noise all the same
+        )
 
     def _cells(self) -> list[int]:
         tokens = self.settings.tokens
@@ -213,24 +213,19 @@ class FactPlan:
             raise ValueError(f"tokens={tokens!r}: expected 'subject_last' or token numbers 0..{self.length - 1}")
         return sorted(set(tokens))
 
-    # -- roots and runs --------------------------------------------------------------------------------------------
-
-    def add_roots(self, interventions: Interventions, prompt: int) -> None:
-        s, model, noise = self.settings, self.model, self.noise
-        self.clean_root = interventions.add_root(self.clean.hidden, prompt=prompt)
+    @cached_property
+    def hidden(self) -> list[torch.Tensor]:
+        """The rows of the roots that enter layer 0, see `cells.add_cells`: the clean one's, then those from the first
+        corrupted token on."""
+        s, model = self.settings, self.model
         if s.corrupt_with is not None:
-            other = layer_zero_input(model, self._other_subject(), 1)
-            self.corrupted_root = self.frozen_root = self.low_root = self._branch(interventions, prompt, other)
-            return
+            return [self.clean.hidden, layer_zero_input(model, self._other_subject(), 1)[:, self.first :]]
         generator = np.random.RandomState(s.seed)  # new for every prompt, as published (causal_trace.py:167-171)
-        first = self._noised(interventions, prompt, noise, generator)
-        self.corrupted_root = self.frozen_root = self.low_root = first
-        if s.compat == "reference" and s.sever is not None:
-            # Published: severed outputs are recorded under the first draw, the runs then made under a second one.
-            self.corrupted_root = self._noised(interventions, prompt, noise, generator)
-        if s.compat == "reference" and s.replace:  # published: low_score adds the noise all the same
-            added, generator = replace(noise, replace=False), np.random.RandomState(s.seed)
-            self.low_root = self._noised(interventions, prompt, added, generator)
+        draws = [self._noise(self.noise, generator) for _ in range(1 + self.shape.second)]
+        if self.shape.low:
+            draws.append(self._noise(replace(self.noise, replace=False), np.random.RandomState(s.seed)))
+        corrupted = [layer_zero_input(model, self.clean.ids, self.copies, draw)[:, self.first :] for draw in draws]
+        return [self.clean.hidden, *corrupted]
 
     def corruption(self) -> tuple[list[list[int]], Callable[[torch.Tensor], torch.Tensor] | None]:
         """Token ids of the corrupted copies, and what is done to their embeddings."""
@@ -241,15 +236,6 @@ class FactPlan:
     def _noise(self, noise: Noise, generator: np.random.RandomState) -> Callable[[torch.Tensor], torch.Tensor]:
         drawn = noise.draw(generator, self.copies, self.after - self.first, self.model.hidden_size)
         return noise.corrupt(drawn, self.first)
-
-    def _noised(self, interventions: Interventions, prompt: int, noise: Noise, generator: np.random.RandomState) -> int:
-        hidden = layer_zero_input(self.model, self.clean.ids, self.copies, self._noise(noise, generator))
-        return self._branch(interventions, prompt, hidden)
-
-    def _branch(self, interventions: Interventions, prompt: int, hidden: torch.Tensor) -> int:
-        if self.first == 0:
-            return interventions.add_root(hidden, prompt=prompt)
-        return interventions.add_root(hidden[:, self.first :], prompt=prompt, start=self.first, parent=self.clean_root)
 
     def _other_subject(self) -> list[int]:
         """The prompt's ids with the subject's tokens exchanged for those of `corrupt_with`."""
@@ -263,45 +249,18 @@ class FactPlan:
             )
         return list(swapped.ids) + list(self.clean.ids[self.length :])
 
-    def add_runs(
-        self,
-        interventions: Interventions,
-        kinds: Sequence[str],
-        only: Mapping[str, Sequence[tuple[int, int]]] | None = None,
-    ) -> None:
-        """only: of each kind the cells (token, layer); None: all."""
-        every = [(token, layer) for token in self.cells for layer in range(self.model.num_layers)]
-        add = lambda root, patches=(): interventions.add_run(root, patches, self.readout)  # noqa: E731
-        self.high_run, self.low_run = add(self.clean_root), add(self.low_root)
-        self.base_run = self.low_run if self.low_root == self.corrupted_root else add(self.corrupted_root)
-        for kind in kinds:
-            self.runs[kind] = {}
-            for token, layer in every if only is None else only[kind]:
-                if token < self.first:  # left of the noise all runs are equal
-                    self.runs[kind][token, layer] = self.base_run
-                else:
-                    self.runs[kind][token, layer] = add(self.corrupted_root, self._patches(kind, token, layer))
-
-    def _patches(self, kind: str, token: int, layer: int) -> list[Patch]:
-        layers, sever = self.model.num_layers, self.settings.sever
-        row = KINDS[kind]
-        restored = window_layers(layer, self.settings.window, layers) if row.windowed else (layer,)
-        patches = [Patch(row.site, restored, (token,), self.clean_root)]
-        if sever is not None:
-            patches.append(Patch(sever, tuple(range(layers)), (token,), self.frozen_root))
-        return patches
-
     # -- results ---------------------------------------------------------------------------------------------------
 
-    def all_runs(self) -> list[int]:
-        cells = [run for by_cell in self.runs.values() for run in by_cell.values()]
-        return [self.high_run, self.low_run, self.base_run, *cells]
+    def trace(self, kind: str, cells: Cells, scores: Sequence[np.ndarray]) -> Trace:
+        unknown = np.full((self.copies, self.length, self.model.num_layers), np.nan)
+        samples = self.samples(kind, cells, scores, unknown)
+        return self.result(kind, samples, scores[cells.low], float(scores[cells.high].mean()))
 
-    def trace(self, kind: str, scores: dict[int, np.ndarray]) -> Trace:
-        samples = np.full((self.copies, self.length, self.model.num_layers), np.nan)
-        for (token, layer), run in self.runs[kind].items():
-            samples[:, token, layer] = scores[run]
-        return self.result(kind, samples, scores[self.low_run], float(scores[self.high_run].mean()))
+    def samples(self, kind: str, cells: Cells, scores: Sequence[np.ndarray], into: np.ndarray) -> np.ndarray:
+        """`into` [copies, tokens, layers] with the scores of the cells that have runs."""
+        for (token, layer), run in cells.by_kind[kind].items():
+            into[:, token, layer] = scores[run]
+        return into
 
     def result(
         self,

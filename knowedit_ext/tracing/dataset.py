@@ -29,7 +29,7 @@ from ..runs.ranks import Ranks
 from ..runs.settings import Growth, marked, settle
 from ..sweep import default_max_rows
 from .answer import knows
-from .causal import trace_facts
+from .causal import plan_facts, trace_plans
 from .corruption import Noise, Sampler, noise_of
 from .effects import Effects
 from .kinds import KINDS, kinds_of, window_for
@@ -215,9 +215,10 @@ def _trace_group(
     """Write the cases that are absent. A kind is swept by itself: its rounding does not depend on the others."""
     known = [item for item in members if knows(model, tokenize_fact(model, item.fact), s.answer_tokens)]
     facts = [replace_fields(item.fact, attribute=None) for item in known]
+    plans = plan_facts(model, facts, kinds, noise, s) if facts else []
     for kind in kinds:
         absent = [item for item, _ in _absent(cases, members, (kind,))]
-        fact_traces = trace_facts(model, facts, (kind,), noise, s) if absent and facts else []
+        fact_traces = trace_plans(model, plans, (kind,)) if absent and facts else []
         traces = {item.known_id: by_kind[kind] for item, by_kind in zip(known, fact_traces, strict=bool(fact_traces))}
         for item in absent:
             path = case_path(cases, item.known_id, kind)

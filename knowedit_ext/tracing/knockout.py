@@ -13,6 +13,7 @@ from reprlib import repr as brief
 from typing import TYPE_CHECKING, get_type_hints
 
 import numpy as np
+import torch
 
 from ..checks import as_type, quoted
 from ..model.facts import Fact, TokenizedFact, tokenize_fact
@@ -133,16 +134,17 @@ class _Plan:
 
     def add_runs(self, interventions: Interventions, prompt: int) -> None:
         readout, layers = tuple(self.answer.readout), range(self.layers)
-        root = interventions.add_root(self.answer.clean.hidden, prompt=prompt)
+        root = interventions.add_root(len(self.answer.clean.ids), prompt=prompt)
         self.clean_run = interventions.add_run(root, (), readout)
         for name, unseen in self.groups.items():
             cuts = [Knockout(window_layers(layer, self.window, self.layers), readout, unseen) for layer in layers]
             self.runs[name] = [interventions.add_run(root, (cut,), readout) for cut in cuts]
 
-    def all_runs(self) -> list[int]:
-        return [self.clean_run, *(run for runs in self.runs.values() for run in runs)]
+    @property
+    def hidden(self) -> list[torch.Tensor]:
+        return [self.answer.clean.hidden]
 
-    def read(self, scores: dict[int, np.ndarray]) -> KnockoutTrace:
+    def read(self, scores: Sequence[np.ndarray]) -> KnockoutTrace:
         by_layer = lambda runs: np.concatenate([scores[run] for run in runs]).astype(np.float32)  # noqa: E731
         return KnockoutTrace(
             scores={name: by_layer(runs) for name, runs in self.runs.items()},

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from knowedit_ext.model.load import EditableModel
 from knowedit_ext.sweep import CleanRun, Interventions, Knockout, Patch, SweepResult, clean_run, layer_zero_input, sweep
-from knowedit_ext.sweep.engine import split_runs
 from knowedit_ext.sweep.layout import lay_out
+from knowedit_ext.sweep.plan import split_runs
 from knowedit_ext.sweep.segments import Planner
 
 from ..support.families import LAYERS, VOCAB, WIDTH, WINDOWED, tiny_model
@@ -30,12 +30,21 @@ class Tree:
         self.model = model
         self.prompts: list[CleanRun] = []
         self.asked = Interventions()
+        self.hidden: list[torch.Tensor] = []
         self.roots: list[PlainRoot] = []
         self.runs: list[tuple[PlainRoot, list[Write]]] = []
 
     def __repr__(self) -> str:
         roots = [(r.prompt, r.length, r.copies, r.start) for r in self.asked.roots]
         return f"Tree(roots (prompt, length, copies, start): {roots}, runs: {self.asked.runs})"
+
+    def add_root(self, hidden: torch.Tensor, prompt: int, start: int = 0, parent: int | None = None) -> int:
+        copies, rows, _ = hidden.shape
+        self.hidden.append(hidden)
+        return self.asked.add_root(start + rows, prompt=prompt, copies=copies, start=start, parent=parent)
+
+    def sweep(self, max_rows: int | None = None) -> SweepResult:
+        return sweep(self.model, self.prompts, self.asked, self.hidden, max_rows)
 
     def want(self) -> list[torch.Tensor]:
         plain, states = Plain(self.model.hf), []
@@ -46,7 +55,7 @@ class Tree:
         return states
 
     def check(self, max_rows: int | None = None) -> SweepResult:
-        got = sweep(self.model, self.prompts, self.asked, max_rows)
+        got = self.sweep(max_rows)
         for number, want in enumerate(self.want()):
             torch.testing.assert_close(
                 got.hidden(number), want[:, list(self.asked.runs[number].readout)], atol=1e-5, rtol=1e-5
@@ -58,16 +67,16 @@ def add_prompt(tree: Tree, ids: list[int], branches: list[tuple[int, int, bool]]
     """A clean root, and for every (start, copies, whole) a corrupted one, as a branch or whole; their numbers."""
     number, model = len(tree.prompts), tree.model
     tree.prompts.append(clean_run(model, ids))
-    clean = tree.asked.add_root(tree.prompts[-1].hidden, prompt=number)
+    clean = tree.add_root(tree.prompts[-1].hidden, number)
     tree.roots.append(PlainRoot(ids))
     roots = [clean]
     for seed, (start, copies, whole) in enumerate(branches):
         change = added(normal(seed, copies, min(2, len(ids) - start), WIDTH), start)
         hidden = layer_zero_input(model, ids, copies, change)
         if whole or start == 0:
-            roots.append(tree.asked.add_root(hidden, prompt=number))
+            roots.append(tree.add_root(hidden, number))
         else:
-            roots.append(tree.asked.add_root(hidden[:, start:], prompt=number, start=start, parent=clean))
+            roots.append(tree.add_root(hidden[:, start:], number, start, clean))
         tree.roots.append(PlainRoot(ids, copies, change))
     return roots
 
@@ -146,7 +155,7 @@ def test_equal_to_the_plain_loop(family: str, caplog) -> None:
         whole = tree.check()
         assert whole.sweeps == 1 and whole.row_layers <= row_layers_of_oracle(tree)
         for max_rows in (1, 40):
-            parts = sweep(tree.model, tree.prompts, tree.asked, max_rows)
+            parts = tree.sweep(max_rows)
             for number in range(len(tree.runs)):
                 torch.testing.assert_close(parts.hidden(number), whole.hidden(number), atol=5e-6, rtol=5e-6)
 
@@ -172,7 +181,7 @@ def test_branches_of_branches() -> None:
     first, second = tree.roots[noisy].change, added(normal(7, 2, 1, WIDTH), 3)
     both = lambda x: second(first(x))  # noqa: E731
     hidden = layer_zero_input(tree.model, ids, 2, both)
-    tip = tree.asked.add_root(hidden[:, 3:], prompt=0, start=3, parent=noisy)
+    tip = tree.add_root(hidden[:, 3:], 0, 3, noisy)
     tree.roots.append(PlainRoot(ids, 2, both))
     add_run(tree, tip, [], [5])
     for token in (1, 4):
@@ -318,14 +327,14 @@ def test_bad_patches(patch, message) -> None:
     with pytest.raises(ValueError, match=message):
         good = dict(site="mlp", layers=(1,), tokens=(3,), source=clean)
         tree.asked.add_run(noisy, [Patch(**(good | patch))], [4])
-        sweep(tree.model, tree.prompts, tree.asked)
+        tree.sweep()
 
 
 def test_bad_roots_and_readouts() -> None:
     tree = Tree(tiny_model("gpt2"))
     add_prompt(tree, [3, 4, 5], [])
     with pytest.raises(ValueError, match="needs a parent"):
-        tree.asked.add_root(torch.zeros(1, 2, WIDTH), prompt=0, start=1)
+        tree.asked.add_root(3, prompt=0, start=1)
     with pytest.raises(ValueError, match="no root 7: there are 1"):
         tree.asked.add_run(7, [], [2])
     with pytest.raises(ValueError, match="no token 3: the run has tokens 0..2"):
@@ -333,23 +342,23 @@ def test_bad_roots_and_readouts() -> None:
     with pytest.raises(ValueError, match="position to read out"):
         tree.asked.add_run(0, [], [])
     with pytest.raises(ValueError, match="no runs"):
-        sweep(tree.model, tree.prompts, tree.asked)
+        tree.sweep()
     with pytest.raises(ValueError, match="max_rows is -1"):
         tree.asked.add_run(0, [], [0])
-        sweep(tree.model, tree.prompts, tree.asked, -1)
+        tree.sweep(-1)
 
 
 def test_the_callers_tensors_are_left_alone() -> None:
     tree = state_map()
     given_tensor = torch.ones(WIDTH)
     add_run(tree, 1, [Patch("layer", (0, 2), (2,), given_tensor, "add")], [5])
-    before = [root.hidden.clone() for root in tree.asked.roots]
+    before = [x.clone() for x in tree.hidden]
     tree.check()
     assert torch.equal(given_tensor, torch.ones(WIDTH))
-    assert all(torch.equal(a, root.hidden) for a, root in zip(before, tree.asked.roots, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, tree.hidden, strict=True))
 
 
 def test_two_sweeps_are_bit_equal() -> None:
     tree = state_map()
-    first, second = (sweep(tree.model, tree.prompts, tree.asked, 60).states for _ in range(2))
+    first, second = (tree.sweep(60).states for _ in range(2))
     assert torch.equal(first, second) and np.isfinite(first.numpy()).all()

@@ -165,13 +165,13 @@ def five(model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def swept(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """Facts and kinds of every sweep from here on."""
-    calls, real = [], dataset.trace_facts
+    calls, real = [], dataset.trace_plans
 
-    def count(model, facts, kinds, *rest):
-        calls.append((len(facts), *kinds))
-        return real(model, facts, kinds, *rest)
+    def count(model, plans, kinds):
+        calls.append((len(plans), *kinds))
+        return real(model, plans, kinds)
 
-    monkeypatch.setattr(dataset, "trace_facts", count)
+    monkeypatch.setattr(dataset, "trace_plans", count)
     return calls
 
 
