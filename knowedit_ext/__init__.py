@@ -49,7 +49,7 @@ from .editors import (
 from .evaluation import Report, evaluate, known_fact, problem_scores
 from .model import EditableModel, Fact, UnsupportedModelError, load_model
 from .moments import Moments, collect_moments
-from .studies import localization_study, regress
+from .studies import EditCheck, check_edit, localization_study, regress
 from .tracing import (
     Effects,
     KnockoutTrace,
@@ -72,6 +72,7 @@ __all__ = [
     "PROBLEMS",
     "Edit",
     "EFK",
+    "EditCheck",
     "EditRequest",
     "EditableModel",
     "Effects",
@@ -94,6 +95,7 @@ __all__ = [
     "UnsupportedModelError",
     "alphaedit",
     "as_problem",
+    "check_edit",
     "collect_moments",
     "convert_editor",
     "edit",

@@ -14,6 +14,7 @@ from typing import Any
 import transformers
 import typer
 
+from .commands.check_edit import check_edit
 from .commands.demo import demo
 from .commands.doctor import doctor
 from .commands.download import download
@@ -51,7 +52,19 @@ world = typer.Typer(help="The built-in world of invented people.", no_args_is_he
 study = typer.Typer(help="The papers' studies.", no_args_is_help=True)
 app.add_typer(world, name="world")
 app.add_typer(study, name="study")
-for command in (trace, edit, moments, train_editor, convert_editor, evaluate, report, download, demo, doctor):
+for command in (
+    trace,
+    edit,
+    moments,
+    train_editor,
+    convert_editor,
+    evaluate,
+    check_edit,
+    report,
+    download,
+    demo,
+    doctor,
+):
     app.command()(_begun(command))
 world.command()(_begun(train))
 of_studies = (localization, sequential, scaling, layers, categories, mixes, layer_token)

@@ -2,6 +2,7 @@
 
 from .attention import attention
 from .categories import categories
+from .check_edit import EditCheck, check_edit
 from .findings import Findings
 from .layer_token import layer_token
 from .layers import layers
@@ -17,6 +18,7 @@ from .severed import severed
 from .treatment import Treatment
 
 __all__ = [
+    "EditCheck",
     "Findings",
     "Localization",
     "Regression",
@@ -24,6 +26,7 @@ __all__ = [
     "Treatment",
     "attention",
     "categories",
+    "check_edit",
     "export_pairs",
     "layer_token",
     "layers",
