@@ -36,7 +36,8 @@ class Layout:
 
     rows: [L + 1] rows alive in each layer, and behind the last; position, prompt: int64 [rows[L]] of each row;
     births: [L + 1] int64 gather indices of the rows born at the input of each layer;
-    segments: [L] int32 [n, 5] tables for `tree_attention`; nearest: by layer, see `Attending`;
+    segments: [L] int32 [n, 5] tables for `tree_attention`, one tensor for layers in which nothing changes; nearest: by
+    layer, see `Attending`;
     restores: by (site, layer), in order;
     readout: for every run int64 [copies, positions]; row_layers: rows computed, summed over layers.
     """
@@ -61,12 +62,19 @@ class Layout:
         return replace(
             self,
             births=[rows.to(devices[min(layer, last)]) for layer, rows in enumerate(self.births)],
-            segments=[table.to(device) for table, device in zip(self.segments, devices, strict=True)],
+            segments=on_devices(self.segments, devices),
             restores={
                 (site, layer): [one.on(devices[min(layer, last)]) for one in some]
                 for (site, layer), some in self.restores.items()
             },
         )
+
+
+def on_devices(tables: Sequence[torch.Tensor], devices: Sequence[torch.device]) -> list[torch.Tensor]:
+    """Each on its device; what is one tensor stays one there."""
+    pairs = {(id(table), device): (table, device) for table, device in zip(tables, devices, strict=True)}
+    moved = {key: table.to(device) for key, (table, device) in pairs.items()}
+    return [moved[id(table), device] for table, device in zip(tables, devices, strict=True)]
 
 
 def lay_out(template: Template, num_layers: int) -> Layout:
@@ -206,6 +214,7 @@ def _tables(entries: list[Entry], first: dict[int, int], num_layers: int) -> lis
             number = _ranges(np.zeros(len(changed), np.int64), changed[:, 1])
             table[at + number, 1] = key + key_stride * number
             table[at + number, 4] = parent + parent_stride * number
+        new = changes[layer] or until[layer] > end
         end = max(end, until[layer])
-        tables.append(torch.from_numpy(table[:end].copy()))
+        tables.append(torch.from_numpy(table[:end].copy()) if new else tables[-1])
     return tables

@@ -28,6 +28,9 @@ class OnePass:
     places: torch.Tensor
     read: torch.Tensor
 
+    def on(self, devices: Sequence[torch.device]) -> OnePass:
+        return OnePass(self.roots, self.layout.on(devices), self.places.to(devices[0]), self.read.to(devices[-1]))
+
 
 @dataclass(frozen=True)
 class SweepPlan:
@@ -90,7 +93,7 @@ def _make(
         at = offsets[layout.prompt] + layout.position
         places.append(at[read])
         states += len(read)
-        passes.append(OnePass(sorted(used), layout.on(devices), at.to(devices[0]), read.to(devices[-1])))
+        passes.append(OnePass(sorted(used), layout, at, read).on(devices))
     alike: dict[torch.Size, list[int]] = defaultdict(list)
     for run, where in enumerate(index):
         alike[where.shape].append(run)
