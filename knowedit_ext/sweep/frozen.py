@@ -1,7 +1,8 @@
 """Patched rows over frozen prompts, with gradients.
 
 While a value is optimised, only the rows from its token on are computed, in the layers behind the edited one. What lies
-left of the token or below the layer is computed once.
+left of the token or below the layer is computed once, and so are the edited MLP itself and what the next layer's
+attention projects of the rows that the change has not reached yet.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import nn
 
 from ..model.head import final_states
 from ..model.hooks import Hooks
-from .attention import tree_attention_in
+from .attention import layer_in_progress, tree_attention_in
 from .capture import RowArguments
 from .interventions import Interventions, Patch
 from .layer import KeysValues, keys_values, run_layer
 from .layout import lay_out
 from .packed import PackedPrompts
 from .segments import Planner
+from .whole import mixes_whole
 
 
 class FrozenPrompts:
@@ -60,7 +63,10 @@ class FrozenPrompts:
         few._born = {}
         for layer, rows in few._births.items():
             place = {row: at for at, row in enumerate(self._births[layer].tolist())}
-            few._born[layer] = self._born[layer][[place[row] for row in rows.tolist()]]
+            kept = [place[row] for row in rows.tolist()]
+            few._born[layer] = self._born[layer][kept]
+            if layer == self.edited + 1:
+                few._projected = [(module, out[kept]) for module, out in self._projected]
         return few
 
     def _plan(self, prompts: Sequence[int]) -> None:
@@ -101,6 +107,7 @@ class FrozenPrompts:
         rows = torch.tensor([packed.row(prompt, token) for prompt, token in enumerate(self._tokens)])
         self._keys_values: dict[int, KeysValues] = {}
         self._born: dict[int, torch.Tensor] = {}
+        self._projected: list[tuple[nn.Module, torch.Tensor]] = []
         states: dict[str, torch.Tensor] = {}
 
         def record(site: str, out: torch.Tensor) -> None:
@@ -115,13 +122,29 @@ class FrozenPrompts:
                     self._born[layer] = hidden[self._births[layer].to(hidden.device)]
                 if layer < self.depth:
                     keep = self._keys_values if layer >= self.edited else None
-                    hidden = packed.run(hidden, layer, layer + 1, keep)
+                    with Hooks() as projections:
+                        if layer == self.edited + 1 < self.depth - 1 and not mixes_whole(self.model.modules):
+                            self._record_projected(projections, layer)
+                        hidden = packed.run(hidden, layer, layer + 1, keep)
         self.initial = torch.stack([states[site].to(hidden.device) for site in self.sites], dim=1)
         self._final = hidden  # where the edited layer is the last, the change does not reach what is read behind it
         if self._whole < self.depth and self._left is not None:
             last = self.depth - 1
             hidden = self._left.run(hidden[self._left_rows.to(hidden.device)], self._whole, last, self._keys_values)
             self._keys_values[last] = self._left.keys_values(hidden, last)
+
+    def _record_projected(self, hooks: Hooks, layer: int) -> None:
+        """Of rows born in a layer, what each projection of its attention puts out: those that run before rows mix."""
+        rows, width = self._births[layer], self.model.hidden_size
+
+        def record(module: nn.Module, args: tuple, out: torch.Tensor) -> None:
+            plain = len(args) == 1 and args[0].shape == (1, self.packed.rows, width) and isinstance(out, torch.Tensor)
+            if plain and layer_in_progress().recorded is None:
+                self._projected.append((module, out[0, rows.to(out.device)].clone()))
+
+        for module in self.model.modules.attn(layer).modules():
+            if not list(module.children()) and list(module.parameters()):
+                hooks.callback(module.register_forward_hook(record).remove)
 
     def __call__(self, added: torch.Tensor) -> torch.Tensor:
         modules, last = self.model.modules, self.depth - 1
@@ -132,6 +155,9 @@ class FrozenPrompts:
             return out[0].index_add(0, at, added[:, place].to(out.device, out.dtype))[None]
 
         with tree_attention_in(modules), Hooks() as hooks:
+            if self.sites == ("mlp",):  # nothing changes what it reads
+                own = self.initial[:, 0].index_select(0, self._at[0].argsort().to(self.initial.device))
+                _known(hooks, modules.site("mlp", self.edited), self._at[0][:0], own)
             for place, site in enumerate(self.sites):
                 if site != "layer":
                     hooks.behind(modules.site(site, self.edited), partial(inject, place))
@@ -139,6 +165,9 @@ class FrozenPrompts:
                 born = self._born.get(number)
                 if born is not None:
                     hidden = born if hidden is None else torch.cat([hidden, born.to(hidden.device)])
+                if number == self.edited + 1:
+                    for module, out in self._projected:
+                        _known(hooks, module, self._at[0], out)
                 if "layer" in self.sites and number == self.edited + 1:
                     hidden = inject(self.sites.index("layer"), hidden[None])[0]
                 if hidden is None or number == self.depth:
@@ -154,6 +183,26 @@ class FrozenPrompts:
             rows = self._readout.to(hidden.device) + self.packed.rows
             hidden = torch.cat([self._final.to(hidden.device), hidden])[rows]
         return final_states(self.model, hidden)
+
+
+def _known(hooks: Hooks, module: nn.Module, changed: torch.Tensor, known: torch.Tensor) -> None:
+    """What a module puts out for the last of the rows it is given is `known` [rows, width], but for those that are
+    changed, which alone it computes; for one at least: not every module takes none."""
+    given = 0
+
+    def without(module: nn.Module, args: tuple) -> tuple:
+        nonlocal given
+        given = args[0].shape[-2]
+        some = changed.to(args[0].device) if len(changed) else torch.zeros(1, dtype=torch.int64, device=args[0].device)
+        return (args[0].index_select(-2, some), *args[1:])
+
+    def put(out: torch.Tensor) -> torch.Tensor:
+        whole = out.new_empty(given, out.shape[-1])
+        whole[given - len(known) :] = known
+        return whole.index_copy(0, changed.to(out.device), out[0, : len(changed)])[None]
+
+    hooks.callback(module.register_forward_pre_hook(without).remove)
+    hooks.behind(module, put)
 
 
 def _live(table: torch.Tensor, roots: int, kept: torch.Tensor) -> torch.Tensor:

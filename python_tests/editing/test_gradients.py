@@ -40,8 +40,8 @@ SHARING = [
 ]
 
 
-def frozen(model: ke.EditableModel, sites: tuple[str, ...]) -> FrozenPrompts:
-    return FrozenPrompts(PackedPrompts(model, clean_runs(model, PROMPTS)), sites, LAYER, TOKENS, READOUT)
+def frozen(model: ke.EditableModel, sites: tuple[str, ...], layer: int = LAYER) -> FrozenPrompts:
+    return FrozenPrompts(PackedPrompts(model, clean_runs(model, PROMPTS)), sites, layer, TOKENS, READOUT)
 
 
 ASKED = list(zip(PROMPTS, TOKENS, READOUT, strict=True))
@@ -68,16 +68,17 @@ def plain(model: ke.EditableModel, sites: tuple[str, ...], added: torch.Tensor, 
     return torch.cat(states)
 
 
+@pytest.mark.parametrize("layer", [0, LAYER])
 @pytest.mark.parametrize("sites", [("mlp",), ("attn",), ("layer",), ("mlp", "attn")], ids="+".join)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_states_and_gradients(family: str, sites: tuple[str, ...]) -> None:
+def test_states_and_gradients(family: str, sites: tuple[str, ...], layer: int) -> None:
     model = double(family)
     generator = torch.Generator().manual_seed(1)
     random = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
     added = random(len(PROMPTS), len(sites), WIDTH).requires_grad_()
     weights = random(sum(map(len, READOUT)), WIDTH)
     tolerance = 1e-10 if family in IN_FLOAT64 else 1e-4
-    got, want = frozen(model, sites)(added), plain(model, sites, added)
+    got, want = frozen(model, sites, layer)(added), plain(model, sites, added, layer=layer)
     assert torch.allclose(got, want, rtol=0, atol=tolerance * float(want.detach().abs().max()))
     [mine], [theirs] = (torch.autograd.grad((x * weights).sum(), added) for x in (got, want))
     assert theirs.abs().min(dim=-1).values.min() > 0  # every prompt's readouts depend on its change
@@ -91,6 +92,31 @@ def test_gradcheck(family: str) -> None:
     along = torch.randn(1, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     # Along one direction a prompt: enough to see every path, and cheap.
     assert torch.autograd.gradcheck(lambda size: run((size * along)[:, None])[:, ::8], added.requires_grad_())
+
+
+@pytest.mark.parametrize(("family", "projections"), [("gpt2", ["c_attn"]), ("llama", ["q_proj", "k_proj", "v_proj"])])
+@pytest.mark.parametrize("site", ["mlp", "layer"])
+def test_what_does_not_change_is_not_computed_again(family: str, projections: list[str], site: str) -> None:
+    """Rows that modules are given: the edited MLP one, to have an output; projections behind it those that changed."""
+    model = double(family)
+    run, given = frozen(model, (site,), 0), {}
+
+    def see(name: str, args: tuple, output: torch.Tensor) -> None:
+        given[name] = output.shape[1]
+
+    with ExitStack() as stack:
+        for name, module in model.hf.named_modules():
+            if name.rsplit(".")[-1] in ("down_proj", "c_proj", "o_proj", *projections):
+                stack.enter_context(hooked(module, partial(see, name)))
+        run(torch.zeros(len(PROMPTS), 1, WIDTH, dtype=torch.float64))
+    stem, attention, down, out = {
+        "gpt2": ("transformer.h", "attn", "c_proj", "c_proj"),
+        "llama": ("model.layers", "self_attn", "down_proj", "o_proj"),
+    }[family]
+    rows = sum(len(ids) - token for ids, token in zip(PROMPTS, TOKENS, strict=True))
+    assert given.get(f"{stem}.0.mlp.{down}") == (1 if site == "mlp" else None)
+    assert [given[f"{stem}.1.{attention}.{name}"] for name in projections] == [len(PROMPTS)] * len(projections)
+    assert given[f"{stem}.1.{attention}.{out}"] == given[f"{stem}.1.mlp.{down}"] == rows
 
 
 @pytest.mark.parametrize("chosen", [range(6), [1, 2, 4], [5], [0, 3]], ids=str)
