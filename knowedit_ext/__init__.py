@@ -1,132 +1,30 @@
-"""Locate and edit facts in language models."""
+"""Locate and edit facts in language models.
 
-from . import starting  # noqa: F401  before all that takes long
-from .editing import (
-    METHODS,
-    PROBLEMS,
-    AlphaEditParams,
-    Edit,
-    EditRequest,
-    EMMETParams,
-    ENCOREParams,
-    FTParams,
-    KnowledgeNeurons,
-    KNParams,
-    MEMITParams,
-    PMETParams,
-    ROMEParams,
-    RROMEParams,
-    UltraEditParams,
-    alphaedit,
-    as_problem,
-    edit,
-    emmet,
-    encore,
-    finetune,
-    kn,
-    knowledge_neurons,
-    memit,
-    pmet,
-    prune,
-    r_rome,
-    rect,
-    rome,
-    rome_each,
-    ultraedit,
-    value_norm,
-)
-from .editors import (
-    EFK,
-    MEND,
-    EditorTraining,
-    EditorTrainingParams,
-    convert_editor,
-    efk,
-    mend,
-    mend_each,
-    train_editor,
-)
-from .evaluation import Report, evaluate, known_fact, problem_scores
-from .model import EditableModel, Fact, UnsupportedModelError, load_model
-from .moments import Moments, collect_moments
-from .studies import EditCheck, check_edit, localization_study, regress
-from .tracing import (
-    Effects,
-    KnockoutTrace,
-    SubjectNoise,
-    Trace,
-    fraction_restored,
-    knockout_effects,
-    noise_level,
-    plot_knockouts,
-    trace,
-    trace_dataset,
-)
+The public names stand in `__init__.pyi`. Each is imported when it is first asked for: torch takes seconds.
+"""
 
-__all__ = [
-    "AlphaEditParams",
-    "EMMETParams",
-    "MEND",
-    "ENCOREParams",
-    "METHODS",
-    "PROBLEMS",
-    "Edit",
-    "EFK",
-    "EditCheck",
-    "EditRequest",
-    "EditableModel",
-    "Effects",
-    "EditorTraining",
-    "EditorTrainingParams",
-    "FTParams",
-    "Fact",
-    "KNParams",
-    "KnowledgeNeurons",
-    "KnockoutTrace",
-    "MEMITParams",
-    "Moments",
-    "PMETParams",
-    "ROMEParams",
-    "RROMEParams",
-    "Report",
-    "SubjectNoise",
-    "Trace",
-    "UltraEditParams",
-    "UnsupportedModelError",
-    "alphaedit",
-    "as_problem",
-    "check_edit",
-    "collect_moments",
-    "convert_editor",
-    "edit",
-    "efk",
-    "emmet",
-    "encore",
-    "evaluate",
-    "finetune",
-    "fraction_restored",
-    "kn",
-    "knockout_effects",
-    "knowledge_neurons",
-    "known_fact",
-    "load_model",
-    "localization_study",
-    "memit",
-    "mend",
-    "mend_each",
-    "noise_level",
-    "plot_knockouts",
-    "pmet",
-    "problem_scores",
-    "prune",
-    "r_rome",
-    "rect",
-    "regress",
-    "rome",
-    "rome_each",
-    "trace",
-    "trace_dataset",
-    "train_editor",
-    "ultraedit",
-    "value_norm",
-]
+import re
+from pathlib import Path
+from typing import Any
+
+from . import starting  # before all that takes long
+
+__version__ = "0.1.0"
+
+_STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+_PACKAGES = {name: package for package, name in re.findall(r"^from \.(\w+) import (\w+)", _STUB, re.MULTILINE)}
+__all__ = sorted(_PACKAGES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        value = getattr(starting.package(f"{__name__}.{_PACKAGES[name]}"), name)
+    elif not name.startswith("_") and (Path(__file__).parent / name / "__init__.py").exists():
+        value = starting.package(f"{__name__}.{name}")  # a package of ours, such as `studies`
+    else:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return globals().setdefault(name, value)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

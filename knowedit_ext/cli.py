@@ -1,4 +1,4 @@
-"""The `knowedit` command."""
+"""The `knowedit` command. What takes seconds to import is imported by the commands, after their options are read."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
-from functools import wraps
-from typing import Any
+from typing import Annotated
 
-import transformers
 import typer
 
+from . import __version__
 from .commands.check_edit import check_edit
 from .commands.demo import demo
 from .commands.doctor import doctor
@@ -21,55 +19,50 @@ from .commands.download import download
 from .commands.edit import edit
 from .commands.editors import convert_editor, train_editor
 from .commands.evaluate import evaluate
+from .commands.methods import methods
 from .commands.mistakes import explain
 from .commands.moments import moments
 from .commands.report import report
+from .commands.running import running
 from .commands.study_edits import categories, layer_token, layers, mixes, scaling
 from .commands.study_facts import attention, pairs, reversal, severed
 from .commands.study_localization import localization
 from .commands.study_sequential import sequential
 from .commands.trace import trace
 from .commands.world import train
-from .starting import INTERRUPTED, started
+from .starting import INTERRUPTED, as_command
 
 MISTAKEN = 2
 LONGEST = 2000  # characters of what is said of a mistake
 
-
-def _begun(command: Callable[..., None]) -> Callable[..., None]:
-    """Until a command begins, its options read, an interrupt ends the process: typer imports more to read them."""
-
-    @wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        started()
-        command(*args, **options)
-
-    return run
-
-
-app = typer.Typer(help="Locate and edit facts in language models.", no_args_is_help=True, add_completion=False)
+HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(help="Locate and edit facts in language models.", no_args_is_help=True, context_settings=HELP)
 world = typer.Typer(help="The built-in world of invented people.", no_args_is_help=True)
 study = typer.Typer(help="The papers' studies.", no_args_is_help=True)
 app.add_typer(world, name="world")
 app.add_typer(study, name="study")
-for command in (
-    trace,
-    edit,
-    moments,
-    train_editor,
-    convert_editor,
-    evaluate,
-    check_edit,
-    report,
-    download,
-    demo,
-    doctor,
-):
-    app.command()(_begun(command))
-world.command()(_begun(train))
+of_editors = (train_editor, convert_editor)
+for command in (trace, edit, moments, *of_editors, evaluate, check_edit, report, methods, download, demo, doctor):
+    app.command()(running(command))
+world.command()(running(train))
 of_studies = (localization, sequential, scaling, layers, categories, mixes, layer_token)
 for command in (*of_studies, severed, attention, reversal, pairs):
-    study.command(command.__name__.replace("_", "-"))(_begun(command))
+    study.command(command.__name__.replace("_", "-"))(running(command))
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"knowedit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="The version, and nothing else.")
+    ] = False,
+) -> None:
+    """Locate and edit facts in language models."""
 
 
 def main() -> None:
@@ -78,7 +71,8 @@ def main() -> None:
     With KNOWEDIT_DEBUG=1 in the environment the traceback comes too.
     """
     try:
-        status = _run()
+        with as_command():
+            status = _run()
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except Exception as error:
@@ -100,9 +94,9 @@ def _run() -> int | None:
     """None, or the status of what typer ends by itself: 130 after Ctrl-C inside a command."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     warnings.formatwarning = lambda message, *_: f"knowedit: warning: {message}\n"
-    transformers.logging.set_verbosity_error()  # what it only warns of, `model.pretrained` refuses
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what it only warns of, `model.pretrained` refuses
     if not sys.stderr.isatty():
-        transformers.logging.disable_progress_bar()
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return app(standalone_mode=False)
 
 

@@ -23,10 +23,10 @@ from .world import World, load_world
 KEYS_A_WIDTH = 20  # second moments over so many keys for each of their dimensions
 
 
-def run(out: Path, say: Callable[[str], None], facts: int = 24, edits: int = 100) -> None:
-    """Trace `facts` facts; with `edits`, edit three by ROME and so many by MEMIT. Says what was found, fills `out`."""
+def run(out: Path, say: Callable[[str], None], facts: int = 24, edits: int = 100) -> list[Path]:
+    """Trace `facts` facts; with `edits`, edit three by ROME and so many by MEMIT. The files made."""
     world = load_world()
-    model = load_model(world.folder, dtype="float32")
+    model = load_model("world")
     say(f"The built-in world: {len(world.people)} invented people x {len(world.relations)} relations, {model}")
     made = _trace(model, world, out, say, facts)
     if edits:
@@ -34,6 +34,7 @@ def run(out: Path, say: Callable[[str], None], facts: int = 24, edits: int = 100
     say("\nMade:")
     for path in made:
         say(f"  {path}")
+    return made
 
 
 def _trace(model: EditableModel, world: World, out: Path, say: Callable[[str], None], count: int) -> list[Path]:

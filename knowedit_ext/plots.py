@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .runs.files import atomic_write
 from .runs.interrupts import imported
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ def finish(figure: Figure, path: str | Path | None) -> Figure:
     """Write the figure where a path is given; the same figure gives the same bytes."""
     if path is None:
         return figure
+    from .runs.files import atomic_write  # with torch; `figure_format` is asked before it is needed
+
     suffix = figure_format(path)
     drawn = io.BytesIO()
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[suffix]

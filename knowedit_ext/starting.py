@@ -1,12 +1,20 @@
-"""Ctrl-C while `knowedit` is still being imported, which takes seconds: exit status 130, as later, and no traceback."""
+"""Ctrl-C while `knowedit` starts or imports, which takes seconds: exit status 130, as later, and no traceback."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import FrameType, ModuleType
+
+from .runs.interrupts import imported
 
 INTERRUPTED = 130
+_begun = False
 
 
 def _is_command() -> bool:
@@ -17,13 +25,41 @@ def _is_command() -> bool:
 
 
 def started() -> None:
-    """From here on an interrupt is the command's own matter."""
-    if signal.getsignal(signal.SIGINT) is end:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """From here on an interrupt is the command's own matter, except within an import."""
+    global _begun
+    _begun = True
 
 
-def end(number: int, frame: object) -> None:
-    os._exit(INTERRUPTED)  # nothing has been begun, and what is half imported could only complain
+def end(number: int, frame: FrameType | None) -> None:
+    if not _begun or _importing(frame):
+        os._exit(INTERRUPTED)  # what is half imported could only complain
+    signal.default_int_handler(number, frame)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextmanager
+def as_command() -> Iterator[None]:
+    """Inside, an interrupt does what it does to the command."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is end and before is not end:
+            signal.signal(signal.SIGINT, before)
+
+
+def package(name: str) -> ModuleType:
+    """A part of ours, with torch and all. An interrupt ends the command; elsewhere it waits until that is done."""
+    return import_module(name) if signal.getsignal(signal.SIGINT) is end else imported(name)
 
 
 if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as the command does before it imports transformers
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

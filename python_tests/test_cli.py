@@ -59,7 +59,7 @@ def test_trace_facts(tmp_path: Path) -> None:
         (["trace", "world"], "give either --prompt"),
         (["trace", "world", "--prompt", "{} is"], "--prompt needs --subject"),
         (["trace", "world", "--prompt", "is", "--subject", "Ann"], "no '{}'"),
-        (["trace", "world", "--facts", "absent.json"], "--facts needs --out"),
+        (["trace", "world", "--facts", "bad.json"], "--facts needs --out"),
         (["trace", "world", "--facts", "absent.json", "--out", "out"], "absent.json"),
         (["trace", "world", "--facts", "bad.json", "--out", "out"], "'bad.json' is not JSON"),
         (["trace", "world", "--prompt", "{} is a", "--subject", "Ann", "--noise", "nan"], "noise"),

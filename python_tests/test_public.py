@@ -11,7 +11,7 @@ import pytest
 
 import knowedit_ext as ke
 
-PACKAGES = ("model", "tracing", "evaluation", "editing", "editors", "moments", "datasets", "studies")
+PACKAGES = ("model", "tracing", "evaluation", "editing", "editors", "moments", "datasets", "studies", "world")
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -40,7 +40,7 @@ def test_every_public_name_comes_from_a_package_that_gives_it() -> None:
 ALONE = """
 import importlib, sys, types
 package = types.ModuleType("knowedit_ext")
-package.__path__ = sys.argv[1:2]
+package.__path__, package.__version__ = sys.argv[1:2], "0"
 for name in sys.argv[2:]:
     for loaded in [m for m in sys.modules if m.partition(".")[0] == "knowedit_ext" and ".ops" not in m]:
         del sys.modules[loaded]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import typer
+from typing import Any
 
-from ..doctor import report
+from .running import say
 
 
-def doctor() -> None:
+def doctor() -> dict[str, Any]:
     """Versions, which native bodies loaded, why one did not, and the way out."""
-    typer.echo(report())
+    from ..doctor import report
+
+    found = report()
+    say(found)
+    return {"report": found.splitlines()}

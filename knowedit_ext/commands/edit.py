@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import knowedit_ext as ke
 
-from ..datasets.records import read_records
-from ..editing.methods import METHODS, method_of
+from ..world.store import WORLD
+from .names import METHOD_NAMES, check_method
 from .options import (
     ContextSeed,
     Device,
@@ -19,18 +19,25 @@ from .options import (
     Limit,
     MomentsFolder,
     Params,
+    data_to_read,
     file_to_read,
     file_to_write,
     folder_to_fill,
     load,
     meaningless,
+    preset_or,
 )
+from .running import say
+from .study_inputs import world_moments
 
 
 def edit(
     model: Annotated[str | None, typer.Argument(help='Hub name or folder; "world": the built-in one.')] = None,
-    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "memit",
-    requests: Annotated[Path | None, file_to_read("JSON list of requests or CounterFact records.")] = None,
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHOD_NAMES)}.")] = "memit",
+    prompt: Annotated[str | None, typer.Option(help='One fact: a template with one {}, e.g. "{} plays the".')] = None,
+    subject: Annotated[str | None, typer.Option(help="What goes into the {}.")] = None,
+    target: Annotated[str | None, typer.Option(help="What is to follow.")] = None,
+    requests: Annotated[Path | None, data_to_read("Many: a JSON list of requests or CounterFact records")] = None,
     moments: MomentsFolder = None,
     params: Params = "",
     out: Annotated[Path | None, file_to_write("Where the edit goes (.safetensors).")] = None,
@@ -40,33 +47,58 @@ def edit(
     store: Annotated[Path | None, folder_to_fill("Folder for values; a run that was killed goes on there.")] = None,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any] | None:
     """Compute an edit and save it, or show a saved one; with --store under torchrun too."""
+    fact = {"--prompt": prompt, "--subject": subject, "--target": target}
     given = {"MODEL": model, "--requests": requests, "--out": out, "--params": params or None}
     if show is not None:
-        meaningless(given | {"--moments": moments, "--limit": limit, "--store": store}, "--show FILE does nothing else")
-        typer.echo(ke.Edit.load(show).summary())
-        return
-    missing = [name for name, value in given.items() if value is None]
+        others = {"--moments": moments, "--limit": limit, "--store": store}
+        meaningless(given | fact | others, "--show FILE does nothing else")
+        return _tell(ke.Edit.load(show), show, shown=True)
+    check_method(method)
+    if any(fact.values()):
+        meaningless({"--requests": requests, "--limit": limit}, "they are of many facts, --prompt is one")
+        given = fact | {name: value for name, value in given.items() if name != "--requests"}
+    missing = [name for name, value in given.items() if not value and (name != "--params" or model is None)]
+    if not missing and not (params := preset_or(params, method, model)):
+        missing = ["--params"]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing (or give --show FILE)")
+    if store is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("several ranks share their values through a folder: give --store DIR")
+    from ..datasets.records import read_records
+    from ..editing.methods import METHODS, method_of
+    from ..studies.treatment import Treatment
+
     chosen = method_of(method)
     if store is not None and not chosen.takes("store"):
         keep = ", ".join(name for name, each in METHODS.items() if each.takes("store"))
         raise ValueError(f"--store: {method} keeps no values; {keep} do")
-    if store is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("several ranks share their values through a folder: give --store DIR")
-    edit_requests = [ke.EditRequest.of(record) for record in read_records(requests)[:limit]]
+    if prompt is not None:
+        edit_requests = [ke.EditRequest(prompt, subject, target)]
+    else:
+        edit_requests = [ke.EditRequest.of(record) for record in read_records(requests)[:limit]]
     if chosen.single and len(edit_requests) != 1:
         raise ValueError(
             f"{method} edits one fact at a time, '{requests}' has {len(edit_requests)}: use --limit 1 or memit"
         )
-    settings = chosen.params_of(params)
-    options = dict(seed=seed, progress=True, store=store, moments=None if moments is None else ke.Moments.load(moments))
+    line = Treatment(method, chosen, chosen.params_of(params), history=False)
+    held = None if moments is None else ke.Moments.load(moments)
+    loaded = load(model, device, dtype)
+    if held is None and model == WORLD:
+        held = world_moments(loaded, [line])
+    options = dict(seed=seed, progress=True, store=store, moments=held)
     taken = {option: value for option, value in options.items() if chosen.takes(option)}
-    made = ke.edit(load(model, device, dtype), edit_requests, method, params=settings, **taken)
+    made = ke.edit(loaded, edit_requests, method, params=line.params, **taken)
     if int(os.environ.get("RANK", 0)):
-        return
+        return None
     made.save(out)
-    typer.echo(made.summary())
-    typer.echo(str(out))
+    return _tell(made, out)
+
+
+def _tell(edit: ke.Edit, file: Path, shown: bool = False) -> dict[str, Any]:
+    say(edit.summary())
+    if not shown:
+        say(file)
+    weights = {name: float(edit.delta(name).norm()) for name in edit.changes}
+    return {"method": edit.method, "requests": edit.requests, "params": edit.params, "weights": weights, "file": file}

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import knowedit_ext as ke
 
-from ..datasets.records import read_records
 from ..documents import read_json
-from ..moments.corpora import open_corpus
 from .moments import layers_of
-from .options import Device, Dtype, Limit, ModelName, file_to_read, folder_to_fill, load
+from .options import WORLD_DATA, Device, Dtype, Limit, ModelName, data_to_read, file_to_read, folder_to_fill, load
+from .running import say
 
 
 def train_editor(
     model: ModelName,
     data: Annotated[
         Path,
-        file_to_read("What to learn by, the last ones for validation: a JSON list of CounterFact records; or texts."),
+        data_to_read("What to learn by, the last ones for validation: a JSON list of CounterFact records; or texts"),
     ],
-    texts: Annotated[str, typer.Option(help="Texts that edits should leave alone: a file, a folder, or a data set.")],
+    texts: Annotated[
+        str, typer.Option(help="Texts that edits should leave alone: a file, a folder, a data set, or world.")
+    ],
     out: Annotated[Path, folder_to_fill("Folder for the editor; a training that was killed goes on there.")],
     method: Annotated[str, typer.Option(help="mend or efk (KE).")] = "mend",
     layers: Annotated[
@@ -37,14 +38,17 @@ def train_editor(
     compat: Annotated[str | None, typer.Option(help='"reference": as published, dead rate and all.')] = None,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any]:
     """Train an editor by MEND or KE on records of facts, or on texts."""
     if method not in ("mend", "efk"):
         raise ValueError(f"unknown method '{method}': expected mend or efk")
+    from ..datasets.records import read_records
+    from ..moments.corpora import open_corpus
+
     settings = dict(read_json(params)) if params is not None else {}
     settings |= {"seed": seed} | ({} if iterations is None else {"iterations": iterations})
     chosen = ke.EditorTrainingParams.from_dict(settings)
-    records = (read_records(data) if data.suffix == ".json" else list(open_corpus(data)))[:limit]
+    records = (read_records(data) if data.suffix == ".json" or data == WORLD_DATA else list(open_corpus(data)))[:limit]
     loc = list(open_corpus(texts, max_texts=max_texts))
     loaded = load(model, device, dtype)
     wanted = None if layers is None else layers_of(layers)
@@ -53,14 +57,16 @@ def train_editor(
     else:
         editor = ke.EFK.new(loaded, wanted, seed)
     ke.train_editor(loaded, editor, records, loc, chosen, out, compat, progress=True)
-    typer.echo(str(out / "editor.safetensors"))
+    say(out / "editor.safetensors")
+    return {"file": out / "editor.safetensors"}
 
 
 def convert_editor(
     source: Annotated[Path, typer.Argument(help="A released archive (.pt).")],
     target: Annotated[Path, typer.Argument(help="Where its editor goes (.safetensors).")],
-) -> None:
+) -> dict[str, Any]:
     """Turn a released MEND or KE archive into a file that ke.MEND.load or ke.EFK.load reads."""
     about = ke.convert_editor(source, target)
-    typer.echo(f"{about['method']} editor of {about['inner_params']}")
-    typer.echo(str(target))
+    say(f"{about['method']} editor of {about['inner_params']}")
+    say(target)
+    return {"method": about["method"], "inner_params": about["inner_params"], "file": target}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..checks import StudyCompat, as_type
-from ..editing.methods import METHODS
-from ..editing.problems import PROBLEMS
-from ..evaluation.command import NONE, run
+from .names import METHOD_NAMES, PROBLEM_NAMES, check_method
 from .options import (
+    WORLD_DATA,
     ContextSeed,
     Device,
     Dtype,
@@ -20,11 +19,17 @@ from .options import (
     ModelName,
     MomentsFolder,
     Params,
+    data_of,
+    data_to_read,
     file_to_read,
     folder_to_fill,
     load,
     number_or_rule,
+    preset_or,
 )
+from .running import say
+
+NONE = "none"  # no method: the model as it is
 
 
 def evaluate(
@@ -34,9 +39,9 @@ def evaluate(
         folder_to_fill("Folder for cases and report; a run that was killed goes on there."),
     ],
     data: Annotated[
-        Path | None, file_to_read("JSON of CounterFact (also the flat schema) or zsRE; default: the world's facts.")
+        Path | None, data_to_read("JSON of CounterFact (also the flat schema) or zsRE; default for the world")
     ] = None,
-    method: Annotated[str, typer.Option(help=f"{', '.join((NONE, *METHODS))}.")] = NONE,
+    method: Annotated[str, typer.Option(help=f"{', '.join((NONE, *METHOD_NAMES))}.")] = NONE,
     params: Params = "",
     moments: MomentsFolder = None,
     num_edits: Annotated[int | None, typer.Option(help="Facts edited at once; default: memit all, others 1.")] = None,
@@ -52,7 +57,9 @@ def evaluate(
     generation: Annotated[bool, typer.Option(help="Fluency and consistency of generated text.")] = True,
     baseline: Annotated[bool, typer.Option(help="Also measure the unedited model.")] = True,
     skip_bad: Annotated[bool, typer.Option(help="Leave bad records out, and count them.")] = False,
-    problem: Annotated[str | None, typer.Option(help=f"What to make of each record: {', '.join(PROBLEMS)}.")] = None,
+    problem: Annotated[
+        str | None, typer.Option(help=f"What to make of each record: {', '.join(PROBLEM_NAMES)}.")
+    ] = None,
     noise: Annotated[str, typer.Option(help='Of the subject, for --problem: "s3", or a number.')] = "s3",
     compat: Annotated[
         str | None, typer.Option(help='"reference", "hase": the quirks of the published code, or of Hase et al., too.')
@@ -61,12 +68,20 @@ def evaluate(
     max_rows: MaxRows = None,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any] | None:
     """Edit facts and measure the edits: the papers' table for one method; runs under torchrun too."""
     as_type("compat", compat, StudyCompat)  # before anything is loaded
+    check_method(method, NONE)
+    source = data_of(model, data)
+    world = source == WORLD_DATA
+    params = params if method == NONE else preset_or(params, method, model)
     choices = dict(method=method, params=params, moments=moments, num_edits=num_edits, seed=seed)
     choices |= dict(problem=problem, noise=number_or_rule(noise))
     texts = dict(generation=generation, snippets=snippets, tfidf=tfidf)
     chosen = dict(limit=limit, zsre_target=zsre_target, zsre_language=zsre_language, skip_bad=skip_bad)
     asked = dict(baseline=baseline, compat=compat, max_rows=max_rows)
-    run(lambda: load(model, device, dtype), model == "world", data, out, choices, texts, chosen, asked, typer.echo)
+    from ..evaluation.command import run
+
+    loading = (lambda: load(model, device, dtype)), world
+    report = run(*loading, None if world else source, out, choices, texts, chosen, asked, say)
+    return {**report.to_dict(), "file": out / "report.md"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import traceback
 from collections.abc import Iterator
 
-import torch
 from safetensors import SafetensorError
 
 LESS_MEMORY = (
@@ -63,7 +63,9 @@ def out_of_memory(error: BaseException) -> bool:
     """Memory of a GPU (`torch.OutOfMemoryError`) or of the machine, which torch reports as a plain RuntimeError."""
     words = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
     text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+    torch = sys.modules.get("torch")  # where it has not been imported, nothing of it was raised
+    of_torch = (torch.OutOfMemoryError,) if torch is not None else ()
+    return isinstance(error, (MemoryError, *of_torch)) or (
         isinstance(error, RuntimeError) and any(word in text for word in words)
     )
 

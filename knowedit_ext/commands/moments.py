@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import knowedit_ext as ke
 
-from ..moments import export_npz
-from ..moments.corpora import check_name
 from .options import Device, Dtype, ModelName, folder_to_fill, load
+from .running import say
 
 
 def moments(
     model: ModelName,
-    text: Annotated[str, typer.Argument(help="File, folder of files, or name of a data set (wikipedia, wikitext).")],
+    text: Annotated[
+        str, typer.Argument(help="File, folder of files, name of a data set (wikipedia, wikitext), or world.")
+    ],
     layers: Annotated[str, typer.Option(help="e.g. 13-17, or 3,5,8-10.")],
     out: Annotated[Path, folder_to_fill("Folder for the moments; a run that was killed goes on there.")],
     max_tokens: Annotated[int | None, typer.Option(min=1, help="No more keys than that.")] = None,
@@ -31,25 +32,30 @@ def moments(
     npz: Annotated[Path | None, folder_to_fill("Also write the published .npz files below this folder.")] = None,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any] | None:
     """Second moments of the keys that the down projections of LAYERS read; runs under torchrun too."""
     wanted = layers_of(layers)
+    from ..moments import export_npz
+    from ..moments.corpora import check_name
+
     check_name(text)
     loaded = load(model, device, dtype)
     common = dict(max_tokens=max_tokens, max_texts=max_texts, shuffle=shuffle, batch_tokens=batch_tokens)
     moments = ke.collect_moments(loaded, text, wanted, out=out, stop=stop, tolerance=tolerance, **common)
     if int(os.environ.get("RANK", 0)):
-        return
+        return None
     for layer in moments.layers:
         left = "" if moments[layer].missing is None else f", estimated error of solutions {moments[layer].missing:.2g}"
-        typer.echo(
-            f"layer {layer}: {moments[layer].width} x {moments[layer].width} over {moments[layer].count} keys{left}"
-        )
-    typer.echo(str(out))
+        say(f"layer {layer}: {moments[layer].width} x {moments[layer].width} over {moments[layer].count} keys{left}")
+    say(out)
+    files = [out]
     if npz is not None:
         dataset = Path(text).stem.partition(":")[0]
         for path in export_npz(moments, npz, loaded, dataset=dataset, sample_size=max_texts):
-            typer.echo(str(path))
+            say(path)
+            files.append(path)
+    described = [{"layer": n, "width": moments[n].width, "keys": moments[n].count} for n in moments.layers]
+    return {"layers": described, "files": files}
 
 
 def layers_of(ranges: str) -> list[int]:

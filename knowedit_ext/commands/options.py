@@ -13,9 +13,10 @@ import typer
 import knowedit_ext as ke
 
 from ..plots import figure_format
-from ..world import load_world
+from ..world.store import WORLD
 
 LARGEST_SEED = 2**32 - 1
+WORLD_DATA = Path(WORLD)
 
 
 def _place(path: Path, folder: bool) -> Path:
@@ -56,11 +57,26 @@ def figure_to_write(help: str) -> Any:
 
 
 def file_to_read(help: str) -> Any:
-    return typer.Option(help=help, dir_okay=False, readable=True)
+    return typer.Option(help=help, exists=True, dir_okay=False, readable=True)
+
+
+def data_to_read(help: str) -> Any:
+    """A data file, or "world" for the built-in world's."""
+    return _checked(_data, f'{help}; "world": the built-in one.')
+
+
+def _data(path: Path) -> Path:
+    if path == WORLD_DATA:
+        return path
+    if not path.exists():
+        raise typer.BadParameter(f"there is no file '{path}' (\"world\" is the built-in one)")
+    if path.is_dir() or not os.access(path, os.R_OK):
+        raise typer.BadParameter(f"'{path}' is {'a folder, expected a file' if path.is_dir() else 'not readable'}")
+    return path
 
 
 def folder_to_read(help: str) -> Any:
-    return typer.Option(help=help, file_okay=False, readable=True)
+    return typer.Option(help=help, exists=True, file_okay=False, readable=True)
 
 
 ModelName = Annotated[
@@ -81,10 +97,23 @@ def meaningless(given: dict[str, Any], why: str) -> None:
         raise ValueError(f"{', '.join(names)} cannot be given here: {why}")
 
 
+def data_of(model: str, data: Path | None) -> Path:
+    """The data file, or the world's; ValueError where there is none."""
+    if data is None and model != WORLD:
+        raise ValueError('--data FILE is missing ("--data world": the built-in world\'s facts)')
+    return WORLD_DATA if data is None else data
+
+
+def preset_or(given: str, method: str, model: str) -> str:
+    """--params, or the preset that is called as the model is; "" where there is none."""
+    from ..editing.methods import method_of
+
+    name = Path(model).name.lower()
+    return given or (name if name in method_of(method).presets else "")
+
+
 def load(model: str, device: str | None, dtype: str | None) -> ke.EditableModel:
-    """The model of a command line: "world" is the built-in one, in exact float32 unless asked otherwise."""
-    if model == "world":
-        return ke.load_model(load_world().folder, device=device, dtype=dtype or "float32")
+    """The model of a command line."""
     return ke.load_model(model, device=device, dtype=dtype)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import knowedit_ext as ke
 
-from ..evaluation.report import side_by_side
-from ..runs.files import atomic_write
 from .options import file_to_write
+from .running import say
 
 
 def report(
@@ -19,14 +18,19 @@ def report(
         list[Path], typer.Argument(help="Folders made by `knowedit evaluate`, or published case files.")
     ],
     out: Annotated[Path | None, file_to_write("Where the Markdown table goes; default: the terminal.")] = None,
-) -> None:
+) -> dict[str, Any]:
     """Runs side by side, in the papers' column order."""
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
-    text = side_by_side({name: ke.Report.load(folder) for name, folder in zip(names, folders, strict=True)})
+    reports = {name: ke.Report.load(folder) for name, folder in zip(names, folders, strict=True)}
+    from ..evaluation.report import side_by_side
+    from ..runs.files import atomic_write
+
+    text = side_by_side(reports)
     if out is None:
-        typer.echo(text)
+        say(text)
     else:
         atomic_write(out, lambda file: file.write(text.encode()))
-        typer.echo(str(out))
+        say(out)
+    return {name: report.to_dict() for name, report in reports.items()}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .. import studies
-from ..studies.layer_token import TOKENS
-from ..studies.layers import spelled, windows_of
-from ..studies.treatment import Treatment
+import knowedit_ext as ke
+
+from ..world.store import WORLD
 from .moments import layers_of
-from .options import ContextSeed, Device, Dtype, ModelName, MomentsFolder, Params
+from .names import TOKEN_NAMES
+from .options import ContextSeed, Device, Dtype, ModelName, MomentsFolder, Params, data_of
 from .study_inputs import (
     Data,
     Generation,
@@ -24,7 +24,6 @@ from .study_inputs import (
     compared_with,
     inputs,
     numbers,
-    of_world,
     tell,
 )
 
@@ -48,11 +47,11 @@ def scaling(
     skip_bad: SkipBad = False,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any]:
     """1 to 10,000 edits: the scores of all of them, a curve a method (MEMIT, figure 5)."""
-    compared = compared_with(of_world(model, data), generation, snippets)
+    compared = compared_with(model == WORLD, generation, snippets)
     given = inputs(model, data, moments, device, dtype, method, params)
-    study = studies.scaling(
+    study = ke.studies.scaling(
         given.model,
         given.records,
         method,
@@ -67,7 +66,7 @@ def scaling(
         skip_bad=skip_bad,
         progress=True,
     )
-    tell(study, out)
+    return tell(study, out)
 
 
 def layers(
@@ -85,9 +84,13 @@ def layers(
     skip_bad: SkipBad = False,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any]:
     """How many layers to edit, and which: the curves of one method with several windows."""
-    chosen = params or ("world" if of_world(model, data) else None)
+    data_of(model, data)
+    chosen = params or (WORLD if model == WORLD else None)
+    from ..studies.layers import spelled, windows_of
+    from ..studies.treatment import Treatment
+
     own = Treatment.of(method, chosen, {}).params.layers
     windows = None if window is None else [layers_of(text) for text in window]
     given = inputs(model, data, moments, device, dtype, [method], [chosen] if chosen else None, every_layer=True)
@@ -96,7 +99,7 @@ def layers(
         if moments is not None:  # a folder may not have them all
             windows = [one for one in windows if set(one) <= set(given.moments.layers)] or windows
             typer.echo(f"windows: {', '.join(map(spelled, windows))}", err=True)
-    study = studies.layers(
+    study = ke.studies.layers(
         given.model,
         given.records,
         out,
@@ -109,7 +112,7 @@ def layers(
         skip_bad=skip_bad,
         progress=True,
     )
-    tell(study, out)
+    return tell(study, out)
 
 
 def categories(
@@ -125,11 +128,11 @@ def categories(
     skip_bad: SkipBad = False,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any]:
     """Facts of one relation edited together: which are easy to change (MEMIT, figure 6)?"""
     given = inputs(model, data, moments, device, dtype, method, params)
     options = dict(edits=edits, relations=relation, seeds=list(range(seeds)), skip_bad=skip_bad, progress=True)
-    tell(studies.categories(given.model, given.records, method, out, **given.options(), **options), out)
+    return tell(ke.studies.categories(given.model, given.records, method, out, **given.options(), **options), out)
 
 
 def mixes(
@@ -145,14 +148,14 @@ def mixes(
     skip_bad: SkipBad = False,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any]:
     """Facts of two relations edited together, against each alone (MEMIT, figure 7)."""
     pairs = None if pair is None else [_pair(text) for text in pair]
     given = inputs(model, data, moments, device, dtype, method, params)
     options = dict(
         pairs=pairs, counts=numbers(counts), seeds=list(range(seeds)), skip_bad=skip_bad, progress=True
     )  # fmt: skip
-    tell(studies.mixes(given.model, given.records, method, out, **given.options(), **options), out)
+    return tell(ke.studies.mixes(given.model, given.records, method, out, **given.options(), **options), out)
 
 
 def layer_token(
@@ -163,7 +166,7 @@ def layer_token(
     data: Data = None,
     moments: MomentsFolder = None,
     layers: Annotated[str, typer.Option(help='e.g. "0,4,8-11"; default: all.')] = "",
-    token: Annotated[list[str] | None, typer.Option(help=f"{', '.join(TOKENS)}; may be repeated.")] = None,
+    token: Annotated[list[str] | None, typer.Option(help=f"{', '.join(TOKEN_NAMES)}; may be repeated.")] = None,
     facts: Annotated[int, typer.Option(min=1, help="Only the first N.")] = 100,
     seed: ContextSeed = 0,
     generation: Generation = False,
@@ -171,13 +174,12 @@ def layer_token(
     skip_bad: SkipBad = False,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any]:
     """ROME at every layer and token: where does an edit work (ROME, figure 5)?"""
-    world = of_world(model, data)
-    compared = compared_with(world, generation, snippets)
-    chosen = params or ("world" if world else None)
+    compared = compared_with(model == WORLD, generation, snippets)
+    chosen = params or (WORLD if model == WORLD else None)
     given = inputs(model, data, moments, device, dtype, [method], [chosen] if chosen else None, every_layer=True)
-    study = studies.layer_token(
+    study = ke.studies.layer_token(
         given.model,
         given.records,
         out,
@@ -185,7 +187,7 @@ def layer_token(
         params=chosen,
         moments=given.moments,
         layers=layers_of(layers) if layers else None,
-        tokens=token or list(TOKENS),
+        tokens=token or list(TOKEN_NAMES),
         facts=facts,
         seed=seed,
         generation=generation,
@@ -193,7 +195,7 @@ def layer_token(
         skip_bad=skip_bad,
         progress=True,
     )
-    tell(study, out)
+    return tell(study, out)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .. import studies
-from ..world import load_world
+import knowedit_ext as ke
+
 from .options import (
     ContextSeed,
     Device,
@@ -16,12 +16,14 @@ from .options import (
     Limit,
     ModelName,
     MomentsFolder,
-    file_to_read,
+    data_of,
+    data_to_read,
     folder_to_read,
     load,
     number_or_rule,
 )
-from .study_inputs import Data, GivenParams, Labels, Out, SkipBad, inputs, of_world, tell
+from .running import say
+from .study_inputs import Data, GivenParams, Labels, Out, SkipBad, inputs, tell
 
 Facts = Annotated[int, typer.Option(min=1, help="Only the first N.")]
 
@@ -38,11 +40,11 @@ def attention(
     skip_bad: SkipBad = False,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any]:
     """How each head looks from the last token at the subject, before and after an edit."""
     given = inputs(model, data, moments, device, dtype, method, params)
     options = dict(facts=facts, seed=seed, skip_bad=skip_bad, progress=True)
-    tell(studies.attention(given.model, given.records, method, out, **given.options(), **options), out)
+    return tell(ke.studies.attention(given.model, given.records, method, out, **given.options(), **options), out)
 
 
 def reversal(
@@ -58,17 +60,17 @@ def reversal(
     skip_bad: SkipBad = False,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any]:
     """Is an edit known the other way round, from the object to the subject?"""
     given = inputs(model, data, moments, device, dtype, method, params)
     options = dict(facts=facts, candidates=candidates, seed=seed, skip_bad=skip_bad, progress=True)
-    tell(studies.reversal(given.model, given.records, method, out, **given.options(), **options), out)
+    return tell(ke.studies.reversal(given.model, given.records, method, out, **given.options(), **options), out)
 
 
 def severed(
     model: ModelName,
     out: Out,
-    data: Annotated[Path | None, file_to_read("JSON in the known_1000 format; default: the world's facts.")] = None,
+    data: Annotated[Path | None, data_to_read("JSON in the known_1000 format")] = None,
     limit: Limit = None,
     samples: Annotated[int, typer.Option(min=1, help="Noise draws.")] = 10,
     noise: Annotated[str, typer.Option(help='"s3", or a number.')] = "s3",
@@ -77,12 +79,11 @@ def severed(
     group: Annotated[int, typer.Option(min=1, help="Facts computed together.")] = 8,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any]:
     """What is left of a restored state's effect without the MLPs, or the attention, of its token."""
-    of_world(model, data)
+    facts = data_of(model, data)
     options = dict(samples=samples, noise=number_or_rule(noise), seed=seed, compat=compat, group=group, progress=True)
-    facts = load_world().facts() if data is None else data
-    tell(studies.severed(load(model, device, dtype), facts, out, limit=limit, **options), out)
+    return tell(ke.studies.severed(load(model, device, dtype), facts, out, limit=limit, **options), out)
 
 
 def pairs(
@@ -92,19 +93,20 @@ def pairs(
     rated: Annotated[list[Path] | None, typer.Option(help="A filled copy of pairs.csv; may be repeated.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Facts at most.")] = 50,
     seed: ContextSeed = 0,
-) -> None:
+) -> dict[str, Any]:
     """Blinded pairs of texts for people to judge (--first, --second), and what they said (--rated)."""
     if rated:
         if first is not None or second is not None:
             raise ValueError("--rated reads what was written before: leave --first and --second out")
-        study = studies.read_pairs(out, rated)
+        study = ke.studies.read_pairs(out, rated)
         study.save(out / "judged")
-        typer.echo(study.table())
-        return
+        say(study.table())
+        return study.to_dict()
     if first is None or second is None:
         raise ValueError("give --first and --second to write pairs, or --rated to read them back")
     names = [folder.name or str(folder) for folder in (first.resolve(), second.resolve())]
     if names[0] == names[1]:
         names = [str(first), str(second)]
-    studies.export_pairs(dict(zip(names, (first, second), strict=True)), out, count=count, seed=seed)
-    typer.echo(str(out / "pairs.html"))
+    ke.studies.export_pairs(dict(zip(names, (first, second), strict=True)), out, count=count, seed=seed)
+    say(out / "pairs.html")
+    return {"file": out / "pairs.html"}

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import knowedit_ext as ke
 
-from ..datasets import load_snippets
-from ..editing.methods import METHODS, method_of
-from ..studies import Findings, Treatment
-from ..studies.treatment import treatments
-from ..world import load_world
-from .options import file_to_read, folder_to_fill, load
+from ..world.store import WORLD, load_world
+from .names import METHOD_NAMES, check_method
+from .options import WORLD_DATA, data_of, data_to_read, file_to_read, folder_to_fill, load
+from .running import say
+
+if TYPE_CHECKING:
+    from ..studies import Findings, Treatment
 
 Out = Annotated[Path, folder_to_fill("Folder; a study that was killed goes on there.")]
 Labels = Annotated[
@@ -27,7 +28,7 @@ GivenParams = Annotated[
     list[str] | None,
     typer.Option(help="A preset or a file for all methods, or METHOD=PRESET-OR-FILE for one; may be repeated."),
 ]
-Data = Annotated[Path | None, file_to_read("JSON of CounterFact (also the flat schema); default: the world's facts.")]
+Data = Annotated[Path | None, data_to_read("JSON of CounterFact (also the flat schema)")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds 0 .. SEEDS - 1.")]
 SkipBad = Annotated[bool, typer.Option(help="Leave out records that cannot be edited, or not with the others.")]
 Generation = Annotated[bool, typer.Option(help="Also fluency (GE), and with snippets consistency (RS).")]
@@ -39,20 +40,13 @@ class Inputs:
     """params, params_of: of all methods, and of single ones. records: a file, or the world's."""
 
     model: ke.EditableModel
-    records: Any
+    records: Path
     params: str | None
     params_of: dict[str, Any]
     moments: ke.Moments | None
 
     def options(self) -> dict[str, Any]:
         return {"params": self.params, "params_of": self.params_of, "moments": self.moments}
-
-
-def of_world(model: str, data: Path | None) -> bool:
-    """ValueError where there are no facts."""
-    if data is None and model != "world":
-        raise ValueError("--data FILE is missing (only the built-in world has facts of its own)")
-    return model == "world"
 
 
 def inputs(
@@ -66,14 +60,16 @@ def inputs(
     every_layer: bool = False,
 ) -> Inputs:
     """All is checked before the model is loaded. every_layer: moments of all are needed, not of the methods' own."""
-    world = of_world(model, data)
-    shared, by_method = params_by_method(params or (["world"] if world else []))
+    source, world = data_of(model, data), model == WORLD
+    shared, by_method = params_by_method(params or ([WORLD] if world else []))
+    from ..studies.treatment import treatments
+
     lines = treatments(labels, shared, by_method)
     held = None if moments is None else ke.Moments.load(moments)
     loaded = load(model, device, dtype)
-    if held is None and world and data is None:
+    if held is None and world and source == WORLD_DATA:
         held = world_moments(loaded, lines, every_layer)
-    return Inputs(loaded, load_world().records() if data is None else data, shared, by_method, held)
+    return Inputs(loaded, source, shared, by_method, held)
 
 
 def world_moments(model: ke.EditableModel, lines: Sequence[Treatment], every_layer: bool = False) -> ke.Moments | None:
@@ -90,9 +86,10 @@ def params_by_method(given: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
     for text in given:
         name, equals, value = text.partition("=")
         if equals:
-            by_method[method_of(name).name] = value
+            check_method(name)
+            by_method[name] = value
         elif shared is not None:
-            raise ValueError(f"--params {shared} and {text} are both for all methods ({', '.join(METHODS)})")
+            raise ValueError(f"--params {shared} and {text} are both for all methods ({', '.join(METHOD_NAMES)})")
         else:
             shared = text
     return shared, by_method
@@ -104,6 +101,8 @@ def compared_with(world: bool, generation: bool, snippets: Path | None) -> Any:
         raise ValueError("--snippets are for the consistency of generated texts: give --generation too")
     if not generation:
         return None
+    from ..datasets import load_snippets
+
     source = load_world().snippets() if world and snippets is None else snippets
     return None if source is None else load_snippets(source)
 
@@ -118,6 +117,7 @@ def numbers(text: str) -> list[int] | None:
     return [int(part) for part in parts]
 
 
-def tell(study: Findings, out: Path) -> None:
-    typer.echo(study.table() if study.rows or study.notes else "all of it is being computed by other processes")
-    typer.echo(str(out / "study.md"))
+def tell(study: Findings, out: Path, page: str = "study.md") -> dict[str, Any]:
+    say(study.table() if study.rows or study.notes else "all of it is being computed by other processes")
+    say(out / page)
+    return {**study.to_dict(), "file": out / page}

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import knowedit_ext as ke
 
-from ..editing.problems import PROBLEMS
-from ..studies.localization import METHODS
-from ..studies.localization_edits import PUBLISHED
-from ..world import load_world
+from ..world.store import WORLD, load_world
 from .moments import layers_of
-from .options import Device, Dtype, ModelName, MomentsFolder, file_to_read, folder_to_fill, load, number_or_rule
-from .study_inputs import of_world, params_by_method
+from .names import PROBLEM_NAMES
+from .options import (
+    Device,
+    Dtype,
+    ModelName,
+    MomentsFolder,
+    data_of,
+    folder_to_fill,
+    load,
+    number_or_rule,
+)
+from .running import say
+from .study_inputs import Data, params_by_method
 
 
 def localization(
     model: ModelName,
     out: Annotated[Path, folder_to_fill("Folder; a study that was killed, or is enlarged, goes on there.")],
-    data: Annotated[Path | None, file_to_read("JSON of CounterFact; default: the world's facts.")] = None,
+    data: Data = None,
     moments: MomentsFolder = None,
-    problem: Annotated[list[str] | None, typer.Option(help=f"{', '.join(PROBLEMS)}; may be repeated.")] = None,
+    problem: Annotated[list[str] | None, typer.Option(help=f"{', '.join(PROBLEM_NAMES)}; may be repeated.")] = None,
     method: Annotated[
         list[str] | None, typer.Option(help="rome, memit, ft-N (a window of N layers); may be repeated.")
     ] = None,
@@ -42,14 +50,17 @@ def localization(
     group: Annotated[int, typer.Option(min=1, help="Facts computed together.")] = 8,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any]:
     """Trace every known fact, edit it at every layer by every method for every problem, score, regress.
 
     The same command started several times shares the work, and so does torchrun.
     Writes one tidy table, the regressions, figures and a page.
     """
-    world = of_world(model, data)
-    shared, by_method = params_by_method(params or (["world"] if world else []))
+    source, world = data_of(model, data), model == WORLD
+    shared, by_method = params_by_method(params or ([WORLD] if world else []))
+    from ..studies.localization import METHODS
+    from ..studies.localization_edits import PUBLISHED
+
     if unknown := set(by_method) - set(PUBLISHED):
         raise ValueError(f"--params {min(unknown)}=: expected one of {', '.join(PUBLISHED)}")
     held = None if moments is None else ke.Moments.load(moments)
@@ -58,10 +69,10 @@ def localization(
         held = ke.collect_moments(loaded, load_world().statements(), list(range(loaded.num_layers)))
     results = ke.localization_study(
         loaded,
-        load_world().records() if data is None else data,
+        source,
         out,
         held,
-        problems=problem or list(PROBLEMS),
+        problems=problem or list(PROBLEM_NAMES),
         methods=method or list(METHODS),
         layers=layers_of(layers) if layers else None,
         facts=facts,
@@ -75,5 +86,6 @@ def localization(
         group=group,
         progress=True,
     )
-    typer.echo(results.table())
-    typer.echo(str(out / "study.html"))
+    say(results.table())
+    say(out / "study.html")
+    return {"rows": results.rows, "file": out / "study.html"}

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import knowedit_ext as ke
 
-from ..moments.corpora import open_corpus
-from ..studies import sequential as run_sequential
-from ..studies.treatment import treatments
-from ..world import load_world
-from .options import Device, Dtype, ModelName, MomentsFolder, file_to_read, folder_to_fill, load
-from .study_inputs import GivenParams, of_world, params_by_method, world_moments
+from ..world.store import WORLD, load_world
+from .options import WORLD_DATA, Device, Dtype, ModelName, MomentsFolder, data_of, data_to_read, folder_to_fill, load
+from .study_inputs import Data, GivenParams, params_by_method, tell, world_moments
 
 
 def sequential(
@@ -25,11 +22,9 @@ def sequential(
         typer.Option(help='METHOD[+history][:parameter=value,...], e.g. "memit+history:mu=1"; may be repeated.'),
     ],
     params: GivenParams = None,
-    data: Annotated[
-        Path | None, file_to_read("JSON of CounterFact (also the flat schema); default: the world's facts.")
-    ] = None,
+    data: Data = None,
     untouched_data: Annotated[
-        Path | None, file_to_read("Facts that are not edited; default: the records behind the edited ones.")
+        Path | None, data_to_read("Facts that are not edited; default: the records behind the edited ones")
     ] = None,
     moments: MomentsFolder = None,
     edits: Annotated[int | None, typer.Option(min=1, help="How many in all; default: all records.")] = None,
@@ -43,13 +38,17 @@ def sequential(
     max_texts: Annotated[int | None, typer.Option(min=1, help="Only the first N texts of it.")] = None,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any]:
     """Batch after batch on one model: what is left of the first edits, and of all else?
 
     The same command started several times shares methods and seeds among the processes.
     """
-    world = of_world(model, data)
-    chosen = params_by_method(params or (["world"] if world else []))
+    source, world = data_of(model, data), model == WORLD
+    chosen = params_by_method(params or ([WORLD] if world else []))
+    from ..moments.corpora import open_corpus
+    from ..studies import sequential as run_sequential
+    from ..studies.treatment import treatments
+
     lines = treatments(method, *chosen)
     held = None if moments is None else ke.Moments.load(moments)
     texts = None
@@ -59,11 +58,11 @@ def sequential(
     elif world:
         texts = load_world().fillers()[:max_texts]
     loaded = load(model, device, dtype)
-    if held is None and world and data is None:
+    if held is None and world and source == WORLD_DATA:
         held = world_moments(loaded, lines)
     study = run_sequential(
         loaded,
-        load_world().records() if data is None else data,
+        source,
         method,
         out,
         params=chosen[0],
@@ -80,5 +79,4 @@ def sequential(
         text=texts,
         progress=True,
     )
-    typer.echo(study.table() if study.rows else "all of it is being computed by other processes")
-    typer.echo(str(out / "study.md"))
+    return tell(study, out)

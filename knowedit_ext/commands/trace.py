@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import knowedit_ext as ke
 
-from ..datasets import KnownFact, load_known
-from ..tracing.kinds import KINDS, KNOCKOUT, kinds_of
-from ..tracing.settings import TraceSettings
 from .options import (
     LARGEST_SEED,
     Device,
@@ -20,13 +17,20 @@ from .options import (
     Limit,
     MaxRows,
     ModelName,
+    data_to_read,
     figure_to_write,
-    file_to_read,
     file_to_write,
     folder_to_fill,
     load,
     meaningless,
+    number_or_rule,
 )
+from .running import say
+
+if TYPE_CHECKING:
+    from ..datasets import KnownFact
+
+KNOCKOUT = "knockout"
 
 
 def trace(
@@ -37,7 +41,7 @@ def trace(
     kind: Annotated[
         list[str] | None, typer.Option(help="state, mlp or attn; may be repeated. Or knockout (one prompt).")
     ] = None,
-    facts: Annotated[Path | None, file_to_read("JSON file of facts in the known_1000 format.")] = None,
+    facts: Annotated[Path | None, data_to_read("JSON file of facts in the known_1000 format")] = None,
     out: Annotated[Path | None, folder_to_fill("Folder for a data set's cases, summary and figures.")] = None,
     plot: Annotated[Path | None, figure_to_write("Heat map of one trace (.png, .pdf, .svg).")] = None,
     save: Annotated[Path | None, file_to_write("The trace as .npz.")] = None,
@@ -55,15 +59,10 @@ def trace(
     max_rows: MaxRows = None,
     device: Device = None,
     dtype: Dtype = None,
-) -> None:
+) -> dict[str, Any]:
     """Causal tracing: of one prompt, or of a file of facts."""
     if (facts is None) == (prompt is None):
         raise ValueError("give either --prompt and --subject (one fact) or --facts and --out (a data set)")
-    common = dict(window=window, samples=samples, noise=_number(noise), seed=seed, sever=sever, max_rows=max_rows)
-    common |= dict(method=method, refine=refine)
-    TraceSettings(
-        window, samples, seed, sever, max_rows=max_rows, method=method, refine=refine
-    )  # mistakes are said before the model is loaded
     if prompt is not None:
         meaningless({"--out": out, "--limit": limit}, "they go with --facts")
         if subject is None:
@@ -72,22 +71,38 @@ def trace(
             given = {"--samples": samples != 10, "--noise": noise != "s3", "--seed": seed != 1, "--sever": sever}
             given |= {"--method": method != "exact"}
             meaningless({name: value or None for name, value in given.items()}, "a knockout corrupts nothing")
-            if save is not None and save.suffix != ".json":
-                raise ValueError(f"--save {save}: a knockout is saved as .json")
-            fact = ke.Fact(prompt, subject, target=target)
-            _knock_out(load(model, device, dtype), fact, window, max_rows, plot, save)
-            return
-        if save is not None and save.suffix != ".npz":
-            raise ValueError(f"--save {save}: a trace is saved as .npz")
-        fact, kinds = ke.Fact(prompt, subject, target=target), kinds_of(kind or ["state"])
-        _trace_one(load(model, device, dtype), fact, kinds, plot, save, common)
+        suffix, what = (".json", "knockout") if kind == [KNOCKOUT] else (".npz", "trace")
+        if save is not None and save.suffix != suffix:
+            raise ValueError(f"--save {save}: a {what} is saved as {suffix}")
     else:
         if out is None:
             raise ValueError("--facts needs --out, a folder for the results")
         given = {"--subject": subject, "--target": target, "--plot": plot, "--save": save}
         meaningless(given, "they go with --prompt; --facts writes everything to --out")
+    from ..datasets import load_known
+    from ..tracing.kinds import KINDS, kinds_of
+    from ..tracing.settings import TraceSettings
+
+    common = dict(window=window, samples=samples, noise=number_or_rule(noise), seed=seed, sever=sever)
+    common |= dict(max_rows=max_rows, method=method, refine=refine)
+    TraceSettings(**{name: value for name, value in common.items() if name != "noise"})  # before the model is loaded
+    if facts is not None:
         known, kinds = load_known(facts)[:limit], kinds_of(kind or list(KINDS))
-        _trace_many(load(model, device, dtype), known, out, kinds, common)
+        return _trace_many(load(model, device, dtype), known, out, kinds, common)
+    fact = ke.Fact(prompt, subject, target=target)
+    if kind == [KNOCKOUT]:
+        return _knock_out(load(model, device, dtype), fact, window, max_rows, plot, save)
+    kinds = kinds_of(kind or ["state"])
+    return _trace_one(load(model, device, dtype), fact, kinds, plot, save, common)
+
+
+def _written(path: Path | None, write: Callable[[Path], object]) -> list[Path]:
+    """The file, if one was asked for."""
+    if path is None:
+        return []
+    write(path)
+    say(path)
+    return [path]
 
 
 def _trace_one(
@@ -97,21 +112,25 @@ def _trace_one(
     plot: Path | None,
     save: Path | None,
     common: dict[str, Any],
-) -> None:
+) -> dict[str, Any]:
+    found = []
     for kind in kinds:
         trace = ke.trace(model, fact, kind=kind, **common)
         token, layer = divmod(int(trace.scores.argmax()), trace.scores.shape[1])
-        typer.echo(
+        say(
             f"{kind}: '{fact.text}' ->{trace.answer!r}  clean {trace.high_score:.4f}  corrupted {trace.low_score:.4f}  "
             f"best restored {trace.scores.max():.4f} at token {token} {trace.tokens[token]!r}, layer {layer}"
         )
         if trace.refined:
-            typer.echo(f"  {len(trace.refined)} cells exact; correlation with their estimates {trace.agreement:.3f}")
+            say(f"  {len(trace.refined)} cells exact; correlation with their estimates {trace.agreement:.3f}")
+        files = []
         for path, write in ((plot, trace.plot), (save, trace.save)):
-            if path is not None:
-                path = path if len(kinds) == 1 else path.with_stem(f"{path.stem}_{kind}")
-                write(path)
-                typer.echo(str(path))
+            several = path is not None and len(kinds) > 1
+            files += _written(path.with_stem(f"{path.stem}_{kind}") if several else path, write)
+        named = ("kind", "answer", "high_score", "low_score", "tokens", "subject_range", "scores")
+        best = {"token": token, "layer": layer, "score": float(trace.scores.max())}
+        found.append({name: getattr(trace, name) for name in named} | {"best": best, "files": files})
+    return {"prompt": fact.text, "traces": found}
 
 
 def _knock_out(
@@ -121,33 +140,26 @@ def _knock_out(
     max_rows: int | None,
     plot: Path | None,
     save: Path | None,
-) -> None:
+) -> dict[str, Any]:
     traced = ke.trace(model, fact, KNOCKOUT, window, max_rows=max_rows)
-    typer.echo(f"{KNOCKOUT}: '{fact.text}' ->{traced.answer!r}  {traced.clean_score:.4f} with all edges")
+    say(f"{KNOCKOUT}: '{fact.text}' ->{traced.answer!r}  {traced.clean_score:.4f} with all edges")
     for name, scores in traced.scores.items():
         layer = int(scores.argmin())
-        typer.echo(f"  without {name}: least {scores[layer]:.4f}, {traced.window} layers around {layer}")
-    for path, write in ((plot, traced.plot), (save, traced.save)):
-        if path is not None:
-            write(path)
-            typer.echo(str(path))
+        say(f"  without {name}: least {scores[layer]:.4f}, {traced.window} layers around {layer}")
+    files = _written(plot, traced.plot) + _written(save, traced.save)
+    named = ("answer", "clean_score", "window", "scores")
+    return {"prompt": fact.text, "kind": KNOCKOUT, **{name: getattr(traced, name) for name in named}, "files": files}
 
 
 def _trace_many(
     model: ke.EditableModel, known: Sequence[KnownFact], out: Path, kinds: Sequence[str], common: dict[str, Any]
-) -> None:
+) -> dict[str, Any]:
     effects = ke.trace_dataset(model, known, out, kinds=kinds, **common)
-    typer.echo(effects.summary() or "the model predicts none of these facts")
+    say(effects.summary() or "the model predicts none of these facts")
     if effects.kinds:
-        typer.echo(effects.table())
+        say(effects.table())
         for path, style in ((out / "aie_lines.png", "lines"), (out / "aie_heatmap.png", "heatmap")):
             effects.plot(path, style=style)
-            typer.echo(str(path))
-    typer.echo(str(out / "summary.json"))
-
-
-def _number(noise: str) -> float | str:
-    try:
-        return float(noise)
-    except ValueError:
-        return noise
+            say(path)
+    say(out / "summary.json")
+    return {"effects": effects.to_dict(), "file": out / "summary.json"}

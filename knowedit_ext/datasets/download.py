@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
+from importlib import import_module
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -22,11 +23,13 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """Where a file is, and what it must be."""
+    """Where a file is, and what it must be: of this size (bytes) and checksum, or, where none has been published, what
+    `load` (a module of `datasets` and its loader) reads without an error."""
 
     url: str
-    size: int  # bytes
-    sha256: str
+    size: int | None = None
+    sha256: str | None = None
+    load: tuple[str, str] | None = None
 
     @property
     def file_name(self) -> str:
@@ -34,6 +37,8 @@ class RemoteFile:
 
 
 FILES = {
+    "known_1000": RemoteFile(ORIGIN + "known_1000.json", load=("known", "load_known")),
+    "zsre": RemoteFile(ORIGIN + "zsre_mend_eval.json", load=("zsre", "load_zsre")),
     "counterfact": RemoteFile(
         ORIGIN + "counterfact.json",
         45_108_470,
@@ -73,11 +78,12 @@ def cache_folder() -> Path:
 def download(name: str, folder: str | Path | None = None, *, progress: bool = True) -> Path:
     """The path of a published file, which is fetched from rome.baulab.info where `folder` does not hold it yet.
 
-    name: counterfact, attribute_snippets, idf or tfidf_vocab; other files of that site have no known checksum.
+    name: known_1000, zsre, counterfact, attribute_snippets, idf or tfidf_vocab.
     folder: default `cache_folder()`.
 
     A download that broke off goes on where it stopped when called again. Size and sha256 are verified before the file
-    gets its name; one that arrived corrupted is deleted. Several processes may ask for the same file.
+    gets its name (known_1000 and zsre, for which none are published: that their loaders read them); one that arrived
+    corrupted is deleted. Several processes may ask for the same file.
 
     Raises ValueError for an unknown name or a file that is not the published one; ConnectionError where the site cannot
     be reached, with what to put where by hand.
@@ -99,7 +105,7 @@ def download(name: str, folder: str | Path | None = None, *, progress: bool = Tr
 def _fetch_whole(remote: RemoteFile, path: Path, progress: bool) -> None:
     part = path.with_name(path.name + ".part")
     have = part.stat().st_size if part.exists() else 0
-    if have != remote.size:
+    if remote.size is None or have != remote.size:
         _fetch(remote, part, path, progress)
     if wrong := _difference(part, remote):
         part.unlink()
@@ -108,6 +114,13 @@ def _fetch_whole(remote: RemoteFile, path: Path, progress: bool) -> None:
 
 
 def _difference(path: Path, remote: RemoteFile) -> str | None:
+    if remote.load is not None:
+        module, loader = remote.load
+        try:
+            getattr(import_module(f"..{module}", __name__), loader)(path)
+        except ValueError as error:
+            return str(error)
+        return None
     size = path.stat().st_size
     if size != remote.size:
         return f"{size} bytes, expected {remote.size}"
@@ -123,25 +136,24 @@ def _difference(path: Path, remote: RemoteFile) -> str | None:
 def _fetch(remote: RemoteFile, part: Path, path: Path, progress: bool) -> None:
     """Append to `part` what it lacks; all of it where the server does not know ranges."""
     have = part.stat().st_size if part.exists() else 0
-    have = have if have < remote.size else 0
+    have = have if remote.size is not None and have < remote.size else 0
     with _open(remote, path, have) as response:
         have = have if response.status == 206 else 0
         length = response.headers.get("Content-Length")
-        if length is not None and have + int(length) != remote.size:
+        size = remote.size if length is None else have + int(length)
+        if remote.size not in (None, size):
             part.unlink(missing_ok=True)
-            raise ValueError(f"'{remote.url}' has {have + int(length)} bytes, expected {remote.size}: another file")
-        bar = tqdm(desc=path.name, total=remote.size, initial=have, unit="B", unit_scale=True, disable=not progress)
+            raise ValueError(f"'{remote.url}' has {size} bytes, expected {remote.size}: another file")
+        bar = tqdm(desc=path.name, total=size, initial=have, unit="B", unit_scale=True, disable=not progress)
         with bar, part.open("ab" if have else "wb") as file:
             for chunk in _chunks(response, remote, path):
                 file.write(chunk)
                 bar.update(len(chunk))
                 have += len(chunk)
-                if have > remote.size:
+                if size is not None and have > size:
                     return  # another file: the verification says so
-    if have < remote.size:
-        raise _unreachable(
-            remote, path, f"broke off after {have} of {remote.size} bytes; a new call goes on from there"
-        )
+    if size is not None and have < size:
+        raise _unreachable(remote, path, f"broke off after {have} of {size} bytes; a new call goes on from there")
 
 
 def _open(remote: RemoteFile, path: Path, start: int) -> HTTPResponse:
@@ -175,7 +187,8 @@ def _chunks(response: HTTPResponse, remote: RemoteFile, path: Path) -> Iterator[
 
 
 def _unreachable(remote: RemoteFile, path: Path, reason: str) -> ConnectionError:
+    known = "" if remote.size is None else f" ({remote.size} bytes, sha256 {remote.sha256})"
     return ConnectionError(
-        f"cannot download {remote.url}: {reason}. Without a connection, fetch it elsewhere ({remote.size} bytes, "
-        f"sha256 {remote.sha256}) and put it at '{path}'; $KNOWEDIT_CACHE names another cache folder"
+        f"cannot download {remote.url}: {reason}. Without a connection, fetch it elsewhere{known} and put it at "
+        f"'{path}'; $KNOWEDIT_CACHE names another cache folder"
     )

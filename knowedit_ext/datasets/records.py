@@ -14,6 +14,7 @@ from .. import documents
 from ..checks import Count, as_type, quoted
 from ..model import spelling
 from ..runs.files import file_name
+from ..world.store import WORLD, world_facts, world_records
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,11 @@ def read_json(path: str | Path, kind: type, expected: str, keep: Callable[[dict]
 
 
 def read_records(source: Source, what: str = "records") -> list[Any]:
-    """The records in a file (JSON, or JSON lines), or in memory, as a list; what one of them is, is not looked at."""
+    """The records in a file (JSON, or JSON lines), or in memory, as a list; what one of them is, is not looked at.
+
+    "world" stands for the built-in world's records, or facts."""
+    if isinstance(source, (str, Path)) and str(source) == WORLD:
+        return world_facts() if what == "facts" else world_records()
     wanted = "a JSON file's path, or a list (of one, for one alone)"
     if isinstance(source, (str, Path)):
         if not os.path.lexists(source):

@@ -27,6 +27,7 @@ from .methods import Editing
 from .metrics import asking
 from .metrics.consistency import TfIdf
 from .problem_scores import problem_table
+from .report import Report
 from .texts import require_extras
 
 NONE = "none"  # no method: the model as it is
@@ -42,7 +43,7 @@ def run(
     chosen: dict[str, Any],
     settings: dict[str, Any],
     say: Callable[[str], None],
-) -> None:
+) -> Report:
     """Files are read and checked before the model. choices: method, params, moments, num_edits, seed, problem, noise;
     texts: generation, snippets, tfidf; chosen, of the records: limit, skip_bad, zsre_target,
     zsre_language; settings: baseline and compat."""
@@ -81,6 +82,7 @@ def run(
         if problem is not None and params is not None and settings["baseline"]:
             say(problem_table(model, problem, records, report.cases, out / "problem.json"))
         say(str(out / "report.md"))
+    return report
 
 
 def _as_problems(

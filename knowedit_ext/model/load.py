@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..checks import typed
+from ..world.store import SHIPPED, WORLD
 from .device import device_named, dtype_named
 from .families import ModuleMap, device_of
 from .precision import TF32Within
@@ -118,9 +119,10 @@ def load_model(
 ) -> EditableModel:
     """Load a decoder-only model for tracing and editing.
 
-    model: a hub name, a folder with config, weights and tokenizer, `(hf_model, tokenizer)`, or what this returned
-        before. Of a model handed over no copy is made: `device` and `dtype` move and convert that very object, and
-        edits applied to it are known however often it is handed over. It may be wrapped, see `EditableModel`.
+    model: a hub name, a folder with config, weights and tokenizer, "world" (the built-in one, in float32 unless `dtype`
+        says otherwise), `(hf_model, tokenizer)`, or what this returned before. Of a model handed over no
+        copy is made: `device` and `dtype` move and convert that very object, and edits applied to it are known however
+        often it is handed over. It may be wrapped, see `EditableModel`.
     device: e.g. "cpu", "cuda:1"; None leaves the model where it is (or where `device_map` puts it).
     dtype: e.g. "float32", "bfloat16"; None keeps what the checkpoint says.
     bos: see `EditableModel`.
@@ -152,9 +154,12 @@ def load_model(
         )
     else:
         name = str(model)
+        folder = name
+        if name == WORLD:
+            folder, dtype = str(SHIPPED), dtype or torch.float32
         if kwargs.pop("trust_remote_code", False):
             raise ValueError("trust_remote_code is never used: load the model yourself and pass (hf_model, tokenizer)")
-        hf, tokenizer = load_pretrained(name, dtype, **kwargs)
+        hf, tokenizer = load_pretrained(folder, dtype, **kwargs)
     if device is not None:
         hf = hf.to(device)
     if dtype is not None:

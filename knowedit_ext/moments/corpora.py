@@ -13,6 +13,7 @@ from typing import Any
 
 from ..documents import read_json
 from ..extras import MissingExtraError, require
+from ..world.store import WORLD, load_world
 
 # Short names of the data sets that the published code collects over, as the hub calls them today.
 DATASETS = {
@@ -71,9 +72,11 @@ def open_corpus(texts: str | Path | Iterable[str], max_texts: int | None = None,
     An iterable of strings; a file (`.json`: a list of strings or of records with "text"; `.jsonl`: one of these a line;
     anything else: a text a line, empty lines left out); a folder (its .txt, .jsonl and .json files, sorted by path); or
     the name of a data set for the `datasets` library, "name" or "name:config", its "train" split ("wikipedia" and
-    "wikitext" are short for the ones that published moments are of).
+    "wikitext" are short for the ones that published moments are of; "world": the built-in world's statements).
     """
     if isinstance(texts, (str, Path)):
+        if str(texts) == WORLD:
+            return Corpus(load_world().statements(), max_texts, shuffle)
         path = Path(texts)
         if os.path.isdir(path):  # unlike Path.is_dir, False for what is no path at all
             files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
@@ -123,7 +126,7 @@ def _json(text: str, where: str) -> Any:
 
 def check_name(texts: str) -> None:
     """`MissingExtraError` where `texts` can only be the name of a data set, and there is nothing to load one with."""
-    if not Path(texts).exists():
+    if str(texts) != WORLD and not Path(texts).exists():
         try:
             require("datasets")
         except MissingExtraError as error:

@@ -81,7 +81,11 @@ class Effects:
         return cls.from_cases(paths)
 
     def save(self, path: str | Path) -> None:
-        write_json(path, {kind: asdict(effects) for kind, effects in self.kinds.items()})
+        write_json(path, self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """By kind what `KindEffects` holds."""
+        return {kind: asdict(effects) for kind, effects in self.kinds.items()}
 
     @classmethod
     def load(cls, path: str | Path) -> Effects:

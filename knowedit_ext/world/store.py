@@ -11,6 +11,7 @@ from . import export
 from .generate import filler
 from .people import RELATION_BY_ID, RELATIONS, Person, Relation
 
+WORLD = "world"  # the built-in world, wherever a model or a data file is named
 SHIPPED = Path(__file__).parent / "checkpoint"
 WORLD_FILE = "world.json"
 
@@ -114,3 +115,13 @@ def load_world(folder: str | Path | None = None) -> World:
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no {WORLD_FILE}: make a world with `knowedit world train --out DIR`")
     return World(folder, read_people(file))
+
+
+def world_facts() -> list[dict]:
+    """The built-in world's 1,260 facts as known_1000 records: what `trace_dataset` runs over."""
+    return load_world().facts()
+
+
+def world_records() -> list[dict]:
+    """The built-in world's 1,260 CounterFact records: what methods edit and `evaluate` measures."""
+    return load_world().records()

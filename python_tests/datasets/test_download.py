@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import json
 import random
 import re
 import threading
@@ -13,7 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from knowedit_ext.datasets import cache_folder, download
+from knowedit_ext.datasets import cache_folder, download, load_known
+from knowedit_ext.world import world_facts
 
 module = importlib.import_module("knowedit_ext.datasets.download")
 CONTENT = random.Random(0).randbytes(3_000_001)
@@ -180,11 +182,29 @@ def test_the_cache_folder(monkeypatch, server, tmp_path):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="unknown file 'zsre': expected one of counterfact, attribute_snippets, idf"):
-        download("zsre")
+    with pytest.raises(ValueError, match="unknown file 'wiki': expected one of known_1000, zsre, counterfact, attr"):
+        download("wiki")
 
 
 def test_the_published_files_are_fetched_over_https():
     for remote in module.FILES.values():
         assert remote.url.startswith("https://rome.baulab.info/data/dsets/")
-        assert remote.size > 10_000_000 and re.fullmatch("[0-9a-f]{64}", remote.sha256)
+        if remote.load is None:
+            assert remote.size > 10_000_000 and re.fullmatch("[0-9a-f]{64}", remote.sha256)
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_a_file_without_a_published_checksum_is_what_its_loader_reads(server, tmp_path, monkeypatch, length):
+    url = f"http://127.0.0.1:{server.server_port}/known.json"
+    monkeypatch.setattr(module, "FILES", {"data": module.RemoteFile(url, load=("known", "load_known"))})
+    server.behaviour.length = length
+    server.behaviour.content = json.dumps(world_facts()[:3]).encode()
+    assert len(load_known(fetch(tmp_path))) == 3
+    (tmp_path / "known.json").write_text("[]")
+    with pytest.raises(ValueError, match="is not the published file: .*no facts"):
+        fetch(tmp_path)
+    (tmp_path / "known.json").unlink()
+    server.behaviour.content = b"<html>moved</html>"
+    with pytest.raises(ValueError, match="arrived corrupted and was deleted"):
+        fetch(tmp_path)
+    assert not list(tmp_path.glob("known.json*.part")) and not (tmp_path / "known.json").exists()

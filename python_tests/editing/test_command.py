@@ -49,7 +49,6 @@ def test_made_saved_and_shown(tmp_path, monkeypatch, capsys) -> None:
         (["--show", "bad.safetensors"], "'bad.safetensors' is not a whole safetensors file"),
         (["world", "--method", "mend"], "unknown method 'mend'"),
         (["world", "--method", "rome"], "rome edits one fact at a time, 'requests.json' has 2"),
-        (["world"], "moments are needed"),
     ],
 )
 def test_mistakes(tmp_path, monkeypatch, capsys, arguments, message) -> None:
@@ -60,3 +59,17 @@ def test_mistakes(tmp_path, monkeypatch, capsys, arguments, message) -> None:
         arguments = [*arguments, "--requests", "requests.json", "--params", "world", "--out", "edit.safetensors"]
     assert knowedit(monkeypatch, "edit", *arguments) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "edit.safetensors").exists()
+
+
+def test_one_fact_without_a_file(tmp_path, monkeypatch, capsys) -> None:
+    """The preset is called as the model is, moments are of the world's own statements."""
+    monkeypatch.chdir(tmp_path)
+    fact = ["--prompt", "{} was born in", "--subject", "Caltor Braksted", "--target", "Oslo"]
+    assert knowedit(monkeypatch, "edit", "world", "--method", "rome", *fact, "--out", "e.safetensors", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    edit, model = ke.Edit.load("e.safetensors"), ke.load_model("world")
+    assert told["requests"] == edit.requests and told["weights"].keys() == edit.changes.keys()
+    with edit.applied(model):
+        assert ke.trace(model, ke.Fact("{} was born in", "Caltor Braksted"), samples=1).answer == " Oslo"
+    assert knowedit(monkeypatch, "edit", "world", *fact, "--requests", "world", "--out", "e") == 2
+    assert "--requests cannot be given here" in capsys.readouterr().err

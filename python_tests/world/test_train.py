@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from knowedit_ext.world import load_world, train
+from knowedit_ext.world import load_world
 from knowedit_ext.world.resume import STATE_FILE
-from knowedit_ext.world.train import forward_loss, learning_rate
+from knowedit_ext.world.train import forward_loss, learning_rate, train
 
 TINY = {"people": 20, "layers": 3, "hidden": 32, "heads": 2, "rows": 4}
 

@@ -1,0 +1,21 @@
+"""Names that help and checks need at once, while the tables that hold them take torch, and seconds, to import."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..checks import quoted
+
+_METHOD = re.compile(r'^METHOD = Method\(\s*"([^"]+)"', re.MULTILINE)
+_FILES = sorted((Path(__file__).parent.parent / "editing" / "methods").glob("*.py"))
+METHOD_NAMES = tuple(name for file in _FILES for name in _METHOD.findall(file.read_text(encoding="utf-8")))
+PROBLEM_NAMES = ("error_injection", "tracing_reversal", "fact_erasure", "fact_amplification", "fact_forcing")
+TOKEN_NAMES = ("subject_first", "subject_last", "subject_first_after_last", "last")
+FILE_NAMES = ("known_1000", "zsre", "counterfact", "attribute_snippets", "idf", "tfidf_vocab")
+
+
+def check_method(name: str, *others: str) -> None:
+    """ValueError for what is no method's name, nor one of the others."""
+    if name not in (*others, *METHOD_NAMES):
+        raise ValueError(f"unknown method {quoted(name)}: expected one of {', '.join((*others, *METHOD_NAMES))}")

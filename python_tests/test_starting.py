@@ -1,0 +1,75 @@
+"""The first second: help, versions and mistakes come before torch is imported; every name is where it should be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import knowedit_ext as ke
+from knowedit_ext.commands.names import FILE_NAMES, METHOD_NAMES, PROBLEM_NAMES, TOKEN_NAMES
+from knowedit_ext.datasets.download import FILES
+from knowedit_ext.studies.layer_token import TOKENS
+
+FACT = ke.world_facts()[0]
+TRACE = ["trace", "world", "--prompt", FACT["prompt"].replace(FACT["subject"], "{}"), "--subject", FACT["subject"]]
+TELL = """
+import sys
+from knowedit_ext.cli import main
+try:
+    main()
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+LIGHT = [  # arguments, exit status, what is said
+    (["--help"], 0, "Causal tracing"),
+    (["-h"], 0, "Causal tracing"),
+    (["--version"], 0, ke.__version__),
+    (["study", "scaling", "-h"], 0, "--method"),
+    (["edit", "-h"], 0, "alphaedit"),
+    (["no-such-command"], 2, "No such command"),
+    (["trace", "world"], 2, "give either --prompt"),
+    (["trace", "world", "--nothing"], 2, "No such option"),
+    (["trace", "world", "--facts", "absent.json", "--out", "o"], 2, "there is no file 'absent.json'"),
+    (["edit", "world", "--method", "romee"], 2, "unknown method 'romee'"),
+    (["edit", "world", "--prompt", "{} is"], 2, "--subject, --target, --out missing"),
+    (["evaluate", "gpt2-xl", "--out", "o"], 2, "--data FILE is missing"),
+    (["download", "x"], 2, "unknown file 'x'"),
+]
+
+
+@pytest.mark.parametrize("arguments, status, message", LIGHT, ids=[" ".join(each[0])[:40] for each in LIGHT])
+def test_said_without_torch(tmp_path: Path, arguments: list[str], status: int, message: str) -> None:
+    command = [sys.executable, "-c", TELL, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr.split()[-1]) == (status, "False"), done.stderr
+    assert message in done.stdout + done.stderr
+
+
+def test_the_names_that_help_tells_are_those_there_are() -> None:
+    assert sorted(METHOD_NAMES) == sorted(ke.METHODS)
+    assert (PROBLEM_NAMES, TOKEN_NAMES, FILE_NAMES) == (tuple(ke.PROBLEMS), TOKENS, tuple(FILES))
+
+
+def test_names() -> None:
+    assert dir(ke) == sorted([*ke.__all__, "__version__"]) and {"trace", "world_facts"} <= set(ke.__all__)
+    folder = Path(ke.__file__).parent
+    hidden = [name for name in ke.__all__ if (folder / name).exists() or (folder / f"{name}.py").exists()]
+    assert not hidden  # a module of that name would be had in place of the function
+    assert ke.studies.scaling and (folder / "py.typed").exists()
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        ke.nothing  # noqa: B018
+
+
+def test_results_for_programs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "knowedit_ext", *TRACE, "--samples", "2", "--json", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    [found] = json.loads(done.stdout)["traces"]
+    trace = ke.trace(ke.load_model("world"), ke.Fact(TRACE[3], FACT["subject"]), samples=2)
+    assert found["answer"] == trace.answer and found["tokens"] == trace.tokens
+    assert found["best"]["score"] == pytest.approx(float(trace.scores.max()), rel=1e-6)
+    assert len(found["scores"]) == len(trace.tokens) and len(found["scores"][0]) == 6
