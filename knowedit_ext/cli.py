@@ -12,13 +12,16 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .commands.apply import apply
 from .commands.check_edit import check_edit
+from .commands.compare import compare
 from .commands.demo import demo
 from .commands.doctor import doctor
 from .commands.download import download
 from .commands.edit import edit
 from .commands.editors import convert_editor, train_editor
 from .commands.evaluate import evaluate
+from .commands.generate import generate
 from .commands.methods import methods
 from .commands.mistakes import explain
 from .commands.moments import moments
@@ -42,7 +45,8 @@ study = typer.Typer(help="The papers' studies.", no_args_is_help=True)
 app.add_typer(world, name="world")
 app.add_typer(study, name="study")
 of_editors = (train_editor, convert_editor)
-for command in (trace, edit, moments, *of_editors, evaluate, check_edit, report, methods, download, demo, doctor):
+of_edits = (edit, check_edit, apply, generate, evaluate)
+for command in (trace, moments, *of_edits, *of_editors, report, compare, methods, download, demo, doctor):
     app.command()(running(command))
 world.command()(running(train))
 of_studies = (localization, sequential, scaling, layers, categories, mixes, layer_token)

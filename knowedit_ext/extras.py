@@ -9,6 +9,9 @@ EXTRAS = {
     "nltk": ("nltk", "fluency of generated text (GE)", "eval"),
     "sklearn": ("scikit-learn", "consistency with reference texts (RS)", "eval"),
     "datasets": ("datasets", "a data set by its name", "data"),
+    "plotly": ("plotly", "a page to click", "html"),
+    "jinja2": ("jinja2", "a page to click", "html"),
+    "pandas": ("pandas", "a table as a DataFrame", "pandas"),
     "peft": ("peft", "loading an adapter", "peft"),
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..checks import StudyCompat, as_type
+from .apply import saved
 from .names import METHOD_NAMES, PROBLEM_NAMES, check_method
 from .options import (
     WORLD_DATA,
@@ -22,8 +24,10 @@ from .options import (
     data_of,
     data_to_read,
     file_to_read,
+    file_to_write,
     folder_to_fill,
     load,
+    meaningless,
     number_or_rule,
     preset_or,
 )
@@ -42,6 +46,9 @@ def evaluate(
         Path | None, data_to_read("JSON of CounterFact (also the flat schema) or zsRE; default for the world")
     ] = None,
     method: Annotated[str, typer.Option(help=f"{', '.join((NONE, *METHOD_NAMES))}.")] = NONE,
+    edit: Annotated[
+        list[Path] | None, file_to_read("A saved edit, in place of a method; of the records those that it is of.")
+    ] = None,
     params: Params = "",
     moments: MomentsFolder = None,
     num_edits: Annotated[int | None, typer.Option(help="Facts edited at once; default: memit all, others 1.")] = None,
@@ -64,6 +71,7 @@ def evaluate(
     compat: Annotated[
         str | None, typer.Option(help='"reference", "hase": the quirks of the published code, or of Hase et al., too.')
     ] = None,
+    html: Annotated[Path | None, file_to_write("A page to click (.html): means, records, their prompts.")] = None,
     seed: ContextSeed = 0,
     max_rows: MaxRows = None,
     device: Device = None,
@@ -72,6 +80,8 @@ def evaluate(
     """Edit facts and measure the edits: the papers' table for one method; runs under torchrun too."""
     as_type("compat", compat, StudyCompat)  # before anything is loaded
     check_method(method, NONE)
+    if edit:
+        meaningless({"--method": method != NONE, "--problem": problem}, "--edit has been made already")
     source = data_of(model, data)
     world = source == WORLD_DATA
     params = params if method == NONE else preset_or(params, method, model)
@@ -82,6 +92,10 @@ def evaluate(
     asked = dict(baseline=baseline, compat=compat, max_rows=max_rows)
     from ..evaluation.command import run
 
+    choices["edit"] = saved(edit) if edit else None
     loading = (lambda: load(model, device, dtype)), world
     report = run(*loading, None if world else source, out, choices, texts, chosen, asked, say)
+    if html is not None and not int(os.environ.get("RANK", 0)):
+        report.to_html(html)
+        say(html)
     return {**report.to_dict(), "file": out / "report.md"}

@@ -87,6 +87,7 @@ Dtype = Annotated[str | None, typer.Option(help='e.g. "float32", "bfloat16"; def
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N of them.")]
 MaxRows = Annotated[int | None, typer.Option(min=1, help="Rows held at once; default: from free memory.")]
 ContextSeed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the generated contexts.")]
+Edits = Annotated[list[Path], file_to_read("A saved edit (.safetensors); may be repeated: their sum.")]
 MomentsFolder = Annotated[Path | None, folder_to_read("Folder made by `knowedit moments`.")]
 Params = Annotated[str, typer.Option(help='A preset, e.g. "gpt2-xl", or a file (JSON, YAML) of published keys.')]
 

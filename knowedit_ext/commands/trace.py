@@ -45,6 +45,7 @@ def trace(
     out: Annotated[Path | None, folder_to_fill("Folder for a data set's cases, summary and figures.")] = None,
     plot: Annotated[Path | None, figure_to_write("Heat map of one trace (.png, .pdf, .svg).")] = None,
     save: Annotated[Path | None, file_to_write("The trace as .npz.")] = None,
+    html: Annotated[Path | None, file_to_write("A page to click (.html), of one trace or of a data set.")] = None,
     window: Annotated[
         int | None,
         typer.Option(min=1, help="Layers restored together (mlp, attn); default: 10, or half of a shallow model's."),
@@ -71,6 +72,7 @@ def trace(
             given = {"--samples": samples != 10, "--noise": noise != "s3", "--seed": seed != 1, "--sever": sever}
             given |= {"--method": method != "exact"}
             meaningless({name: value or None for name, value in given.items()}, "a knockout corrupts nothing")
+            meaningless({"--html": html}, "a knockout has no page")
         suffix, what = (".json", "knockout") if kind == [KNOCKOUT] else (".npz", "trace")
         if save is not None and save.suffix != suffix:
             raise ValueError(f"--save {save}: a {what} is saved as {suffix}")
@@ -88,12 +90,12 @@ def trace(
     TraceSettings(**{name: value for name, value in common.items() if name != "noise"})  # before the model is loaded
     if facts is not None:
         known, kinds = load_known(facts)[:limit], kinds_of(kind or list(KINDS))
-        return _trace_many(load(model, device, dtype), known, out, kinds, common)
+        return _trace_many(load(model, device, dtype), known, out, html, kinds, common)
     fact = ke.Fact(prompt, subject, target=target)
     if kind == [KNOCKOUT]:
         return _knock_out(load(model, device, dtype), fact, window, max_rows, plot, save)
     kinds = kinds_of(kind or ["state"])
-    return _trace_one(load(model, device, dtype), fact, kinds, plot, save, common)
+    return _trace_one(load(model, device, dtype), fact, kinds, (plot, save, html), common)
 
 
 def _written(path: Path | None, write: Callable[[Path], object]) -> list[Path]:
@@ -109,8 +111,7 @@ def _trace_one(
     model: ke.EditableModel,
     fact: ke.Fact,
     kinds: Sequence[str],
-    plot: Path | None,
-    save: Path | None,
+    paths: tuple[Path | None, Path | None, Path | None],
     common: dict[str, Any],
 ) -> dict[str, Any]:
     found = []
@@ -124,7 +125,7 @@ def _trace_one(
         if trace.refined:
             say(f"  {len(trace.refined)} cells exact; correlation with their estimates {trace.agreement:.3f}")
         files = []
-        for path, write in ((plot, trace.plot), (save, trace.save)):
+        for path, write in zip(paths, (trace.plot, trace.save, trace.to_html), strict=True):
             several = path is not None and len(kinds) > 1
             files += _written(path.with_stem(f"{path.stem}_{kind}") if several else path, write)
         named = ("kind", "answer", "high_score", "low_score", "tokens", "subject_range", "scores")
@@ -152,7 +153,12 @@ def _knock_out(
 
 
 def _trace_many(
-    model: ke.EditableModel, known: Sequence[KnownFact], out: Path, kinds: Sequence[str], common: dict[str, Any]
+    model: ke.EditableModel,
+    known: Sequence[KnownFact],
+    out: Path,
+    html: Path | None,
+    kinds: Sequence[str],
+    common: dict[str, Any],
 ) -> dict[str, Any]:
     effects = ke.trace_dataset(model, known, out, kinds=kinds, **common)
     say(effects.summary() or "the model predicts none of these facts")
@@ -161,5 +167,6 @@ def _trace_many(
         for path, style in ((out / "aie_lines.png", "lines"), (out / "aie_heatmap.png", "heatmap")):
             effects.plot(path, style=style)
             say(path)
+        _written(html, effects.to_html)
     say(out / "summary.json")
     return {"effects": effects.to_dict(), "file": out / "summary.json"}

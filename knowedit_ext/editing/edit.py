@@ -94,6 +94,10 @@ class Edit:
             raise KeyError(f"the edit does not change {quoted(name)}: it changes {', '.join(self.changes)}")
         return dense(self.changes[name])
 
+    def __repr__(self) -> str:
+        size = f"{len(self.requests)} requests, {len(self.changes)} weights"
+        return f"Edit({self.method or 'of no method'}, {size} of {self.model.get('name', 'an unnamed model')})"
+
     def summary(self) -> str:
         """Method, requests, the base's fingerprint and weights, a line each."""
         lines = [f"{self.method}: {len(self.requests)} requests, for {self.model.get('name', 'an unnamed model')}"]

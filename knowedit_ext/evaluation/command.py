@@ -44,15 +44,20 @@ def run(
     settings: dict[str, Any],
     say: Callable[[str], None],
 ) -> Report:
-    """Files are read and checked before the model. choices: method, params, moments, num_edits, seed, problem, noise;
-    texts: generation, snippets, tfidf; chosen, of the records: limit, skip_bad, zsre_target,
+    """Files are read and checked before the model. choices: method, edit, params, moments, num_edits, seed,
+    problem, noise; texts: generation, snippets, tfidf; chosen, of the records: limit, skip_bad, zsre_target,
     zsre_language; settings: baseline and compat."""
     _check(data, of_world, choices, texts)
     problem = choices["problem"]
     # The truth may be what is asked for; an ordinary edit to it is a mistake.
     equal = problem is not None or choices["method"] == NONE
     source = load_world().records() if data is None else data
-    records, kind = load(source, None, **chosen, equal_targets=equal)
+    saved = choices["edit"]
+    if saved is not None:
+        records, kind = load(source, None, **(chosen | {"limit": None}), equal_targets=equal)
+        records = _of_edit(records, saved, chosen["limit"])
+    else:
+        records, kind = load(source, None, **chosen, equal_targets=equal)
     if problem is not None and kind != "counterfact":
         raise ValueError(f"--problem is about CounterFact's records, these are of {kind}")
     settings |= {"skip_bad": chosen["skip_bad"]}
@@ -65,7 +70,7 @@ def run(
         records = _as_problems(model, records, choices, settings["compat"], chosen["skip_bad"])
     if moments is None and data is None and getattr(params, "mom2_adjustment", False):
         moments = collect_moments(model, load_world().statements(), params.layers)
-    edit: Editing | Edit | None = None
+    edit: Editing | Edit | None = saved
     group = None
     if params is not None:
         num_edits = choices["num_edits"] or (len(records) if method.many else 1)
@@ -83,6 +88,16 @@ def run(
             say(problem_table(model, problem, records, report.cases, out / "problem.json"))
         say(str(out / "report.md"))
     return report
+
+
+def _of_edit(records: Records, edit: Edit, limit: int | None) -> Records:
+    """The records whose facts the edit was made for, at most `limit`; ValueError where there are none."""
+    asked = {(request["prompt"], request["subject"]) for request in edit.requests}
+    rewrites = [(record["requested_rewrite"]["prompt"], record["requested_rewrite"]["subject"]) for record in records]
+    kept = [record for record, rewrite in zip(records, rewrites, strict=True) if rewrite in asked]
+    if not kept:
+        raise ValueError("the data has no record of what the edit was made for: its prompts and subjects are others")
+    return Records(kept[:limit])
 
 
 def _as_problems(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import typed
+from ..frames import frame
 from ..runs.files import atomic_write, json_bytes, load_json, write_json
 from .cases import WHEN, read_cases
 from .mean import Mean
@@ -16,6 +17,7 @@ from .metrics import METRICS
 from .scores import summarise, values_of
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.figure import Figure
 
 COLUMNS = ("S", *(column for metric in METRICS for column in metric.columns))  # the papers' order
@@ -57,6 +59,36 @@ class Report:
             for sort, count in without.items()
             if count
         ]
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Tidy, one a case and side: case_id, when ("pre", "post"), relation_id, prompt, targets, and its columns."""
+        tidy = []
+        for case in self.cases:
+            rewrite = case["requested_rewrite"]
+            asked = {"relation_id": rewrite.get("relation_id")}
+            asked["prompt"] = rewrite["prompt"].replace("{}", rewrite["subject"])
+            asked |= {name: (rewrite.get(name) or {}).get("str") for name in ("target_new", "target_true")}
+            sides = [when for when in WHEN if when in case]
+            tidy += [{"case_id": case["case_id"], "when": when, **asked, **values_of(case[when])} for when in sides]
+        return tidy
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """`to_rows` as a DataFrame (needs pandas)."""
+        return frame(self.to_rows())
+
+    def to_html(self, path: str | Path) -> None:
+        """One self-contained page: means, records to sort, and their prompts (needs plotly and jinja2)."""
+        from ..pages.page import write_page
+        from ..pages.results import report_page
+
+        write_page(path, report_page(self))
+
+    def __repr__(self) -> str:
+        return f"Report({len(self.cases)} cases, {', '.join(self.rows()) or 'nothing measured'})"
+
+    def _repr_markdown_(self) -> str:
+        """The table, in a notebook."""
+        return self.table()
 
     def by_relation(self, when: str = "post") -> dict[str, dict[str, Mean]]:
         """Summary of each relation's records, the largest relation first (MEMIT, figure 6)."""

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.scores import summary_of
+from ..frames import frame
 from ..plots import finish
 from ..runs.files import atomic_write, load_json, write_json
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.figure import Figure
 
 HALF = "_half"  # behind a column's name: half the width of its 95 % interval
@@ -53,6 +55,14 @@ class Findings:
         for row in self.rows:
             lines.append(f"| {' | '.join(_cell(row.get(name), row.get(name + HALF)) for name in shown)} |")
         return "\n".join(lines + ([""] + self.notes if self.notes else [])) + "\n"
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The rows as a DataFrame (needs pandas)."""
+        return frame(self.rows)
+
+    def _repr_markdown_(self) -> str:
+        """The table, in a notebook."""
+        return self.table()
 
     def plot(self, folder: str | Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
         """Every figure in every format; none where there is nothing to show."""

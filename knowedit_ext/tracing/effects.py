@@ -6,17 +6,21 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..checks import Natural, as_type
+from ..frames import frame
 from ..runs.files import load_json, write_json
 from .interval import Interval
 from .kinds import KINDS, kind_of_file
 from .plots import plot_effects
 from .roles import ROLES, by_role
 from .trace import Trace, was_predicted
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,35 @@ class Effects:
     def load(cls, path: str | Path) -> Effects:
         """What `save` wrote; ValueError names the file, and the key in it, that is something else."""
         return cls({name: _kind_effects(name, value, f"'{path}': {name}") for name, value in load_json(path).items()})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Tidy: kind, role, layer, aie, half_width (of its 95 % interval; None for a single prompt), n."""
+        return [
+            {"kind": kind, "role": role, "layer": layer, "aie": value, "half_width": half, "n": mean.n}
+            for kind, effects in self.kinds.items()
+            for role, mean in effects.aie.items()
+            for layer, (value, half) in enumerate(
+                zip(mean.mean, mean.half_width or [None] * len(mean.mean), strict=True)
+            )
+        ]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """`rows` as a DataFrame (needs pandas)."""
+        return frame(self.rows())
+
+    def to_html(self, path: str | Path) -> None:
+        """One self-contained page: curves of every kind and role, and a table (needs plotly and jinja2)."""
+        from ..pages.page import write_page
+        from ..pages.results import effects_page
+
+        write_page(path, effects_page(self))
+
+    def __repr__(self) -> str:
+        return f"Effects({', '.join(f'{kind}: {each.cases} prompts' for kind, each in self.kinds.items())})"
+
+    def _repr_markdown_(self) -> str:
+        """The table, in a notebook."""
+        return self.table()
 
     def table(self) -> str:
         """Markdown: for each kind and role the AIE at its best layer, with its confidence interval and n."""

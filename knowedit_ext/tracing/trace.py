@@ -7,15 +7,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..checks import typed
+from ..frames import frame
 from ..runs.files import load_npz, write_npz
 from .attribution import agreement
 from .kinds import KINDS, kind_of_saved
 from .plots import plot_trace
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass
@@ -74,6 +78,38 @@ class Trace:
         if samples < 2:
             return np.full_like(self.scores, np.nan)
         return self.sample_scores.std(axis=0, ddof=1) / np.sqrt(np.float32(samples))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Tidy, a cell each: position, token, layer, score, effect, stderr (None for a single noise sample)."""
+        errors, effects = self.standard_error, self.indirect_effect
+        return [
+            {
+                "position": n,
+                "token": token,
+                "layer": layer,
+                "score": float(self.scores[n, layer]),
+                "effect": float(effects[n, layer]),
+                "stderr": None if np.isnan(errors[n, layer]) else float(errors[n, layer]),
+            }
+            for n, token in enumerate(self.tokens)
+            for layer in range(self.scores.shape[1])
+        ]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """`rows` as a DataFrame (needs pandas)."""
+        return frame(self.rows())
+
+    def to_html(self, path: str | Path) -> None:
+        """One self-contained page: the map to click, its noise samples and a table (needs plotly and jinja2)."""
+        from ..pages.page import write_page
+        from ..pages.results import trace_page
+
+        write_page(path, trace_page(self))
+
+    def __repr__(self) -> str:
+        size = f"{self.scores.shape[0]} tokens x {self.scores.shape[1]} layers"
+        scores = f"clean {self.high_score:.3g}, corrupted {self.low_score:.3g}"
+        return f"Trace({self.kind}, ->{self.answer!r}, {size}, {scores})"
 
     def plot(self, path: str | Path | None = None, **kwargs: Any):
         """Heat map in the papers' style; written to `path` (.png, .pdf, ...) where given. Returns the figure."""
