@@ -13,6 +13,7 @@ EXTRAS = {
     "jinja2": ("jinja2", "a page to click", "html"),
     "pandas": ("pandas", "a table as a DataFrame", "pandas"),
     "peft": ("peft", "loading an adapter", "peft"),
+    "gguf": ("gguf", "loading a GGUF file", "gguf"),
 }
 
 

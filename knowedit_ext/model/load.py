@@ -119,10 +119,12 @@ def load_model(
 ) -> EditableModel:
     """Load a decoder-only model for tracing and editing.
 
-    model: a hub name, a folder with config, weights and tokenizer, "world" (the built-in one, in float32 unless `dtype`
-        says otherwise), `(hf_model, tokenizer)`, or what this returned before. Of a model handed over no
-        copy is made: `device` and `dtype` move and convert that very object, and edits applied to it are known however
-        often it is handed over. It may be wrapped, see `EditableModel`.
+    model: a hub name, a folder with config, weights and tokenizer, a `.gguf` file (or its folder or hub name with
+        `gguf_file=`), "world" (the built-in one, in float32 unless `dtype` says otherwise), `(hf_model, tokenizer)`, or
+        what this returned before. Of a model handed over no copy is made: `device` and `dtype` move and convert that
+        very object, and edits applied to it are known however often it is handed over. It may be wrapped, see
+        `EditableModel`. Config and tokenizer of a GGUF file come from it too; its weights are dequantised, to float32
+        unless `dtype` says otherwise, and edits belong to these weights.
     device: e.g. "cpu", "cuda:1"; None leaves the model where it is (or where `device_map` puts it).
     dtype: e.g. "float32", "bfloat16"; None keeps what the checkpoint says.
     bos: see `EditableModel`.
@@ -160,6 +162,7 @@ def load_model(
         if kwargs.pop("trust_remote_code", False):
             raise ValueError("trust_remote_code is never used: load the model yourself and pass (hf_model, tokenizer)")
         hf, tokenizer = load_pretrained(folder, dtype, **kwargs)
+        name = kwargs.get("gguf_file") or name
     if device is not None:
         hf = hf.to(device)
     if dtype is not None:
@@ -198,6 +201,6 @@ def public_name(name: str) -> str:
     if cached:
         return cached[1].replace("--", "/")
     path = Path(name)
-    if name and (path.is_absolute() or name.startswith((".", "~")) or path.is_dir()):
+    if name and (path.is_absolute() or path.suffix == ".gguf" or name.startswith((".", "~")) or path.is_dir()):
         return path.expanduser().resolve().name
     return name
