@@ -115,7 +115,8 @@ def test_ultraedits_modules(name: str) -> None:
 
 
 def test_every_preset_of_these_methods_is_from_a_file() -> None:
-    elsewhere = {"world", "gpt-j", "gpt-neox", "gpt2-xl", "llama-3-8b"}  # see test_params; PMET's own repository
+    elsewhere = {"world", "smollm2-135m", "gemma-3-270m"}  # ours
+    elsewhere |= {"gpt-j", "gpt-neox", "gpt2-xl", "llama-3-8b"}  # see test_params; PMET's own repository
     for name in ("alphaedit", "emmet", "encore", "memit", "pmet"):
         assert {preset for preset in METHODS[name].presets if (name, preset) not in FILES} <= elsewhere
     assert set(METHODS["ultraedit"].presets) == {*ULTRAEDIT, "world"}

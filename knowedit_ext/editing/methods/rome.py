@@ -53,6 +53,8 @@ class ROMEParams(EditParams):
         "llama-3-8b": _STARTS,
         "mistral-7b": _STARTS,
         "qwen2.5-7b": _STARTS,
+        "smollm2-135m": dict(layers=(5,)),
+        "gemma-3-270m": dict(layers=(5,)),
         # The built-in world: its early site ends at layer 3, where the MLP adds little to the stream (|v| is small).
         # Subjects often begin a text there, where keys differ most: with few contexts the bare prompt weighs more.
         "world": dict(
