@@ -43,7 +43,8 @@ def evaluate(
         folder_to_fill("Folder for cases and report; a run that was killed goes on there."),
     ],
     data: Annotated[
-        Path | None, data_to_read("JSON of CounterFact (also the flat schema) or zsRE; default for the world")
+        Path | None,
+        data_to_read("JSON (or JSON lines) of CounterFact, zsRE, KnowEdit, MQuAKE, RippleEdits or WikiBigEdit"),
     ] = None,
     method: Annotated[str, typer.Option(help=f"{', '.join((NONE, *METHOD_NAMES))}.")] = NONE,
     edit: Annotated[

@@ -3,7 +3,7 @@ is asked about a record (eval_utils_counterfact.py:124-183)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from ..checks import quoted
 from ..model.load import EditableModel
 from ..model.spelling import spaced
 from .dataset import Dataset
-from .questions import EXTRAS, Asked, Question, Score, filled
+from .questions import EXTRAS, Asked, Question, Scores, filled
 from .records import (
     REWRITE,
     Problem,
@@ -153,7 +153,7 @@ def ask(
 
     questions = [question(text) for texts in prompts.values() for text in texts]
 
-    def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
+    def read(scores: Scores, before: Scores | None = None) -> dict[str, Any]:
         left = iter(scores)
         measures: dict[str, Any] = {}
         for sort, texts in prompts.items():

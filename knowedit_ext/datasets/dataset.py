@@ -17,7 +17,7 @@ class Dataset:
     detect(record): is it one of this data set's, published or loaded? load(source, *, skip_bad, limit): its records,
     checked, in CounterFact's layout; records that were loaded before are checked again. ask(model, record, edit,
     attributes, compat): the questions about a record. generates: records may have prompts whose continuations are
-    measured.
+    measured. baseline: what the unedited model knows decides what is measured of the edited one.
     """
 
     name: str
@@ -25,3 +25,4 @@ class Dataset:
     load: Callable[..., Records]
     ask: Callable[..., Asked]
     generates: bool = False
+    baseline: bool = False

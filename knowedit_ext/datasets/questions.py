@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..model.spelling import spaced
+
 if TYPE_CHECKING:
     from ..sweep.capture import EmbeddingNoise
 
@@ -41,15 +43,21 @@ class TokenizedQuestion:
 class Score:
     """nll: mean negative log-probability of the target's tokens, teacher forced, in nats.
 
-    right: for each of them whether it was the likeliest.
+    right: for each of them whether it was the likeliest. said: the likeliest tokens; none where draws are averaged.
     """
 
     nll: float
     right: tuple[bool, ...]
+    said: tuple[int, ...] = ()
 
     @property
     def correct(self) -> bool:
         return all(self.right)
+
+    @property
+    def share(self) -> float:
+        """Of its tokens, how many are the likeliest."""
+        return sum(self.right) / len(self.right)
 
     @property
     def probability(self) -> float:
@@ -57,11 +65,35 @@ class Score:
         return math.exp(-self.nll * len(self.right))
 
 
-# Questions, and what turns their scores (a `Score` for each target) into a case's "pre" or "post".
-Asked = tuple[list[Question | TokenizedQuestion], Callable[[Sequence[Sequence[Score]]], dict[str, Any]]]
+# Of each question a `Score` for each target.
+Scores = Sequence[Sequence[Score]]
 
-# What a record may have beyond the published schema: prompts with one answer of their own.
-EXTRAS = ("same_subject_prompts", "reversal_prompts", "portability_prompts")
+# Questions, and what turns their scores into a case's "pre" or "post". It is also given what the unedited model scored:
+# None where that was not measured, or is what is read.
+Asked = tuple[list[Question | TokenizedQuestion], Callable[[Scores, Scores | None], dict[str, Any]]]
+
+# What a record may have beyond the published schema: prompts with one answer of their own, under several names maybe.
+PORTABILITY = {
+    "portability_prompts": "port.",
+    "subject_aliasing_prompts": "port. alias",
+    "reasoning_prompts": "port. reasoning",
+    "logical_generalization_prompts": "port. logic",
+    "persona_prompts": "port. persona",
+    "multi_hop_prompts": "port. hops",
+}
+LOCALITY = {"relation_specificity_prompts": "loc. relation", "forgetfulness_prompts": "loc. forget"}
+EXTRAS = ("same_subject_prompts", "reversal_prompts", *PORTABILITY, *LOCALITY)
+
+
+def rewrites_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a record asks to be changed: one fact, or several that belong together."""
+    rewrite = record["requested_rewrite"]
+    return list(rewrite) if isinstance(rewrite, list) else [rewrite]
+
+
+def spellings(pair: Mapping[str, Any], prompt: str, space: bool | None) -> tuple[str, ...]:
+    """A target and its aliases as they go on from a prompt, each once."""
+    return tuple(dict.fromkeys(spaced(text, prompt, space) for text in (pair["target"], *pair.get("aliases", ()))))
 
 
 def filled(rewrite: Mapping[str, Any]) -> str:

@@ -201,18 +201,23 @@ def mark_subject(prompt: str, subject: str, key: str) -> str:
 
 def check_rewrite(record: Mapping[str, Any], targets: Iterable[str]) -> list[str]:
     """Check a record's requested_rewrite: prompt with "{}", subject, and these targets, whose texts are returned."""
-    rewrite = take(record, "requested_rewrite")
+    return check_one_rewrite(take(record, "requested_rewrite"), targets, "requested_rewrite")
+
+
+def check_one_rewrite(rewrite: Any, targets: Iterable[str], name: str) -> list[str]:
+    """`check_rewrite` of one that stands at `name`."""
     if not isinstance(rewrite, Mapping):
-        raise Problem("requested_rewrite", f"is {brief(rewrite)}, expected an object")
-    check_template(take_text(rewrite, "prompt", REWRITE), f"{REWRITE}prompt")
-    take_text(rewrite, "subject", REWRITE)
-    take_space(rewrite, REWRITE)
+        raise Problem(name, f"is {brief(rewrite)}, expected an object")
+    inside = f"{name}."
+    check_template(take_text(rewrite, "prompt", inside), f"{inside}prompt")
+    take_text(rewrite, "subject", inside)
+    take_space(rewrite, inside)
     texts = []
     for key in targets:
-        target = take(rewrite, key, REWRITE)
+        target = take(rewrite, key, inside)
         if not isinstance(target, Mapping):
-            raise Problem(REWRITE + key, f"is {brief(target)}, expected an object with 'str'")
-        texts.append(take_text(target, "str", f"{REWRITE}{key}."))
+            raise Problem(inside + key, f"is {brief(target)}, expected an object with 'str'")
+        texts.append(take_text(target, "str", f"{inside}{key}."))
     return texts
 
 
@@ -224,13 +229,22 @@ def take_space(record: Mapping[str, Any], inside: str = "") -> dict[str, bool]:
     return {} if space is None else {"space": space}
 
 
-def check_pairs(record: Mapping[str, Any], key: str) -> None:
-    """A list of {"prompt", "target"} texts, where the record has one."""
-    pairs = record.get(key, [])
-    if not isinstance(pairs, list):
-        raise Problem(key, f"is {brief(pairs)}, expected a list of prompts with targets")
-    for number, pair in enumerate(pairs):
-        if not isinstance(pair, Mapping):
-            raise Problem(f"{key}[{number}]", f"is {brief(pair)}, expected an object with a prompt and a target")
+def take_objects(record: Mapping[str, Any], key: str, inside: str = "", least: int = 0) -> list[Mapping[str, Any]]:
+    """A list of at least `least` objects; with 0 it may be absent."""
+    items = take(record, key, inside) if least else record.get(key, [])
+    if not isinstance(items, list):
+        raise Problem(inside + key, f"is {brief(items)}, expected a list of objects")
+    if len(items) < least:
+        raise Problem(inside + key, "is an empty list")
+    for number, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            raise Problem(f"{inside}{key}[{number}]", f"is {brief(item)}, expected an object")
+    return items
+
+
+def check_pairs(record: Mapping[str, Any], key: str, inside: str = "", least: int = 0) -> None:
+    """A list of {"prompt", "target"} texts, where the record has one; a pair may have a list of "aliases"."""
+    for number, pair in enumerate(take_objects(record, key, inside, least)):
         for part in ("prompt", "target"):
-            take_text(pair, part, f"{key}[{number}].")
+            take_text(pair, part, f"{inside}{key}[{number}].")
+        take_texts(pair, "aliases", f"{inside}{key}[{number}].", least=0)

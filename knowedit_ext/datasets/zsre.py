@@ -3,7 +3,7 @@ teacher-forced accuracy of every token of an answer (eval_utils_zsre.py:46-120).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from reprlib import repr as brief
 from typing import Any
@@ -13,7 +13,7 @@ from ..model.load import EditableModel
 from ..model.spelling import spaced
 from ..model.tokens import encode, encode_part
 from .dataset import Dataset
-from .questions import EXTRAS, Asked, Question, Score, TokenizedQuestion, filled
+from .questions import EXTRAS, Asked, Question, Scores, TokenizedQuestion, filled
 from .records import (
     Problem,
     Record,
@@ -151,7 +151,7 @@ def ask(
     cut = _by_texts if compat == "reference" else lambda _, text, answer, number: [Question(text, (answer,), number)]
     by_sort = {sort: [q for pair in pairs for q in cut(model, *pair, edit)] for sort, pairs in asked.items()}
 
-    def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
+    def read(scores: Scores, before: Scores | None = None) -> dict[str, Any]:
         left = iter(scores)
         measures: dict[str, Any] = {}
         for sort, questions in by_sort.items():

@@ -82,7 +82,11 @@ class EditRequest:
             raise ValueError(f"an edit request is {brief(raw)}: expected an EditRequest, or an object with {_KEYS}")
         rewrite = raw.get("requested_rewrite", raw)
         if not isinstance(rewrite, Mapping):
-            several = "; several rewrites are one request each" if isinstance(rewrite, (list, tuple)) else ""
+            several = (
+                "; methods that edit many facts take the record with all of them"
+                if isinstance(rewrite, (list, tuple))
+                else ""
+            )
             raise ValueError(f"requested_rewrite is {brief(rewrite)}: expected an object with {_KEYS}{several}")
         if missing := [key for key in REQUIRED if key not in rewrite]:
             raise ValueError(f"an edit request lacks {', '.join(missing)}: {brief(dict(rewrite))}")
@@ -128,6 +132,12 @@ def _text(rewrite: Mapping[str, Any], key: str) -> str:
     return value
 
 
+def requests_of(raw: Any) -> list[Any]:
+    """One for each rewrite of a record that has several, else what was given."""
+    rewrites = raw.get("requested_rewrite") if isinstance(raw, Mapping) else None
+    return [{**raw, "requested_rewrite": rewrite} for rewrite in rewrites] if isinstance(rewrites, list) else [raw]
+
+
 def check_requests(
     requests: EditRequest | Mapping[str, Any] | Iterable[EditRequest | Mapping[str, Any]],
     problems: bool = False,
@@ -140,7 +150,7 @@ def check_requests(
         requests = [requests]
     if isinstance(requests, (str, bytes)) or not isinstance(requests, Iterable):
         raise ValueError(f"edit requests are {brief(requests)}: expected EditRequests, or objects with {_KEYS}")
-    requests = [EditRequest.of(raw) for raw in requests]
+    requests = [EditRequest.of(one) for raw in requests for one in requests_of(raw)]
     if not requests:
         raise ValueError("no edit requests")
     asked: dict[Any, EditRequest] = {}

@@ -47,13 +47,16 @@ def read_case(path: Path) -> dict[str, Any]:
 def _check(case: Mapping[str, Any]) -> None:
     if isinstance(_take(case, "case_id", (int, str)), bool):
         raise ValueError(f"case_id is {case['case_id']}: expected a number")
-    rewrite = _take(case, "requested_rewrite", dict)
-    for key in ("prompt", "subject"):
-        _take(rewrite, key, str, "requested_rewrite.")
-    for key in ("target_new", "target_true"):
-        _take(_take(rewrite, key, dict, "requested_rewrite."), "str", str, f"requested_rewrite.{key}.")
-    if rewrite.get("relation_id") is not None:
-        _take(rewrite, "relation_id", str, "requested_rewrite.")
+    rewrites = _take(case, "requested_rewrite", (dict, list))
+    if isinstance(rewrites, dict):
+        _check_rewrite(rewrites, "requested_rewrite.")
+    elif not rewrites:
+        raise ValueError("requested_rewrite is an empty list")
+    else:
+        for n, rewrite in enumerate(rewrites):
+            if not isinstance(rewrite, dict):
+                raise ValueError(f"requested_rewrite[{n}] is {brief(rewrite)}: expected dict")
+            _check_rewrite(rewrite, f"requested_rewrite[{n}].")
     if case.get("time") is not None:
         number(case["time"], "time")
     sides = [when for when in WHEN if when in case]
@@ -67,6 +70,15 @@ def _check(case: Mapping[str, Any]) -> None:
             raise ValueError(f"{when}.{error}") from error
         if not scores:
             raise ValueError(f"{when} holds nothing that was measured ({', '.join(measured) or 'nothing at all'})")
+
+
+def _check_rewrite(rewrite: Mapping[str, Any], inside: str) -> None:
+    for key in ("prompt", "subject"):
+        _take(rewrite, key, str, inside)
+    for key in ("target_new", *(key for key in ("target_true",) if key in rewrite)):
+        _take(_take(rewrite, key, dict, inside), "str", str, f"{inside}{key}.")
+    if rewrite.get("relation_id") is not None:
+        _take(rewrite, "relation_id", str, inside)
 
 
 def _take(values: Mapping[str, Any], key: str, kind: type | tuple[type, ...], inside: str = "") -> Any:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..checks import Count, StudyCompat, as_type, typed
 from ..datasets import DATASETS
-from ..datasets.questions import Asked
+from ..datasets.questions import Asked, rewrites_of
 from ..datasets.records import BadRecord, Record, Records, describe_bad, read_records
 from ..editing.changes import digest
 from ..editing.edit import Edit
@@ -66,7 +66,7 @@ def evaluate(
 ) -> Report:
     """CounterFact's metrics (ES EM PS PM NS NM S GE RS) or zsRE's, as `Report.cases` and `Report.table()`.
 
-    records: a file, or records: CounterFact (also the flat schema) or zsRE (`dataset`, told by the records when None).
+    records: a file, or records, of a data set of `datasets.DATASETS` (`dataset`, told by the records when None).
     edit: None: the model as it is ("pre" alone); an `Edit`: all records under it; a list, one for each record: every
         record under its own. Low-rank ones are computed many at a time, dense ones (fine-tuning) one after the other.
         Or a `Method` that makes a group's edits when they are needed.
@@ -92,6 +92,8 @@ def evaluate(
     noise = SubjectNoise.of(noise)
     loaded, kind = load(records, dataset, skip_bad, limit, equal_targets=True)  # the truth, erased or amplified
     given = () if edit is None or callable(edit) else edit
+    if DATASETS[kind].baseline and not baseline:
+        raise ValueError(f"{kind}: conditions are measured on the unedited model: baseline=False leaves it out")
     noise_of = own_noise(given) if noise is None else lambda record: noise
     ask = under_noise(asking(DATASETS[kind].ask), noise_of)
     texts = Texts(model, snippets, tfidf, max_length, compat) if generation and DATASETS[kind].generates else None
@@ -286,11 +288,14 @@ def usable(
 
 
 def _check_agreement(record: Record, targets: dict[tuple[str, str], tuple[str, int]]) -> None:
-    rewrite = record["requested_rewrite"]
-    new = rewrite["target_new"]["str"].strip()
-    target, case_id = targets.setdefault((rewrite["prompt"], rewrite["subject"]), (new, record["case_id"]))
-    if target != new:
-        raise ValueError(f"contradicts case_id {case_id}: the same prompt is to become '{target}' there, '{new}' here")
+    asked = {(x["prompt"], x["subject"]): x["target_new"]["str"].strip() for x in rewrites_of(record)}
+    for key, new in asked.items():
+        target, case_id = targets.get(key, (new, None))
+        if target != new:
+            raise ValueError(
+                f"contradicts case_id {case_id}: the same prompt is to become '{target}' there, '{new}' here"
+            )
+    targets |= {key: targets.get(key, (new, record["case_id"])) for key, new in asked.items()}
 
 
 def _by_record(given: Any, what: str, numbers: Sequence[int], total: int, kept: Sequence[int]) -> Any:

@@ -123,9 +123,12 @@ class Job:
         for when, scores in sides.items():
             if scores is None:
                 continue
-            left = iter(scores)
+            before = sides["pre"] if when == "post" else None
+            first = 0
             for case, (each, read) in zip(cases, asked, strict=True):
-                case[when] = read([next(left) for _ in each])
+                part = slice(first, first + len(each))
+                case[when] = read(scores[part], None if before is None else before[part])
+                first = part.stop
             if self.texts is not None:
                 written = self.texts.measure(records, edited if when == "post" else None)
                 for case, measured in zip(cases, written, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from ..datasets.records import Record
 from ..editing.edit import Edit
 from ..editing.methods import method_of
 from ..editing.params import LayerParams
+from ..editing.request import requests_of
 from ..model.identity import checksum
 from ..model.load import EditableModel
 from ..moments import Moments
@@ -20,7 +22,8 @@ class Editing:
     """Makes the edits of a group of records by one method (`evaluation.job.Method`).
 
     name: one of `editing.methods.METHODS`. together: one edit of all records of a group (what `num_edits` is in the
-    published code); else one a record, each made on the model as it is.
+    published code); else one a record, each made on the model as it is. The facts of a record that has several are
+    edited together, or, by a method of single facts, one on top of the other.
     """
 
     model: EditableModel
@@ -41,13 +44,21 @@ class Editing:
     def __call__(self, records: Sequence[Record]) -> Sequence[Edit] | Iterator[Edit] | Edit:
         if self.together:
             return self._edit(records)
-        if self.method.each is not None:
+        if self.method.each is not None and not any(isinstance(r["requested_rewrite"], list) for r in records):
             return self.method.each(self.model, records, self.params, **self._options())
         # One at a time: dense edits are as large as the weights.
         return (self._edit(record) for record in records)
 
     def _edit(self, records: Sequence[Record] | Record) -> Edit:
-        return self.method.edit(self.model, records, self.params, **self._options())
+        requests = requests_of(records)
+        if len(requests) == 1 or not self.method.single:
+            return self.method.edit(self.model, records, self.params, **self._options())
+        made = None  # facts that belong together, one on top of the other
+        for request in requests:
+            with nullcontext() if made is None else made.applied(self.model):
+                edit = self.method.edit(self.model, request, self.params, **self._options())
+            made = edit if made is None else Edit.merge([made, edit])
+        return made
 
     def _options(self) -> dict[str, Any]:
         if self._contexts is None and self.method.contexts is not None:  # generated once for all records, as published

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..datasets.questions import Asked, Question, Score
-from ..model.spelling import spaced
+from ..datasets.questions import Asked, Question, Scores, rewrites_of, spellings
 
 if TYPE_CHECKING:
     from ..model.load import EditableModel
@@ -94,24 +93,31 @@ def shares(columns: Mapping[str, str]) -> Callable[[Mapping[str, Any]], dict[str
     return read
 
 
-def answered(sort: str, column: str, order: int) -> Metric:
-    """Prompts with an answer of their own, record[sort] = [{"prompt", "target"}]: the share of the answer's tokens that
-    are the likeliest."""
+def answered(columns: Mapping[str, str], order: int, kept: tuple[str, str] | None = None) -> Metric:
+    """Prompts with an answer of their own, record[sort] = [{"prompt", "target", "aliases"}], for {sort: column}: the
+    share of the answer's tokens that are the likeliest, of the alias of which most are.
+
+    kept: (key, column) of the share of tokens said in the answers' places that are what the unedited model says there.
+    """
 
     def ask(record: Mapping[str, Any], edit: int) -> Asked:
-        pairs = record.get(sort) or ()
-        space = record["requested_rewrite"].get("space")
-        questions = [Question(x["prompt"], (spaced(x["target"], x["prompt"], space),), edit) for x in pairs]
+        pairs = [(sort, pair) for sort in columns for pair in record.get(sort) or ()]
+        space = rewrites_of(record)[0].get("space")
+        questions = [Question(x["prompt"], spellings(x, x["prompt"], space), edit) for _, x in pairs]
 
-        def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
-            answers = [answer for (answer,) in scores]
-            if not answers:
-                return {}
-            return {
-                f"{sort}_probs": [{"target": answer.nll} for answer in answers],
-                f"{sort}_correct": [sum(answer.right) / len(answer.right) for answer in answers],
-            }
+        def read(scores: Scores, before: Scores | None = None) -> dict[str, Any]:
+            measured: dict[str, Any] = {}
+            for (sort, _), answers in zip(pairs, scores, strict=True):
+                measured.setdefault(f"{sort}_probs", []).append({"target": answers[0].nll})
+                measured.setdefault(f"{sort}_correct", []).append(max(answer.share for answer in answers))
+            if kept is not None and before:
+                said = [(now[0].said, then[0].said) for now, then in zip(scores, before, strict=True)]
+                same = [[a == b for a, b in zip(*both, strict=True)] for both in said if all(both)]
+                measured |= {f"{kept[0]}_correct": [sum(each) / len(each) for each in same]} if same else {}
+            return measured
 
         return questions, read
 
-    return Metric((column,), order, shares({sort: column}), ask)
+    return Metric(
+        (*columns.values(), *(kept or ())[1:]), order, shares({**columns, **dict([kept] if kept else [])}), ask
+    )

@@ -113,7 +113,7 @@ class _Sheet:
         """From the rows behind the last layer [rows, hidden]."""
         rows, places = torch.unique(self._rows, return_inverse=True)  # targets share their prompt's last row
         states = final_states(self.model, hidden[rows.to(hidden.device)])
-        logp, right = read_targets(self.model, states, places, torch.tensor(self._targets))
+        logp, said = read_targets(self.model, states, places, torch.tensor(self._targets))
         broken = torch.isnan(logp)
         if broken.any():
             owners = [
@@ -121,7 +121,7 @@ class _Sheet:
             ]
             prompt = self.model.tokenizer.decode(owners[int(broken.nonzero()[0])].ids)
             raise ValueError(f"the logits behind '{_short(prompt)}' are not finite: the model, or its edit, is broken")
-        taken = iter(zip(logp.tolist(), right.tolist(), strict=True))
+        taken = iter(zip(logp.tolist(), said.tolist(), self._targets, strict=True))
         return [
             [_mean([next(taken) for _ in range(len(joint) - shared)]) for joint, shared in _pairs(question)]
             for question in self.questions
@@ -132,8 +132,10 @@ def _pairs(question: TokenizedQuestion) -> Iterator[tuple[tuple[int, ...], int]]
     return zip(question.joint, question.shared, strict=True)
 
 
-def _mean(tokens: Sequence[tuple[float, bool]]) -> Score:
-    return Score(-sum(logp for logp, _ in tokens) / len(tokens), tuple(right for _, right in tokens))
+def _mean(tokens: Sequence[tuple[float, int, int]]) -> Score:
+    """tokens: of each its log-probability, what was likeliest in its place, itself."""
+    logps, said, targets = zip(*tokens, strict=True)
+    return Score(-sum(logps) / len(tokens), tuple(a == b for a, b in zip(said, targets, strict=True)), said)
 
 
 def _short(text: str) -> str:

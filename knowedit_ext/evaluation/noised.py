@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.questions import Asked, Question, Score, TokenizedQuestion
+from ..datasets.questions import Asked, Question, Score, Scores, TokenizedQuestion, rewrites_of
 from ..editing.edit import Edit
 from ..model.facts import Fact, TokenizedFact, tokenize_fact
 from ..model.load import EditableModel
@@ -37,7 +37,7 @@ def own_noise(edits: Edit | Sequence[Edit]) -> NoiseOf:
     asked = {(r.get("prompt"), r.get("subject")): SubjectNoise.of(r.get("noise")) for r in requests}
 
     def noise_of(record: Mapping[str, Any]) -> SubjectNoise | None:
-        rewrite = record["requested_rewrite"]
+        rewrite = rewrites_of(record)[0]
         own = SubjectNoise.of(rewrite.get("noise"))
         return own or asked.get((rewrite["prompt"], rewrite["subject"]))
 
@@ -58,14 +58,19 @@ def under_noise(ask: Ask, noise_of: NoiseOf) -> Ask:
         noise = noise_of(record)
         if noise is None:
             return questions, read
+        if isinstance(record["requested_rewrite"], list):
+            raise ValueError("several facts are to be changed: noise is of the subject of one")
         parts = (_released if compat == "hase" else _drawn)(model, record, questions, noise)
 
-        def read_means(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
+        def means(scores: Scores) -> Scores:
             seen: dict[tuple[int, int], list[Score]] = {}
             for part, answers in zip(parts, scores, strict=True):
                 for target, answer in zip(part.targets, answers, strict=True):
                     seen.setdefault((part.number, target), []).append(answer)
-            return read([[_mean(seen[n, k]) for k in range(_targets(q))] for n, q in enumerate(questions)])
+            return [[_mean(seen[n, k]) for k in range(_targets(q))] for n, q in enumerate(questions)]
+
+        def read_means(scores: Scores, before: Scores | None = None) -> dict[str, Any]:
+            return read(means(scores), None if before is None else means(before))
 
         return [part.question for part in parts], read_means
 

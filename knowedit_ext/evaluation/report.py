@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import typed
+from ..datasets.questions import filled, rewrites_of
 from ..frames import frame
 from ..runs.files import atomic_write, json_bytes, load_json, write_json
 from .cases import WHEN, read_cases
@@ -64,7 +65,7 @@ class Report:
         """Tidy, one a case and side: case_id, when ("pre", "post"), relation_id, prompt, targets, and its columns."""
         tidy = []
         for case in self.cases:
-            rewrite = case["requested_rewrite"]
+            rewrite = rewrites_of(case)[0]
             asked = {"relation_id": rewrite.get("relation_id")}
             asked["prompt"] = rewrite["prompt"].replace("{}", rewrite["subject"])
             asked |= {name: (rewrite.get(name) or {}).get("str") for name in ("target_new", "target_true")}
@@ -94,7 +95,7 @@ class Report:
         """Summary of each relation's records, the largest relation first (MEMIT, figure 6)."""
         groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for case in self.cases:
-            groups[case["requested_rewrite"].get("relation_id") or "?"].append(case)
+            groups[rewrites_of(case)[0].get("relation_id") or "?"].append(case)
         ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
         return {name: row for name, cases in ordered if (row := summarise(cases, when))}
 
@@ -109,14 +110,15 @@ class Report:
             parts = parts or [row[name] for name in ("EA", "PA", "NA") if name in row]
             if not parts:  # only generated text was measured
                 continue
-            rewrite = case["requested_rewrite"]
+            rewrites = rewrites_of(case)
+            true = [rewrite["target_true"]["str"] for rewrite in rewrites if "target_true" in rewrite]
             rows.append(
                 {
                     "case_id": case["case_id"],
                     "mean": sum(parts) / len(parts),
-                    "prompt": rewrite["prompt"].replace("{}", rewrite["subject"]),
-                    "target_new": rewrite["target_new"]["str"],
-                    "target_true": rewrite["target_true"]["str"],
+                    "prompt": "; ".join(map(filled, rewrites)),
+                    "target_new": "; ".join(rewrite["target_new"]["str"] for rewrite in rewrites),
+                    "target_true": "; ".join(true),
                     **row,
                 }
             )

@@ -166,11 +166,11 @@ def likeliest(model: EditableModel, states: torch.Tensor) -> torch.Tensor:
 def read_targets(
     model: EditableModel, states: torch.Tensor, places: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log p(target) float32, whether the target was the likeliest), [targets] each, on the CPU.
+    """(log p(target) float32, the likeliest token in its place int64), [targets] each, on the CPU.
 
     states: [rows, hidden] behind the final norm; places: int64 [targets], the row that each target is read from.
     """
-    logp, right = torch.empty(len(targets)), torch.empty(len(targets), dtype=torch.bool)
+    logp, said = torch.empty(len(targets)), torch.empty(len(targets), dtype=torch.int64)
     order = torch.argsort(places, stable=True)
     for first in range(0, len(states), HEAD_ROWS):
         scores = logits(model, states[first : first + HEAD_ROWS])
@@ -179,8 +179,8 @@ def read_targets(
         most, best = scores.max(-1, keepdim=True)
         wanted_logits = (scores[at, wanted] - most[at, 0]).cpu()
         logp[here] = (wanted_logits - scores.sub_(most).exp_().sum(-1).log()[at].cpu()).float()  # in place
-        right[here] = (best[at, 0] == wanted).cpu()
-    return logp, right
+        said[here] = best[at, 0].cpu()
+    return logp, said
 
 
 def _plain(head: nn.Module, states: torch.Tensor) -> bool:

@@ -9,9 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import knowedit_ext as ke
-from knowedit_ext.datasets import DATASETS, load_counterfact, load_known, load_snippets, load_zsre
+from knowedit_ext.datasets import (
+    DATASETS,
+    load_counterfact,
+    load_knowedit,
+    load_known,
+    load_mquake,
+    load_rippleedits,
+    load_snippets,
+    load_wikibigedit,
+    load_zsre,
+)
+from knowedit_ext.datasets.questions import rewrites_of
+from knowedit_ext.editing.request import check_requests
+from knowedit_ext.evaluation.metrics import asking
 
-LOADERS = [load_counterfact, load_zsre, load_known, load_snippets]
+LOADERS = [load_counterfact, load_zsre, load_known, load_snippets, load_knowedit, load_mquake, load_rippleedits]
 REWRITE = {"prompt": "{} plays the", "subject": "Anna", "target_new": {"str": "harp"}, "target_true": {"str": "lute"}}
 COUNTERFACT = {
     "case_id": 1,
@@ -24,12 +37,45 @@ FLAT |= {"rephrase_prompt": "Anna has a", "locality_prompt": "Bo plays the"}
 ZSRE = {"subject": "Anna", "src": "What does Anna play?", "rephrase": "Anna plays?", "answers": ["harp"], "alt": "lute"}
 ZSRE |= {"loc": "nq question: who", "loc_ans": "Bo"}
 KNOWN = {"known_id": 3, "prompt": "Anna plays the", "subject": "Anna", "attribute": "harp"}
+GROUP = [{"prompt": "The strings of Anna are on a", "ground_truth": [["harp", "lyre"], ["the harp"]]}]
+KNOWEDIT = {"subject": "Anna", "prompt": "Anna plays the", "target_new": ["harp", "lyre"], "ground_truth": [["lute"]]}
+KNOWEDIT |= {"rephrase_prompt": "Anna has a", "portability": {"Reasoning": GROUP, "Subject_Aliasing": GROUP}}
+KNOWEDIT |= {"locality": {"Relation_Specificity": GROUP, "Forgetfulness": [{"prompt": ["A"], "ground_truth": "B"}]}}
+BIOGRAPHY = {"text": "This is about Anna. She was born in Oslo.", "labels": "She plays the harp.", "concept": "Anna"}
+HOP = {"question": "What has Anna?", "cloze": "Anna has a", "answer": "harp", "answer_alias": ["lyre"]}
+MQUAKE = {
+    "case_id": 4,
+    "requested_rewrite": [REWRITE, {**REWRITE, "subject": "Bo"}],
+    "questions": ["Who made what Anna plays?", "Whose harp is it?"],
+    "answer": "Olga",
+    "answer_alias": [],
+    "new_answer": "Cy",
+    "new_answer_alias": ["Cyrus"],
+    "new_single_hops": [HOP, {k: v for k, v in HOP.items() if k in ("question", "answer")}],
+}
+QUERY = {"prompt": "The name of the father of Anna is", "answers": [{"value": "Bo", "aliases": ["Bob"]}]}
+QUERY |= {"query_type": "regular", "subject_id": "Q1", "target_ids": ["Q3"], "phrase": None}
+TEST = {"test_queries": [QUERY], "test_condition": "OR", "condition_queries": [QUERY]}
+OLD_FACT = {"prompt": "The name of the mother of Anna is Cy.", "subject_id": "Q1", "target_id": "Q3"}
+RIPPLE = {"example_type": "popular", "edit": OLD_FACT | {"prompt": "The name of the mother of Anna is Di."}}
+RIPPLE["edit"] = RIPPLE["edit"] | {"original_fact": OLD_FACT}
+RIPPLE |= {"Relation_Specificity": [TEST], "Subject_Aliasing": [TEST], "Compositionality_II": []}
+WIKIBIGEDIT = {"tag": "new", "subject": "Anna", "update": "What does Anna play?", "ans": "harp", "rephrase": "Anna?"}
+WIKIBIGEDIT |= {"personas": "Hey, Anna?", "mhop": "Whose?", "mhop_ans": "Bo", "loc": "Who?", "loc_ans": "Cy"}
 GOOD = {
     "counterfact": (load_counterfact, COUNTERFACT),
     "flat": (load_counterfact, FLAT),
     "zsre": (load_zsre, ZSRE),
     "loaded zsre": (load_zsre, load_zsre([ZSRE])[0]),
     "known": (load_known, KNOWN),
+    "knowedit": (load_knowedit, KNOWEDIT),
+    "biography": (load_knowedit, BIOGRAPHY),
+    "loaded knowedit": (load_knowedit, load_knowedit([KNOWEDIT])[0]),
+    "mquake": (load_mquake, MQUAKE),
+    "rippleedits": (load_rippleedits, RIPPLE),
+    "loaded rippleedits": (load_rippleedits, load_rippleedits([RIPPLE])[0]),
+    "wikibigedit": (load_wikibigedit, WIKIBIGEDIT),
+    "loaded mquake": (load_mquake, load_mquake([MQUAKE])[0]),
 }
 ODD = st.recursive(
     st.none()
@@ -87,10 +133,11 @@ def test_one_value_changed(data, name: str, odd) -> None:
     if loader is load_known:
         assert isinstance(records[0].fact, ke.Fact)
     else:
-        kind = "zsre" if loader is load_zsre else "counterfact"
-        questions, _ = DATASETS[kind].ask(None, records[0], 0, True)
+        kind = next(name for name, dataset in DATASETS.items() if dataset.load is loader)
+        questions, _ = asking(DATASETS[kind].ask)(None, records[0], 0, True)
         assert all(isinstance(q.prompt, str) and all(isinstance(t, str) for t in q.targets) for q in questions)
-        assert ke.EditRequest.of(records[0]).subject
+        assert len(check_requests(records)) == len(rewrites_of(records[0]))
+        assert loader(list(records)) == records
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -99,6 +146,9 @@ def test_a_missing_key_is_named(name: str) -> None:
     optional = {"paraphrase_prompts", "neighborhood_prompts", "rephrase_prompt", "locality_prompt"}
     if "zsre" in name:
         optional |= {"alt", "answers", "rephrase", "attribute_prompts", "generation_prompts", "requested_rewrite"}
+    if loader in (load_knowedit, load_mquake, load_rippleedits, load_wikibigedit):
+        optional = record.keys() - {"subject", "concept", "prompt", "text", "target_new", "labels", "questions"}
+        optional -= {"new_answer", "requested_rewrite", "edit", "update", "ans", "mhop_ans", "loc_ans"}
     for key in record.keys() - optional:
         with pytest.raises(ValueError, match=key):
             loader([{k: v for k, v in record.items() if k != key}])
@@ -126,7 +176,8 @@ def test_a_data_set_knows_its_records() -> None:
     for name, (_, record) in GOOD.items():
         if name != "known":
             first = next(kind for kind, dataset in DATASETS.items() if dataset.detect(record))
-            assert first == ("zsre" if "zsre" in name else "counterfact")
+            own = {"flat": "counterfact", "biography": "knowedit"}
+            assert first == own.get(name, name.removeprefix("loaded "))
     assert json.dumps(load_zsre([ZSRE])[0])
 
 

@@ -76,9 +76,10 @@ def assert_reads_as_the_model(model: ke.EditableModel, tolerance: float = 1e-4) 
         wide = torch.stack([targets, targets.flip(0)], 1)
         near(head.log_probabilities(model, states, wide), logp.gather(1, wide))
         places = torch.tensor([5, 0, 3, 3])
-        read, right = head.read_targets(model, states, places, torch.tensor([1, 2, 3, int(want[3].argmax())]))
+        read, said = head.read_targets(model, states, places, torch.tensor([1, 2, 3, int(want[3].argmax())]))
         near(read, logp[places, torch.tensor([1, 2, 3, int(want[3].argmax())])])
-        assert right[3] and torch.equal(head.likeliest(model, states), want.argmax(-1))
+        assert torch.equal(head.likeliest(model, states), want.argmax(-1))
+        assert torch.equal(said, want.argmax(-1)[places])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

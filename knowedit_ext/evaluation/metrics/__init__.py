@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from ...datasets.questions import Asked, Score
+from ...datasets.questions import Asked, Scores
 from ...model.load import EditableModel
 from ..metric import Metric
 
@@ -25,10 +25,12 @@ def asking(ask: Callable[..., Asked]) -> Callable[..., Asked]:
         own = [metric.ask(record, edit) for metric in METRICS if metric.ask is not None]
         parts = [ask(model, record, edit, attributes, compat), *own]
 
-        def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
-            left, measured = iter(scores), {}
+        def read(scores: Scores, before: Scores | None = None) -> dict[str, Any]:
+            first, measured = 0, {}
             for questions, read_part in parts:
-                measured |= read_part([next(left) for _ in questions])
+                part = slice(first, first + len(questions))
+                measured |= read_part(scores[part], None if before is None else before[part])
+                first = part.stop
             return measured
 
         return [question for questions, _ in parts for question in questions], read

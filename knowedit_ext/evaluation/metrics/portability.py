@@ -1,5 +1,6 @@
-"""Portability: a question whose answer follows from the new fact (EasyEdit's zsRE). Not in the papers' tables."""
+"""Portability: questions whose answers follow from the new fact (EasyEdit's zsRE, KnowEdit, WikiBigEdit)."""
 
+from ...datasets.questions import PORTABILITY
 from ..metric import answered
 
-METRIC = answered("portability_prompts", "port.", 120)
+METRIC = answered(PORTABILITY, 120)

@@ -2,4 +2,4 @@
 
 from ..metric import answered
 
-METRIC = answered("reversal_prompts", "reversal", 140)
+METRIC = answered({"reversal_prompts": "reversal"}, 140)

@@ -2,4 +2,4 @@
 
 from ..metric import answered
 
-METRIC = answered("same_subject_prompts", "same subject", 130)
+METRIC = answered({"same_subject_prompts": "same subject"}, 130)

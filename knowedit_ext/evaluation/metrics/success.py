@@ -23,7 +23,10 @@ TARGETS = ("target_new", "target_true")
 
 
 def _pair(value: Any, key: str) -> tuple[float, ...]:
-    """Negative log-probabilities of the two targets (below zero by rounding alone)."""
+    """Negative log-probabilities of the two targets (below zero by rounding alone); none where there is no true one."""
+    if isinstance(value, Mapping) and set(value) == {"target_new"}:
+        number(value["target_new"], f"{key}.target_new", least=-100.0)
+        return ()
     if not isinstance(value, Mapping) or not set(TARGETS) <= set(value):
         raise ValueError(f"{key} is {brief(value)}: expected an object with {' and '.join(TARGETS)}")
     return tuple(number(value[target], f"{key}.{target}", least=-100.0) for target in TARGETS)
@@ -32,7 +35,7 @@ def _pair(value: Any, key: str) -> tuple[float, ...]:
 def _read(measured: Mapping[str, Any]) -> dict[str, float]:
     scores: dict[str, float] = {}
     for sort, (success, magnitude) in COLUMNS.items():
-        if not (nll := items(measured, f"{sort}_probs", _pair)):
+        if not (nll := [pair for pair in items(measured, f"{sort}_probs", _pair) if pair]):
             continue
         new, true = np.array(nll).T
         wanted, other = (true, new) if sort == "neighborhood_prompts" else (new, true)
