@@ -91,6 +91,15 @@ def rewrites_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(rewrite) if isinstance(rewrite, list) else [rewrite]
 
 
+def asked_texts(record: Mapping[str, Any]) -> dict[str, str | None]:
+    """prompt, target_new and target_true (None: not known) in words; those of several facts in one line."""
+    rewrites = rewrites_of(record)
+    texts: dict[str, str | None] = {"prompt": "; ".join(map(filled, rewrites))}
+    for name in ("target_new", "target_true"):
+        texts[name] = "; ".join(rewrite[name]["str"] for rewrite in rewrites if rewrite.get(name)) or None
+    return texts
+
+
 def spellings(pair: Mapping[str, Any], prompt: str, space: bool | None) -> tuple[str, ...]:
     """A target and its aliases as they go on from a prompt, each once."""
     return tuple(dict.fromkeys(spaced(text, prompt, space) for text in (pair["target"], *pair.get("aliases", ()))))

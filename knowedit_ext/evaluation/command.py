@@ -10,6 +10,7 @@ from typing import Any
 
 from ..datasets import DATASETS, load_snippets, load_tfidf, wanted_snippets
 from ..datasets.counterfact import need_prompts
+from ..datasets.questions import rewrites_of
 from ..datasets.records import BadRecord, Records, describe_bad
 from ..editing.edit import Edit
 from ..editing.methods import METHODS, method_of
@@ -93,8 +94,7 @@ def run(
 def _of_edit(records: Records, edit: Edit, limit: int | None) -> Records:
     """The records whose facts the edit was made for, at most `limit`; ValueError where there are none."""
     asked = {(request["prompt"], request["subject"]) for request in edit.requests}
-    rewrites = [(record["requested_rewrite"]["prompt"], record["requested_rewrite"]["subject"]) for record in records]
-    kept = [record for record, rewrite in zip(records, rewrites, strict=True) if rewrite in asked]
+    kept = [record for record in records if asked.issuperset((x["prompt"], x["subject"]) for x in rewrites_of(record))]
     if not kept:
         raise ValueError("the data has no record of what the edit was made for: its prompts and subjects are others")
     return Records(kept[:limit])

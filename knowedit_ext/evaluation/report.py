@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import typed
-from ..datasets.questions import filled, rewrites_of
+from ..datasets.questions import asked_texts, rewrites_of
 from ..frames import frame
 from ..runs.files import atomic_write, json_bytes, load_json, write_json
 from .cases import WHEN, read_cases
@@ -65,10 +65,7 @@ class Report:
         """Tidy, one a case and side: case_id, when ("pre", "post"), relation_id, prompt, targets, and its columns."""
         tidy = []
         for case in self.cases:
-            rewrite = rewrites_of(case)[0]
-            asked = {"relation_id": rewrite.get("relation_id")}
-            asked["prompt"] = rewrite["prompt"].replace("{}", rewrite["subject"])
-            asked |= {name: (rewrite.get(name) or {}).get("str") for name in ("target_new", "target_true")}
+            asked = {"relation_id": rewrites_of(case)[0].get("relation_id"), **asked_texts(case)}
             sides = [when for when in WHEN if when in case]
             tidy += [{"case_id": case["case_id"], "when": when, **asked, **values_of(case[when])} for when in sides]
         return tidy
@@ -110,15 +107,11 @@ class Report:
             parts = parts or [row[name] for name in ("EA", "PA", "NA") if name in row]
             if not parts:  # only generated text was measured
                 continue
-            rewrites = rewrites_of(case)
-            true = [rewrite["target_true"]["str"] for rewrite in rewrites if "target_true" in rewrite]
             rows.append(
                 {
                     "case_id": case["case_id"],
                     "mean": sum(parts) / len(parts),
-                    "prompt": "; ".join(map(filled, rewrites)),
-                    "target_new": "; ".join(rewrite["target_new"]["str"] for rewrite in rewrites),
-                    "target_true": "; ".join(true),
+                    **asked_texts(case),
                     **row,
                 }
             )
@@ -161,7 +154,10 @@ class Report:
         lines = ["| case | prompt | new | true | ES | PS | NS |", "|--:|---|---|---|--:|--:|--:|"]
         for x in self.worst(when=last):
             shown = [f"{x[k]:.0f}" if k in x else "" for k in ("ES", "PS", "NS")]
-            texts = [str(x[k]).replace("|", "\\|") for k in ("case_id", "prompt", "target_new", "target_true")]
+            texts = [
+                str("" if x[k] is None else x[k]).replace("|", "\\|")
+                for k in ("case_id", "prompt", "target_new", "target_true")
+            ]
             lines.append(f"| {' | '.join(texts + shown)} |")
         return "".join(parts) + "\n".join(lines) + "\n"
 

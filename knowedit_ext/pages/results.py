@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..datasets.questions import asked_texts
 from ..plots import OKABE_ITO
 from .page import Chart, Page, Record, Table
 
@@ -111,8 +112,8 @@ def report_page(report: Report) -> Page:
 
 
 def _asked(case: dict[str, Any]) -> str:
-    rewrite = case["requested_rewrite"]
-    return f"{rewrite['prompt'].replace('{}', rewrite['subject'])} → {rewrite['target_new']['str']}"
+    texts = asked_texts(case)
+    return f"{texts['prompt']} → {texts['target_new']}"
 
 
 def _prompts(case: dict[str, Any]) -> list[Table]:
