@@ -51,7 +51,9 @@ from .model import UnsupportedModelError as UnsupportedModelError
 from .model import load_model as load_model
 from .moments import Moments as Moments
 from .moments import collect_moments as collect_moments
+from .studies import Ability as Ability
 from .studies import EditCheck as EditCheck
+from .studies import ability as ability
 from .studies import check_edit as check_edit
 from .studies import localization_study as localization_study
 from .studies import regress as regress

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .commands.ability import ability
 from .commands.apply import apply
 from .commands.check_edit import check_edit
 from .commands.compare import compare
@@ -45,7 +46,7 @@ study = typer.Typer(help="The papers' studies.", no_args_is_help=True)
 app.add_typer(world, name="world")
 app.add_typer(study, name="study")
 of_editors = (train_editor, convert_editor)
-of_edits = (edit, check_edit, apply, generate, evaluate)
+of_edits = (edit, check_edit, apply, generate, evaluate, ability)
 for command in (trace, moments, *of_edits, *of_editors, report, compare, methods, download, demo, doctor):
     app.command()(running(command))
 world.command()(running(train))

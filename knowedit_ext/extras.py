@@ -14,6 +14,7 @@ EXTRAS = {
     "pandas": ("pandas", "a table as a DataFrame", "pandas"),
     "peft": ("peft", "loading an adapter", "peft"),
     "gguf": ("gguf", "loading a GGUF file", "gguf"),
+    "lm_eval": ("lm-eval", "a task of general ability", "lm-eval"),
 }
 
 

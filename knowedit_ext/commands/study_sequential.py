@@ -10,6 +10,7 @@ import typer
 import knowedit_ext as ke
 
 from ..world.store import WORLD, load_world
+from .ability import TaskNames, TasksFolder
 from .options import WORLD_DATA, Device, Dtype, ModelName, MomentsFolder, data_of, data_to_read, folder_to_fill, load
 from .study_inputs import Data, GivenParams, params_by_method, tell, world_moments
 
@@ -36,6 +37,9 @@ def sequential(
     neighbours: Annotated[int | None, typer.Option(min=1, help="At most so many neighbours a record.")] = None,
     text: Annotated[Path | None, typer.Option(help="Text for the perplexity (file or folder).")] = None,
     max_texts: Annotated[int | None, typer.Option(min=1, help="Only the first N texts of it.")] = None,
+    task: TaskNames = None,
+    tasks_folder: TasksFolder = None,
+    tasks_limit: Annotated[int | None, typer.Option(min=1, help="Of each task only the first N questions.")] = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> dict[str, Any]:
@@ -77,6 +81,9 @@ def sequential(
         untouched_records=untouched_data,
         neighbours=neighbours,
         text=texts,
+        tasks=task or (),
+        tasks_folder=tasks_folder,
+        tasks_limit=tasks_limit,
         progress=True,
     )
     return tell(study, out)

@@ -1,5 +1,6 @@
 """The papers' studies, on what the rest of the package gives."""
 
+from .ability import Ability, ability
 from .attention import attention
 from .categories import categories
 from .check_edit import EditCheck, check_edit
@@ -18,12 +19,14 @@ from .severed import severed
 from .treatment import Treatment
 
 __all__ = [
+    "Ability",
     "EditCheck",
     "Findings",
     "Localization",
     "Regression",
     "Sequential",
     "Treatment",
+    "ability",
     "attention",
     "categories",
     "check_edit",

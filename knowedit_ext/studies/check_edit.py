@@ -20,8 +20,8 @@ from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..model.spelling import spaced
 from ..model.weights import find_weight
-from .ability import text_perplexity
 from .bystanders import SUBJECTS, TEXTS
+from .perplexity import text_perplexity
 
 GREEN, YELLOW, RED = LIGHTS = ("green", "yellow", "red")
 Limit = tuple[float, float | None]

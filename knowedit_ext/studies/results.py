@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..plots import figure_of, finish
 from ..runs.files import atomic_write, write_json
+from .ability import ERROR
 from .cells import Cell
 from .findings import csv_text
 from .plots import legend, line, named
@@ -59,12 +60,17 @@ class Sequential:
     def methods(self) -> list[str]:
         return list(dict.fromkeys(row["method"] for row in self.rows))
 
+    def columns(self) -> list[str]:
+        """`COLUMNS`, and one for each metric of a task."""
+        return [*COLUMNS, *dict.fromkeys(name for row in self.rows for name in row.get("tasks", {}))]
+
     def at(self, method: str, column: str) -> dict[int, Spread]:
         """{edits: mean over seeds}, for the looks that have the column."""
         values: dict[int, list[float]] = {}
         for row in self.rows:
-            if row["method"] == method and row.get(column) is not None:
-                values.setdefault(row["edits"], []).append(row[column])
+            value = _flat(row).get(column)
+            if row["method"] == method and value is not None:
+                values.setdefault(row["edits"], []).append(value)
         return {edits: Spread.of(seeds) for edits, seeds in sorted(values.items())}
 
     def difference(self, method: str, other: str, column: str, edits: int) -> Spread:
@@ -73,7 +79,7 @@ class Sequential:
         Raises ValueError where there is none.
         """
         by_seed = [
-            {row["seed"]: row[column] for row in self.rows if row["method"] == name and row["edits"] == edits}
+            {row["seed"]: _flat(row)[column] for row in self.rows if row["method"] == name and row["edits"] == edits}
             for name in (method, other)
         ]
         both = [by_seed[0][seed] - by_seed[1][seed] for seed in by_seed[0] if seed in by_seed[1]]
@@ -83,7 +89,7 @@ class Sequential:
 
     def table(self) -> str:
         """Markdown: each method after its last edit, means over seeds with the half width of their 95 % interval."""
-        columns = [name for name in COLUMNS if any(row.get(name) is not None for row in self.rows)]
+        columns = [name for name in self.columns() if any(_flat(row).get(name) is not None for row in self.rows)]
         lines = [f"| method | seeds | edits | {' | '.join(columns)} |", "|---|--:|--:|" + "--:|" * len(columns)]
         for method in self.methods():
             looks = self.at(method, "rewrite")
@@ -98,7 +104,7 @@ class Sequential:
 
     def csv(self) -> str:
         """A line a row; the growth of single weights is in the JSON alone."""
-        return csv_text(("method", "seed", "edits", *COLUMNS), self.rows)
+        return csv_text(("method", "seed", "edits", *self.columns()), map(_flat, self.rows))
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """A panel a measure, a line a method: the mean over seeds, and from the least to the largest of them."""
@@ -141,4 +147,12 @@ def _row(look: Mapping[str, Any]) -> dict[str, Any]:
         value = look.get(group, {}).get(measure) if group else look.get(measure)
         row[name] = max(value.values(), default=0.0) if isinstance(value, Mapping) else value
     row["growth of"] = look["growth"]
+    if "tasks" in look:
+        scores = ((task, name, x) for task, metrics in look["tasks"].items() for name, x in metrics.items())
+        row["tasks"] = {f"{task} {name}": x for task, name, x in scores if ERROR not in name}
     return row
+
+
+def _flat(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With a column for each metric of a task."""
+    return row | row.get("tasks", {})

@@ -25,8 +25,9 @@ from ..model.weights import find_weight
 from ..moments import Moments
 from ..runs.files import load_json, write_json
 from ..runs.settings import marked
-from .ability import predicted, text_perplexity
+from .ability import Tasks
 from .cells import Cell, run_cells
+from .perplexity import predicted, text_perplexity
 from .results import Sequential
 from .stack import Broken, Stack, breaking, check_moments, described
 from .treatment import treatments
@@ -34,7 +35,7 @@ from .treatment import treatments
 
 @dataclass(frozen=True)
 class Plan:
-    """What all cells share. text: for the perplexity; None: left out."""
+    """What all cells share. text: for the perplexity, tasks: of lm-eval; None: left out."""
 
     edits: int
     batch: int
@@ -43,6 +44,7 @@ class Plan:
     untouched: int
     neighbours: int | None
     text: Sequence[str] | None
+    tasks: Tasks | None
 
 
 @typed
@@ -64,6 +66,9 @@ def sequential(
     untouched_records: Any = None,
     neighbours: Count | None = None,
     text: Sequence[str] | None = None,
+    tasks: Sequence[str] = (),
+    tasks_folder: str | Path | None = None,
+    tasks_limit: Count | None = None,
     progress: bool = False,
 ) -> Sequential:
     """Edit facts in batches, one on top of the other, and look every few batches at what there is.
@@ -76,8 +81,9 @@ def sequential(
         preset's name; params_of: {method: parameters}, as `ke.edit` takes them.
     every: batches from one look to the next (there is one after the last batch too). A look: rewrite, paraphrase and
         neighbourhood scores of all edits so far and of the `first` ones; of untouched facts the share that is said,
-        and preferred to another object; perplexity of `text`; |W - W0| / |W0| of each edited weight. neighbours: of
-        each record's neighbourhood at most so many are asked.
+        and preferred to another object; perplexity of `text`; |W - W0| / |W0| of each edited weight; `tasks` of lm-eval
+        (as `ability` takes them, of each the first `tasks_limit` questions). neighbours: of each record's neighbourhood
+        at most so many are asked.
     out: folder; a study that was killed at any moment goes on at its batch, to the same numbers. The same call in
         several processes shares the methods and seeds among them; more of these may be asked for later. The batches'
         edits stay there (`Edit.load`). `study.json`, `.csv`, `.md` and `.png` are of all that this call asked for.
@@ -87,6 +93,7 @@ def sequential(
     Raises ValueError for records, methods or settings that cannot do, before anything is computed.
     """
     chosen = treatments(methods, params, params_of)
+    asked = Tasks.of(tasks, tasks_folder, limit=tasks_limit)
     whole = _counterfact(records, neighbours)
     edits = edits or len(whole) - (untouched if untouched_records is None else 0)
     others = None if untouched_records is None else _counterfact(untouched_records, neighbours)
@@ -97,7 +104,7 @@ def sequential(
         usable(model, others, asking(DATASETS["counterfact"].ask), False)
     if text is not None:
         predicted(model, text)
-    plan = Plan(edits, batch, every, first, untouched, neighbours, text)
+    plan = Plan(edits, batch, every, first, untouched, neighbours, text, asked)
     study = {
         "run": "sequential",
         "model": identity(model),
@@ -106,6 +113,8 @@ def sequential(
         **{key: getattr(plan, key) for key in ("edits", "batch", "every", "first", "untouched")},
         "text": None if text is None else marked(*text),
     }
+    if asked is not None:
+        study["tasks"] = {"names": list(asked.names), "limit": asked.limit}
     by_label = {treatment.label: treatment for treatment in chosen}
     settings = {label: described(treatment, moments) for label, treatment in by_label.items()}
     cells = [Cell({"method": label, "n": edits, "seed": seed}, settings[label]) for seed in seeds for label in by_label]
@@ -182,6 +191,8 @@ class _Sequence:
             look["untouched"] = _means(ask(self.untouched).summary("pre"))
         if self.plan.text is not None:
             look["perplexity"] = text_perplexity(model, self.plan.text)
+        if self.plan.tasks is not None:
+            look["tasks"] = self.plan.tasks.scores(model)
         return look | {"growth": _growth(model, self.stack.now)}
 
 
