@@ -21,10 +21,12 @@ from ..model.gradients import check_gradients
 from ..model.head import distribution, likeliest, log_probabilities
 from ..model.hooks import at_rest, learning
 from ..model.load import EditableModel
+from ..model.precision import backward_products
 from ..ops.reference import compute_dtype
 from ..sweep.capture import EmbeddingNoise
 from ..sweep.frozen import FrozenPrompts
 from ..sweep.packed import PackedPrompts
+from .in_progress import InProgress, ReadRows
 from .params import EditParams
 from .request import lookup
 from .tokenized import TokenizedRequest
@@ -34,7 +36,6 @@ logger = logging.getLogger(__name__)
 STOP_LOSS = 5e-2
 KL_PROMPT = "{} is a"
 LEAVE = 0.9  # converged edits leave the batch when no more than this share of it is still going
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch.optim.Adam's
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,7 @@ class _Batch:
         self.minimise = torch.tensor([request.request.minimise for request in requests])
         self.updates = torch.tensor(updates)
         self.impatient = ~self.minimise & (not patient)  # end with a small loss
+        self.kl_before: torch.Tensor | None = None  # [KL prompts of the edits in progress, vocab], the first step's
 
     def optimise(self) -> Values:
         params, n = self.params, self.count
@@ -227,61 +229,55 @@ class _Batch:
         # The values of the bare prompts, which are the first of an edit's prompts: [edits, sites, hidden].
         values, firsts = self.frozen.initial.to(compute_dtype(self.model.dtype)), self.bare.tolist()
         initial = torch.stack([values[at : at + k].mean(0) for at, k in zip(firsts, self.draws, strict=True)])
-        delta = torch.zeros_like(initial)
-        moment, variance = torch.zeros_like(delta), torch.zeros_like(delta)
-        losses, steps = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
-        alive = torch.ones(n, dtype=torch.bool)
-        weight = torch.full((n,), self.nll_factor)
-        self.kl_initial: dict[int, torch.Tensor] = {}
+        self.now = now = InProgress.begin(initial, self.nll_factor, self.minimise, self.updates, self.impatient)
+        delta, losses, steps = torch.zeros_like(initial), torch.zeros(n), torch.zeros(n, dtype=torch.int64)
         for step in range(params.v_num_grad_steps):
             if step and self.redrawn:
                 self._freeze(planned)
-            variable = delta[planned].requires_grad_()
-            loss, seen = self._loss(variable, initial[planned], planned, weight[planned])
-            going = alive[planned]
-            losses[planned] = torch.where(going, loss.detach().cpu().float(), losses[planned])
-            small = (loss.detach().cpu() < STOP_LOSS) & self.impatient[planned]
-            going = going & ~small & ~self.vanished & (step < self.updates[planned])
+            variable = now.delta.requires_grad_()
+            loss, vanished, seen = self._loss(variable, planned)
+            going = now.alive & ~((loss.detach() < STOP_LOSS) & now.impatient) & ~vanished & (step < now.updates)
             if seen is not None:
                 done, factor = self.rule(seen)
-                going, weight[planned] = going & ~done, self.nll_factor * factor
-            alive[planned] = going
-            if not going.any():
+                going, now.weight = going & ~done.to(going.device), self.nll_factor * factor.to(going.device)
+            # The one time in a step that the device is waited for.
+            found, counted, goes, stuck = torch.stack(
+                [x.detach().to(loss.dtype) for x in (loss, now.alive, going, now.stuck)]
+            ).cpu()
+            self._check_moved(stuck, planned)
+            losses[planned] = torch.where(counted > 0, found.float(), losses[planned])
+            now.alive = going
+            if not goes.any():
                 if not self.redrawn or step == params.v_num_grad_steps - 1:
                     break
                 continue  # as released, the passes draw on
-            gradient = self._gradient(loss, variable, planned, going)
-            here = torch.tensor(planned)[going].to(delta.device)
-            gradient = gradient[going.to(gradient.device)]
-            moment[here] = BETAS[0] * moment[here] + (1 - BETAS[0]) * gradient
-            variance[here] = BETAS[1] * variance[here] + (1 - BETAS[1]) * gradient**2
-            size = (variance[here].sqrt() / (1 - BETAS[1] ** (step + 1)) ** 0.5).add_(EPSILON)
-            moved = delta[here] - params.v_lr / (1 - BETAS[0] ** (step + 1)) * moment[here] / size
-            # Project within the L2 ball.
-            most = params.clamp_norm_factor * initial[here].norm(dim=-1, keepdim=True)
-            norm = moved.norm(dim=-1, keepdim=True)
-            delta[here] = torch.where(norm > most, moved * (most / norm), moved)
-            steps[here.cpu()] += 1
-            if going.sum() <= LEAVE * len(planned) and not self.redrawn:
-                kept = going[self.owner].nonzero()[:, 0].tolist()
-                planned, self.frozen = torch.tensor(planned)[going].tolist(), self.frozen.only(kept)
+            with backward_products(self.model.precision):
+                (gradient,) = torch.autograd.grad(loss.sum(), variable, allow_unused=True)
+            now.move(torch.zeros_like(variable) if gradient is None else gradient, step, params)
+            steps[planned] += goes.long()
+            if goes.sum() <= LEAVE * len(planned) and not self.redrawn:
+                delta[planned] = now.delta.detach()
+                kept, prompts = (x.nonzero()[:, 0].tolist() for x in (goes, goes[self.owner.cpu()]))
+                self.kl_before = self.kl_before[goes.repeat_interleave(self._draws(planned)) > 0]
+                self.now = now = now.only(kept)
+                planned, self.frozen = [planned[n] for n in kept], self.frozen.only(prompts)
                 self._number(planned)
+        self._check_moved(now.stuck.cpu(), planned)
+        delta[planned] = now.delta.detach()
         return Values((initial + delta)[:, 0], initial[:, 0], losses, steps)
 
-    def _gradient(
-        self, loss: torch.Tensor, variable: torch.Tensor, planned: Sequence[int], going: torch.Tensor
-    ) -> torch.Tensor:
-        """Of each edit's loss; ValueError where it is exactly zero for one that is still going: it would never move."""
-        (gradient,) = torch.autograd.grad(loss.sum(), variable, allow_unused=True)
-        gradient = torch.zeros_like(variable) if gradient is None else gradient
-        still = (going.to(gradient.device) & ~gradient.flatten(1).any(dim=1)).nonzero()
-        if len(still):
-            text = self.model.tokenizer.decode(self.prompts[planned[int(still[0])]][0].ids)
+    def _check_moved(self, stuck: torch.Tensor, planned: Sequence[int]) -> None:
+        """ValueError where the last gradient was exactly zero for an edit that goes on: it would never move."""
+        if stuck.any():
+            text = self.model.tokenizer.decode(self.prompts[planned[int(stuck.nonzero()[0])]][0].ids)
             raise ValueError(
                 f"no gradient reaches the value of {quoted(text)} in layer {self.layer}: a part of the model behind it "
                 "does not pass one on"
             )
-        return gradient
+
+    def _draws(self, planned: Sequence[int]) -> torch.Tensor:
+        """KL prompts of each edit."""
+        return torch.tensor([self.draws[edit] for edit in planned])
 
     def _freeze(self, planned: Sequence[int]) -> None:
         """Run the prompts of some edits as far as they do not change."""
@@ -296,18 +292,20 @@ class _Batch:
         """Whose the prompts and the rows that are read out are, and what is scored there."""
         chosen = [prompt for edit in planned for prompt in self.prompts[edit]]
         counts = [len(self.prompts[edit]) for edit in planned]
-        self.owner = torch.arange(len(planned)).repeat_interleave(torch.tensor(counts))  # prompt -> place in planned
+        owner = torch.arange(len(planned)).repeat_interleave(torch.tensor(counts))  # prompt -> place in planned
         self.bare = torch.tensor([0, *counts]).cumsum(0)[:-1]
-        owners, contexts, targets, weights = [], [], [], []
-        firsts = self.bare.tolist()
-        for number, (place, prompt) in enumerate(zip(self.owner.tolist(), chosen, strict=True)):
-            for n in range(len(prompt.readout)):
-                owners.append(place)
-                contexts.append(number - firsts[place])
-                targets.append(prompt.targets[n] if prompt.targets else -1)
-                weights.append(prompt.weight)
-        self.row_owner, self.row_target = torch.tensor(owners), torch.tensor(targets)
-        self.row_weight, self.row_context = torch.tensor(weights), torch.tensor(contexts)
+        context = torch.arange(len(chosen)) - self.bare[owner]
+        rows = [len(prompt.readout) for prompt in chosen]
+        target = torch.tensor([t for prompt in chosen for t in prompt.targets or (-1,)])
+        of_prompt = torch.arange(len(chosen)).repeat_interleave(torch.tensor(rows))
+        weight = torch.tensor([prompt.weight for prompt in chosen])[of_prompt]
+        self.seen_owner, self.seen_context = owner[of_prompt][target >= 0], context[of_prompt][target >= 0]
+        device = self.frozen.initial.device
+        self.owner = owner.to(device)
+        self.scored, self.kl = (
+            ReadRows(*(x.to(device) for x in (at, owner[of_prompt[at]], weight[at], target[at])))
+            for at in (x.nonzero()[:, 0] for x in (target >= 0, target < 0))
+        )
 
     @property
     def redrawn(self) -> bool:
@@ -318,39 +316,28 @@ class _Batch:
         stream, prompts = self.streams[edit], self.prompts[edit]
         return [prompt.noise for prompt in prompts] if stream is None else stream.draw(len(prompts))
 
-    def _loss(
-        self, delta: torch.Tensor, initial: torch.Tensor, planned: Sequence[int], weight: torch.Tensor
-    ) -> tuple[torch.Tensor, Seen | None]:
+    def _loss(self, delta: torch.Tensor, planned: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, Seen | None]:
         """[planned edits]: NLL of the target (its probability, where that is to be small) + KL to the first step's
-        distribution + weight decay. delta, initial: [planned, sites, hidden]; weight: of the first."""
-        params, device = self.params, delta.device
-        states = self.frozen(delta[self.owner.to(device)])
-        scored = self.row_target >= 0
-        read = states[scored.to(states.device)]
-        logp = log_probabilities(self.model, read, self.row_target[scored]).to(device)
-        owner = self.row_owner[scored].to(device)
-        nll = torch.zeros_like(delta[:, 0, 0]).index_add(0, owner, -logp * self.row_weight[scored].to(device))
-        current = distribution(self.model, states[(~scored).to(states.device)]).to(device)  # [KL prompts, vocab]
-        counts = [self.draws[edit] for edit in planned]
-        for edit, rows in zip(planned, current.detach().split(counts), strict=True):
-            self.kl_initial.setdefault(edit, rows)
-        before = torch.cat([self.kl_initial[edit] for edit in planned])
+        distribution + weight decay; where there is nothing left to take away. delta: [planned, sites, hidden]."""
+        params, now, device = self.params, self.now, delta.device
+        states = self.frozen(delta[self.owner])
+        read, known = (states[rows.at.to(states.device)] for rows in (self.scored, self.kl))
+        logp = log_probabilities(self.model, read, self.scored.target).to(device)
+        nll = self.scored.sums(-logp, len(planned))
+        current = distribution(self.model, known).to(device)  # [KL prompts, vocab]
+        if self.kl_before is None:
+            self.kl_before = current.detach()
         # kl_div(before, current, log_target=True): sum_w p_current (log p_current - log p_before)
-        kl = (current.exp() * (current - before)).sum(1) * self.row_weight[~scored].to(device)
-        kl = params.kl_factor * torch.zeros_like(nll).index_add(0, self.row_owner[~scored].to(device), kl)
+        kl = params.kl_factor * self.kl.sums((current.exp() * (current - self.kl_before)).sum(1), len(planned))
         norm = torch.linalg.vector_norm(delta, dim=-1)  # its gradient at 0 is 0
-        decay = (params.v_weight_decay * norm / initial.norm(dim=-1) ** 2).sum(1)
-        minimise = self.minimise[planned]
+        decay = (params.v_weight_decay * norm / now.initial.norm(dim=-1) ** 2).sum(1)
         probability = (-nll).exp()  # a token's, the geometric mean
-        self.vanished = minimise & (probability.detach() == 0).cpu()  # there is nothing left to take away
-        loss = weight.to(device) * torch.where(minimise.to(device), probability, nll) + kl + decay
-        return loss, None if self.rule is None else self._seen(planned, scored, read.detach(), logp, kl)
+        loss = now.weight * torch.where(now.minimise, probability, nll) + kl + decay
+        vanished = now.minimise & (probability.detach() == 0)
+        return loss, vanished, None if self.rule is None else self._seen(planned, read.detach(), logp, kl)
 
     @torch.no_grad()
-    def _seen(
-        self, planned: Sequence[int], scored: torch.Tensor, read: torch.Tensor, logp: torch.Tensor, kl: torch.Tensor
-    ) -> Seen:
-        right = likeliest(self.model, read) == self.row_target[scored]
+    def _seen(self, planned: Sequence[int], read: torch.Tensor, logp: torch.Tensor, kl: torch.Tensor) -> Seen:
+        right = likeliest(self.model, read) == self.scored.target.cpu()
         edits = [self.prompts[edit][0].edit for edit in planned]
-        rows = self.row_owner[scored], self.row_context[scored], logp.detach().float().cpu()
-        return Seen(edits, *rows, right, kl.detach().cpu())
+        return Seen(edits, self.seen_owner, self.seen_context, logp.detach().float().cpu(), right, kl.detach().cpu())

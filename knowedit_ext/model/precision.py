@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -19,6 +19,11 @@ def float32_products(kind: str) -> Iterator[None]:
         yield
     finally:
         matmul.fp32_precision = before
+
+
+def backward_products(precision: str | None) -> AbstractContextManager[None]:
+    """Within, gradients of a model of this precision are multiplied as its forward pass is."""
+    return nullcontext() if precision is None else float32_products(precision)
 
 
 class TF32Within:

@@ -14,13 +14,14 @@ from functools import partial
 import torch
 from torch import nn
 
+from ..model.families import device_of
 from ..model.head import final_states
 from ..model.hooks import Hooks
 from .attention import layer_in_progress, tree_attention_in
 from .capture import RowArguments
 from .interventions import Interventions, Patch
 from .layer import KeysValues, keys_values, run_layer
-from .layout import lay_out
+from .layout import lay_out, on_devices
 from .packed import PackedPrompts
 from .segments import Planner
 from .whole import mixes_whole
@@ -52,32 +53,54 @@ class FrozenPrompts:
         self.depth = self.model.num_layers if depth is None else depth
         self._tokens, self._positions = list(tokens), [tuple(positions) for positions in readout]
         self._left, self._left_rows = packed.left_of(tokens)
-        self._plan(range(len(tokens)))
+        self._plan()
         self._frozen_run()
 
     def only(self, prompts: Sequence[int]) -> FrozenPrompts:
-        """The same of some of the prompts; nothing is computed again."""
+        """The same of some of the prompts, by slices of what is there: nothing is computed or planned again."""
         few = copy.copy(self)
-        few._plan([self._chosen[prompt] for prompt in prompts])
+        few._numbers = self._numbers[list(prompts)]
+        kept = torch.isin(self._owner, few._numbers)
+        place = kept.cumsum(0) - 1
+        reads = self._readout.split(self._counts)
+        few._counts = [self._counts[prompt] for prompt in prompts]
+        few._owner, few._index = self._owner[kept], self._index[kept]
+        few._at = [place[at[list(prompts)]] for at in self._at]
+        few._readout = torch.cat([reads[prompt] for prompt in prompts])
+        few._readout = torch.where(few._readout < 0, few._readout, place[few._readout.clamp(min=0)])
         few.initial = self.initial[list(prompts)]
-        few._born = {}
-        for layer, rows in few._births.items():
-            place = {row: at for at, row in enumerate(self._births[layer].tolist())}
-            kept = [place[row] for row in rows.tolist()]
-            few._born[layer] = self._born[layer][kept]
+        few._born, first = {}, 0
+        for layer, rows in self._born.items():
+            here = kept[first : first + len(rows)]
+            few._born[layer] = rows[here]
             if layer == self.edited + 1:
-                few._projected = [(module, out[kept]) for module, out in self._projected]
+                few._projected = [(module, out[here]) for module, out in self._projected]
+            first += len(rows)
+        numbers = torch.arange(len(self._readout)).split(self._counts)
+        reading = torch.full((len(self._readout),), -1)
+        reading[torch.cat([numbers[prompt] for prompt in prompts])] = torch.arange(len(few._readout))
+        few._tables, few._keys_values, sliced = dict(self._tables), dict(self._keys_values), {}
+        for layer, table in self._tables.items():
+            frozen = self._keys_values.get(layer)
+            count = 0 if frozen is None else len(frozen[0])
+            known = id(table), count
+            if known not in sliced:
+                asking = reading if self._reads_in(layer) else torch.where(kept, place, -1)
+                sliced[known] = slice_table(table, count, torch.where(kept, place, -1), asking)
+            few._tables[layer], rows = sliced[known]
+            if frozen is not None:
+                few._keys_values[layer] = tuple(x[rows.to(x.device)] for x in frozen)
+        few._place()
         return few
 
-    def _plan(self, prompts: Sequence[int]) -> None:
-        """Lay out the live rows of some of the prompts. They are numbered from 0, behind the frozen ones as keys."""
-        self._chosen, roots = list(prompts), self.packed.rows
-        planned = Interventions()
+    def _plan(self) -> None:
+        """Lay out the live rows. They are numbered from 0, behind the frozen ones as keys."""
+        roots, planned = self.packed.rows, Interventions()
         planned.roots = self.packed.interventions.roots
         nothing = torch.zeros(self.model.hidden_size)
-        for number in self._chosen:
-            patches = [Patch(site, (self.edited,), (self._tokens[number],), nothing, "add") for site in self.sites]
-            planned.add_run(number, patches, self._positions[number])
+        for number, (token, positions) in enumerate(zip(self._tokens, self._positions, strict=True)):
+            patches = [Patch(site, (self.edited,), (token,), nothing, "add") for site in self.sites]
+            planned.add_run(number, patches, positions)
         planner = Planner(planned.roots, range(len(planned.roots)), self.depth)
         layout = lay_out(planner.plan(planned.runs), self.depth)
         self._births = {layer: rows for layer, rows in enumerate(layout.births) if len(rows)}
@@ -87,18 +110,38 @@ class FrozenPrompts:
             restored = layout.restores[("input", self.edited + 1) if site == "layer" else (site, self.edited)]
             self._at.append(torch.cat([r.rows for r in restored]) - roots)
         self._readout = torch.cat([torch.from_numpy(rows).reshape(-1) for rows in layout.readout]) - roots
-        index = (self.packed.offsets[layout.prompt] + layout.position)[roots:]
-        self._arguments = RowArguments(self.packed.prompts, index)
-        every = torch.arange(roots)
-        self._segments = [
-            _live(table, roots, every if layer < self._whole else self._left_rows)
-            for layer, table in enumerate(layout.segments)
-        ]
-        if self.edited < self.depth - 1:
+        self._counts = [rows.size for rows in layout.readout]  # of a prompt
+        self._numbers, self._owner = torch.arange(len(self._tokens)), layout.prompt[roots:]
+        self._index = (self.packed.offsets[layout.prompt] + layout.position)[roots:]
+        every, live = torch.arange(roots), {}
+        self._tables: dict[int, torch.Tensor] = {}  # by layer
+        for layer in range(self.edited, self.depth):
+            known = id(layout.segments[layer]), layer < self._whole
+            if known not in live:
+                live[known] = _live(layout.segments[layer], roots, every if layer < self._whole else self._left_rows)
+            self._tables[layer] = live[known]
+        if self._reads_in(self.depth - 1):
             if (self._readout < 0).any():
                 raise ValueError("a state is read that nothing of the change reaches")
-            self._read_arguments = RowArguments(self.packed.prompts, index[self._readout])
-            self._read_segments = _of_rows(self._segments[-1], self._readout)
+            self._tables[self.depth - 1] = _of_rows(self._tables[self.depth - 1], self._readout)
+        self._place()
+
+    def _reads_in(self, layer: int) -> bool:
+        """Whether the queries in this layer are the rows that are read, of all rows the keys and values alone."""
+        return layer == self.depth - 1 > self.edited
+
+    def _place(self) -> None:
+        """Put what layers index by where they compute."""
+        layers = self.model.modules.layers
+        devices = {layer: device_of(layers[layer]) or self.model.device for layer in self._tables}
+        self._segments = dict(
+            zip(devices, on_devices(list(self._tables.values()), list(devices.values())), strict=True)
+        )
+        first, last = devices[self.edited], devices[self.depth - 1]
+        self._at_there, self._readout_there = [at.to(first) for at in self._at], self._readout.to(last)
+        self._arguments = RowArguments(self.packed.prompts, self._index.to(first))
+        if self._reads_in(self.depth - 1):
+            self._read_arguments = RowArguments(self.packed.prompts, self._index[self._readout].to(last))
 
     @torch.no_grad()
     def _frozen_run(self) -> None:
@@ -151,13 +194,13 @@ class FrozenPrompts:
         hidden = None
 
         def inject(place: int, out: torch.Tensor) -> torch.Tensor:
-            at = self._at[place].to(out.device)
+            at = self._at_there[place].to(out.device)
             return out[0].index_add(0, at, added[:, place].to(out.device, out.dtype))[None]
 
         with tree_attention_in(modules), Hooks() as hooks:
             if self.sites == ("mlp",):  # nothing changes what it reads
-                own = self.initial[:, 0].index_select(0, self._at[0].argsort().to(self.initial.device))
-                _known(hooks, modules.site("mlp", self.edited), self._at[0][:0], own)
+                own = self.initial[:, 0].index_select(0, self._at_there[0].argsort())
+                _known(hooks, modules.site("mlp", self.edited), self._at_there[0][:0], own)
             for place, site in enumerate(self.sites):
                 if site != "layer":
                     hooks.behind(modules.site(site, self.edited), partial(inject, place))
@@ -167,20 +210,19 @@ class FrozenPrompts:
                     hidden = born if hidden is None else torch.cat([hidden, born.to(hidden.device)])
                 if number == self.edited + 1:
                     for module, out in self._projected:
-                        _known(hooks, module, self._at[0], out)
+                        _known(hooks, module, self._at_there[0], out)
                 if "layer" in self.sites and number == self.edited + 1:
                     hidden = inject(self.sites.index("layer"), hidden[None])[0]
                 if hidden is None or number == self.depth:
                     continue
                 arguments, segments, frozen = self._arguments, self._segments[number], self._keys_values.get(number)
-                if number == last > self.edited:  # of all rows the keys and values, the rest where it is read
+                if self._reads_in(number):
                     own = keys_values(modules, number, hidden, arguments)
                     frozen = own if frozen is None else tuple(map(torch.cat, zip(frozen, own, strict=True)))
-                    arguments, segments = self._read_arguments, self._read_segments
-                    hidden = hidden[self._readout.to(hidden.device)]
+                    arguments, hidden = self._read_arguments, hidden[self._readout_there]
                 hidden, _ = run_layer(modules, number, hidden, arguments, segments, frozen)
         if last == self.edited:
-            rows = self._readout.to(hidden.device) + self.packed.rows
+            rows = self._readout_there + self.packed.rows
             hidden = torch.cat([self._final.to(hidden.device), hidden])[rows]
         return final_states(self.model, hidden)
 
@@ -203,6 +245,36 @@ def _known(hooks: Hooks, module: nn.Module, changed: torch.Tensor, known: torch.
 
     hooks.callback(module.register_forward_pre_hook(without).remove)
     hooks.behind(module, put)
+
+
+def slice_table(
+    table: torch.Tensor, frozen: int, live: torch.Tensor, asking: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A table of some of its queries, and the frozen key rows that these see, ascending.
+
+    Of its keys `frozen` come first. live: new number of each other key row, -1 where it is gone; asking: of each query.
+    """
+    query, key, _, length, parent = table.long().unbind(1)
+    reached = needed = (query >= 0) & (asking[query.clamp(min=0)] >= 0)
+    while reached.any():
+        above = parent[reached]
+        reached = torch.zeros_like(needed).index_fill(0, above[above >= 0], True) & ~needed
+        needed = needed | reached
+    still = (key < frozen) | (length == 0)
+    seen = torch.zeros(frozen + 1, dtype=torch.int64)
+    here = needed & still & (length > 0)
+    seen.index_add_(0, key[here], torch.ones_like(key[here])).index_add_(
+        0, (key + length)[here], -torch.ones_like(key[here])
+    )
+    rows = (seen.cumsum(0)[:frozen] > 0).nonzero()[:, 0]
+    before = torch.zeros(frozen + 1, dtype=torch.int64)
+    before[1:] = torch.zeros(frozen, dtype=torch.int64).index_fill(0, rows, 1).cumsum(0)
+    few = table[needed].clone()
+    own = live[(key - frozen).clamp(min=0)] if len(live) else torch.zeros_like(key)
+    few[:, 0] = torch.where(query < 0, -1, asking[query.clamp(min=0)])[needed]
+    few[:, 1] = torch.where(still, before[key.clamp(max=frozen)], len(rows) + own)[needed]
+    few[:, 4] = torch.where(parent < 0, -1, (needed.cumsum(0) - 1)[parent.clamp(min=0)])[needed]
+    return few, rows
 
 
 def _live(table: torch.Tensor, roots: int, kept: torch.Tensor) -> torch.Tensor:

@@ -124,3 +124,26 @@ def fake_gpu(model: ke.EditableModel) -> Iterator[ke.EditableModel]:
                 if b is not None:
                     module._buffers[name] = torch.empty(b.shape, dtype=b.dtype, device="cuda")
         yield faked
+
+
+def moved(thing: Any, model: ke.EditableModel, done: dict[int, Any] | None = None) -> Any:
+    """A copy of something of ours with all its tensors on the fake GPU, and with this model; within `fake_gpu`."""
+    done = {} if done is None else done
+    if id(thing) in done:
+        return done[id(thing)]
+    if isinstance(thing, torch.Tensor):
+        new = thing.to("cuda")
+    elif isinstance(thing, ke.EditableModel):
+        return model
+    elif isinstance(thing, (list, tuple)) and not hasattr(thing, "_fields"):
+        new = type(thing)(moved(x, model, done) for x in thing)
+    elif isinstance(thing, dict):
+        new = {key: moved(x, model, done) for key, x in thing.items()}
+    elif type(thing).__module__.startswith("knowedit_ext.") and hasattr(thing, "__dict__"):
+        new = done[id(thing)] = copy.copy(thing)
+        for name, value in vars(thing).items():
+            object.__setattr__(new, name, moved(value, model, done))
+    else:
+        return thing
+    done[id(thing)] = new
+    return new
