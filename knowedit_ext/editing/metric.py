@@ -72,10 +72,18 @@ class Preserving:
     def apply(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
         return triangles(self._factor(layer, keys.device).lower, keys.double())
 
+    def alone(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
+        """N K, refined to float64: up to its length each column is what `solve` gives for that key by itself."""
+        factor = self._factor(layer, keys.device)
+        system = System(factor.mean, self.weight, factor.ridge, (), self.weight * (factor.norm + factor.ridge))
+        keys = keys.double()
+        if not bool(keys.isfinite().all()):
+            raise ValueError(f"keys of layer {layer} are not finite")
+        return refined(keys, lambda r: triangles(factor.lower, r), system.judge(keys))[0]
+
     def folded(self, layer: int, earlier: torch.Tensor) -> Apply:
         factor = self._factor(layer, earlier.device)
-        mean = factor.moment.mean.to(earlier.device)
-        lower, _ = factor_sum(mean, self.weight, factor.ridge, [earlier])
+        lower, _ = factor_sum(factor.mean, self.weight, factor.ridge, [earlier])
         return lambda keys: triangles(lower, keys.double())
 
     def solve(self, layer: int, keys: torch.Tensor, earlier: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -85,7 +93,7 @@ class Preserving:
         keys, factor = keys.double(), self._factor(layer, keys.device)
         blocks = [*(block.to(keys.device, torch.float64) for block in earlier), keys]
         size = least_size(self.weight * (factor.norm + factor.ridge), keys)
-        system = System(factor.moment.mean.to(keys.device), self.weight, factor.ridge, blocks, size)
+        system = System(factor.mean, self.weight, factor.ridge, blocks, size)
         with suppress(AlikeError):
             s, error, _ = refined(keys, deflated(self, layer, keys, earlier).inverse(keys), system.judge(keys))
             if error <= TOLERANCE:

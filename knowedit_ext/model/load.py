@@ -128,9 +128,9 @@ def load_model(
     device: e.g. "cpu", "cuda:1"; None leaves the model where it is (or where `device_map` puts it).
     dtype: e.g. "float32", "bfloat16"; None keeps what the checkpoint says.
     bos: see `EditableModel`.
-    precision: "tf32" lets the layers and the head of a float32 model multiply in TF32 on CUDA, in forward passes, for which hooks
-        on the model see, and for the gradients of values. None: torch's own setting, which is exact float32 unless you change it. Moments and solves
-        are exact either way.
+    precision: "tf32" lets the layers and the head of a float32 model multiply in TF32 on CUDA, in forward passes, which
+        hooks on the model see to, and for the gradients of values. None: torch's own setting, which is exact float32
+        unless you change it. Moments and solves are exact either way.
     kwargs: passed to `AutoModelForCausalLM.from_pretrained` (e.g. `device_map="auto"`, `revision=...`).
 
     Raises `UnsupportedModelError` for encoder-decoders, unknown architectures, models without a language-model head,

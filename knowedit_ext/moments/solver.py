@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,20 +49,28 @@ class Solution:
 
 @dataclass(frozen=True)
 class Factor:
-    """lower: [d, d] factor of weight * (C + ridge * I) of `moment`; norm: |C|_2 from below; condition: its estimate."""
+    """lower: [d, d] factor of weight * (C + ridge * I) of `moment`, mean: C, both where they are solved; norm: |C|_2
+    from below."""
 
     moment: Moment
-
+    weight: float
+    mean: torch.Tensor
     lower: torch.Tensor
     norm: float
     ridge: float
-    condition: float
+
+    @cached_property
+    def condition(self) -> float:
+        """An estimate, for messages alone: it brings the factor to the host."""
+        columns = max(float(rows.abs().sum(1).max()) for rows in self.mean.split(1024))  # 1-norm of C
+        return condition_estimate(self.lower, self.weight * (columns + self.ridge))
 
 
 class FactorCache:
     """Factors by layer, weight, ridge, precision and device; the least recently used go first.
 
-    limit: how many are kept. One takes 8 d^2 bytes (75 MB for d = 3072, 2.1 GB for d = 16384).
+    limit: how many are kept. One takes 8 d^2 bytes (75 MB for d = 3072, 2.1 GB for d = 16384), and as many for the
+    moment where that lies on another device.
     """
 
     def __init__(self, limit: int = 8) -> None:
@@ -114,9 +123,7 @@ def make_factor(
         )  # fmt: skip
         asked = least
         lower, _ = ops.cholesky_factor(mean, weight, asked)
-    columns = max(float(rows.abs().sum(1).max()) for rows in mean.split(1024))  # 1-norm of C
-    condition = condition_estimate(lower, weight * (columns + asked))
-    return Factor(moment, lower, norm_bound(mean), asked, condition)
+    return Factor(moment, weight, mean, lower, norm_bound(mean), asked)
 
 
 def solve(
@@ -134,9 +141,7 @@ def solve(
         raise ValueError(f"keys of layer {moment.layer} are not finite")
     keys = keys.detach()
     factor = cache.get(moment, weight, ridge, low_precision, keys.device)
-    s, report, info = ops.cholesky_solve_update(
-        moment.mean.to(keys.device), keys, weight, factor.ridge, factor.lower, factor.norm
-    )
+    s, report, info = ops.cholesky_solve_update(factor.mean, keys, weight, factor.ridge, factor.lower, factor.norm)
     if int(info):
         raise ValueError(
             f"layer {moment.layer}: {weight:g} * C + K K^T has no Cholesky factor in float64 (C has condition "

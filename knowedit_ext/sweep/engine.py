@@ -111,8 +111,10 @@ def row_bytes(model: EditableModel) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
+    """What may still be taken on a device, what torch's allocator holds there in reserve included."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -10,9 +10,11 @@ import torch
 import knowedit_ext as ke
 from knowedit_ext.editing.edit import Edit
 from knowedit_ext.editing.methods.rome import ROMEParams, rome
+from knowedit_ext.editing.metric import Preserving
 from knowedit_ext.editing.request import EditRequest
 from knowedit_ext.editing.tokenized import tokenize_requests
 from knowedit_ext.editing.values import optimise_values
+from knowedit_ext.moments import solver
 
 from ..support.families import FAMILIES, WIDTH
 from ..support.unchanged import assert_unchanged, snapshot
@@ -182,3 +184,27 @@ def test_what_it_was_made_from_is_kept() -> None:
     assert [EditRequest.of(request) for request in edit.requests] == [MIDDLE]
     assert ROMEParams.from_dict(edit.params) == BRIEF
     assert edit.model["type"] == "gpt2" and edit.model["layers"] == model.num_layers
+
+
+def test_directions_of_many_keys_are_those_of_each() -> None:
+    """(C + k k^T)^-1 k, a key at a time, has the direction of its column of C^-1 K."""
+    generator = torch.Generator().manual_seed(0)
+    x, keys = (torch.randn(n, 24, generator=generator, dtype=torch.float64) for n in (60, 5))
+    moment = x.T @ x / 60
+    metric = Preserving(ke.Moments.from_arrays({1: (moment, 60)}), 1.0)
+    together = metric.alone(1, keys.T)
+    for n, key in enumerate(keys):
+        plain = torch.linalg.solve(moment + torch.outer(key, key), key)
+        torch.testing.assert_close(together[:, n] / together[:, n].norm(), plain / plain.norm(), atol=1e-12, rtol=0)
+    with pytest.raises(ValueError, match="keys of layer 1 are not finite"):
+        metric.alone(1, keys.T * float("nan"))
+
+
+def test_the_condition_is_estimated_where_a_message_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would bring a factor of 2 GB to the host for every layer."""
+    asked, real = [], solver.condition_estimate
+    monkeypatch.setattr(solver, "condition_estimate", lambda *given: asked.append(1) or real(*given))
+    moments = ke.Moments.from_arrays({1: (torch.diag(torch.tensor([1.0, 100.0, 10.0])), 60)})
+    moments.solve(1, torch.ones(3, 1), 1.0)
+    factor = moments.factors.get(moments[1], 1.0, None, False, torch.device("cpu"))
+    assert not asked and factor.condition == pytest.approx(100) and len(asked) == 1

@@ -71,7 +71,7 @@ class _OnCPUBuilds(TorchFunctionMode):
             return _getitem(*args)
         if func is torch.Tensor.__setitem__ and args[0].device.type not in HOSTS:
             x, index, value = args
-            _getitem(x, index).copy_(value)  # of views: nothing here writes by index tensors
+            torch.ops.aten.copy_.default(_getitem(x, index), value)  # of views: nothing here writes by index tensors
             return None
         if func is torch.Tensor.contiguous and args[0].device.type not in HOSTS:
             return args[0] if args[0].is_contiguous() else args[0].clone(memory_format=torch.contiguous_format)

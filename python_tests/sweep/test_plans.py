@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import knowedit_ext as ke
-from knowedit_ext.sweep import Interventions, Patch, clean_run, sweep
+from knowedit_ext.sweep import Interventions, Patch, clean_run, engine, sweep
 from knowedit_ext.sweep import plan as planning
 from knowedit_ext.tracing import cells
 
@@ -113,3 +113,10 @@ def test_rows_that_do_not_fit_the_roots_are_refused() -> None:
     asked.add_run(asked.add_root(4, prompt=0), [], [2])
     with pytest.raises(ValueError, match=r"rows enter layer 0 for \[\[1, 3\]\]: expected \[\(1, 4\)\]"):
         sweep(model, [clean], asked, [clean.hidden])
+
+
+def test_free_memory_counts_what_the_allocator_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
+    assert engine.free_bytes(torch.device("cuda")) == 150

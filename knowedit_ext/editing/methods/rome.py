@@ -137,14 +137,15 @@ def rome_each(
     metric = Preserving(moments, 1.0, params.update_norm_lambda, ridge) if adjusted else Plain()
     prepare(model, metric, params.layers)
 
-    def direction(layer: int, key: torch.Tensor) -> torch.Tensor:
-        """u is C^-1 k* up to scale (ROME, Eqn. 2), and so is (C + k* k*^T)^-1 k*, by Sherman and Morrison; with earlier
+    def directions(layer: int, keys: torch.Tensor) -> torch.Tensor:
+        """[d_in, n] for keys [n, d_in]: u is C^-1 k* up to scale (ROME, Eqn. 2), of all keys in one solve; with earlier
         keys what is left of it when they are to stay."""
         if history[layer]:
-            u = solve_in_keys(metric, layer, key[:, None], history[layer], epsilon=0.0)[:, 0]
+            each = [solve_in_keys(metric, layer, key[:, None], history[layer], epsilon=0.0) for key in keys]
+            u = torch.cat(each, 1)
         else:
-            u = metric.solve(layer, key[:, None], [])[:, 0] if adjusted else key
-        return u / u.norm()
+            u = metric.alone(layer, keys.T) if adjusted else keys.T
+        return u / u.norm(dim=0)
 
     edits = []
     for group in [tokenized] if len(params.layers) == 1 else [[request] for request in tokenized]:
@@ -155,7 +156,7 @@ def rome_each(
             puts = [stack.enter_context(stacked(model, edit, params.layers)) for edit in made]
             for layer in params.layers:
                 keys, factors = _one_layer(
-                    model, group, len(contexts), params, direction, layer, compat, batch, progress, prompt_keys
+                    model, group, len(contexts), params, directions, layer, compat, batch, progress, prompt_keys
                 )
                 for edit, put, key, (u, v) in zip(made, puts, keys, factors, strict=True):
                     edit.keys[layer] = key[:, None].float().cpu()
@@ -169,7 +170,7 @@ def _one_layer(
     requests: Sequence[TokenizedRequest],
     contexts: int,
     params: ROMEParams,
-    direction: Callable[[int, torch.Tensor], torch.Tensor],
+    directions: Callable[[int, torch.Tensor], torch.Tensor],
     layer: int,
     compat: str | None,
     batch: int | None,
@@ -191,10 +192,9 @@ def _one_layer(
         bare = bare_pass(model, requests, layer, "mlp")
     keys_now, values_now = bare if prompt_keys or compat is not None else mean
     factors = []
-    for n, key in enumerate(keys):
-        u = direction(layer, key)
+    for n, u in enumerate(directions(layer, keys).T):
         v = (targets[n].to(u.device, torch.float64) - values_now[n].to(u.device)) / (keys_now[n].to(u.device) @ u)
-        factors.append((u[:, None], v[:, None]))
+        factors.append((u[:, None].clone(), v[:, None]))
     return keys, factors
 
 
