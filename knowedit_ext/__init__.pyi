@@ -53,10 +53,12 @@ from .moments import Moments as Moments
 from .moments import collect_moments as collect_moments
 from .studies import Ability as Ability
 from .studies import EditCheck as EditCheck
+from .studies import Suggestion as Suggestion
 from .studies import ability as ability
 from .studies import check_edit as check_edit
 from .studies import localization_study as localization_study
 from .studies import regress as regress
+from .studies import suggest as suggest
 from .tracing import Effects as Effects
 from .tracing import KnockoutTrace as KnockoutTrace
 from .tracing import SubjectNoise as SubjectNoise

@@ -32,6 +32,7 @@ from .commands.study_edits import categories, layer_token, layers, mixes, scalin
 from .commands.study_facts import attention, pairs, reversal, severed
 from .commands.study_localization import localization
 from .commands.study_sequential import sequential
+from .commands.suggest import suggest
 from .commands.trace import trace
 from .commands.world import train
 from .starting import INTERRUPTED, as_command
@@ -46,7 +47,7 @@ study = typer.Typer(help="The papers' studies.", no_args_is_help=True)
 app.add_typer(world, name="world")
 app.add_typer(study, name="study")
 of_editors = (train_editor, convert_editor)
-of_edits = (edit, check_edit, apply, generate, evaluate, ability)
+of_edits = (edit, check_edit, apply, generate, evaluate, suggest, ability)
 for command in (trace, moments, *of_edits, *of_editors, report, compare, methods, download, demo, doctor):
     app.command()(running(command))
 world.command()(running(train))

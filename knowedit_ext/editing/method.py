@@ -23,6 +23,7 @@ class Method:
     params: the class of its parameters, with presets. check: ValueError for parameters that are another method's.
     each: the same arguments -> an edit of each request by itself, computed together; None: one after the other.
     contexts: (model, params, seed) -> the contexts that `edit` would generate, so that many edits can share them.
+    values: (model, requests, params, contexts=) -> what `edit` takes as values=, by `params.of_values()` alone.
     single: one fact an edit. many: made for many facts at once: evaluated so, unless asked otherwise.
     """
 
@@ -33,6 +34,7 @@ class Method:
     check: Callable[[Any], None] = lambda params: None
     each: Callable[..., Sequence[Edit]] | None = None
     contexts: Callable[[EditableModel, Any, int], Any] | None = None
+    values: Callable[..., Any] | None = None
     single: bool = False
     many: bool = False
 

@@ -123,3 +123,19 @@ class EditParams(LayerParams):
     mom2_adjustment: bool = True
     update_norm_lambda: NotNegative = 0.0
     norm_anchor: Positive | None = None
+
+    #: what decides a value, beside the last layer
+    in_values: ClassVar[tuple[str, ...]] = (
+        "fact_token",
+        "v_num_grad_steps",
+        "v_lr",
+        "v_loss_layer",
+        "v_weight_decay",
+        "clamp_norm_factor",
+        "kl_factor",
+        "norm_anchor",
+    )
+
+    def of_values(self: Params) -> Params:
+        """The last layer and what decides its values, the rest at its defaults: equal where values are."""
+        return type(self)(self.layers[-1:], **{name: getattr(self, name) for name in self.in_values})

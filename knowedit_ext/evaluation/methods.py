@@ -7,6 +7,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..datasets.records import Record
 from ..editing.edit import Edit
 from ..editing.methods import method_of
@@ -23,7 +25,8 @@ class Editing:
 
     name: one of `editing.methods.METHODS`. together: one edit of all records of a group (what `num_edits` is in the
     published code); else one a record, each made on the model as it is. The facts of a record that has several are
-    edited together, or, by a method of single facts, one on top of the other.
+    edited together, or, by a method of single facts, one on top of the other. contexts: None: generated with `seed`,
+    once. values: of the facts that are to be edited, see `Method.values`; None: computed with each edit.
     """
 
     model: EditableModel
@@ -33,26 +36,29 @@ class Editing:
     together: bool = False
     seed: int = 0
     compat: str | None = None
+    contexts: Any = None
+    values: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         self.method = method_of(self.name)
         self.params = self.method.params_of(self.params)
         if self.method.single and self.together:
             raise ValueError(f"{self.name} edits one fact at a time: other methods edit many at once (memit)")
-        self._contexts: Any = None
 
     def __call__(self, records: Sequence[Record]) -> Sequence[Edit] | Iterator[Edit] | Edit:
         if self.together:
-            return self._edit(records)
+            return self._edit(records, self.values)
         if self.method.each is not None and not any(isinstance(r["requested_rewrite"], list) for r in records):
             return self.method.each(self.model, records, self.params, **self._options())
+        if self.values is not None:
+            return [self._edit(record, self.values[n : n + 1]) for n, record in enumerate(records)]
         # One at a time: dense edits are as large as the weights.
         return (self._edit(record) for record in records)
 
-    def _edit(self, records: Sequence[Record] | Record) -> Edit:
+    def _edit(self, records: Sequence[Record] | Record, values: torch.Tensor | None = None) -> Edit:
         requests = requests_of(records)
         if len(requests) == 1 or not self.method.single:
-            return self.method.edit(self.model, records, self.params, **self._options())
+            return self.method.edit(self.model, records, self.params, **self._options(values))
         made = None  # facts that belong together, one on top of the other
         for request in requests:
             with nullcontext() if made is None else made.applied(self.model):
@@ -60,10 +66,10 @@ class Editing:
             made = edit if made is None else Edit.merge([made, edit])
         return made
 
-    def _options(self) -> dict[str, Any]:
-        if self._contexts is None and self.method.contexts is not None:  # generated once for all records, as published
-            self._contexts = self.method.contexts(self.model, self.params, self.seed)
-        there = {"moments": self.moments, "contexts": self._contexts, "compat": self.compat}
+    def _options(self, values: torch.Tensor | None = None) -> dict[str, Any]:
+        if self.contexts is None and self.method.contexts is not None:  # generated once for all records, as published
+            self.contexts = self.method.contexts(self.model, self.params, self.seed)
+        there = {"moments": self.moments, "contexts": self.contexts, "compat": self.compat, "values": values}
         return {option: value for option, value in there.items() if self.method.takes(option)}
 
     def describe(self) -> dict[str, Any]:

@@ -48,11 +48,29 @@ def harmonic(values: np.ndarray) -> Mean:
 
     Its standard error is that of the linearised mean: dS = S^2/k sum_j dx_j / mean_j^2.
     """
+    score, linear = _linearised(values)
+    return Mean(score, _error(linear), len(values))
+
+
+def harmonic_difference(first: np.ndarray, second: np.ndarray) -> Mean:
+    """How much larger the first harmonic mean is than that of other values [cases, columns] of the same cases; its
+    standard error is of the pairs' linearised difference."""
+    (one, linear), (other, less) = _linearised(first), _linearised(second)
+    paired = None if linear is None or less is None else linear - less
+    return Mean(one - other, _error(paired), len(first))
+
+
+def _linearised(values: np.ndarray) -> tuple[float, np.ndarray | None]:
+    """The harmonic mean, and what each case adds to it to first order."""
     means = values.mean(axis=0)
     if (means <= 0).any():
-        return Mean(0.0, None, len(values))
+        return 0.0, None
     columns = values.shape[1]
     score = columns / float((1 / means).sum())
-    linear = score**2 / columns * ((values - means) / means**2).sum(axis=1)
-    error = float(linear.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Mean(score, error, len(values))
+    return score, score**2 / columns * ((values - means) / means**2).sum(axis=1)
+
+
+def _error(linear: np.ndarray | None) -> float | None:
+    if linear is None or len(linear) < 2:
+        return None
+    return float(linear.std(ddof=1)) / math.sqrt(len(linear))

@@ -16,6 +16,8 @@ from .reversal import reversal
 from .scaling import scaling
 from .sequential import Sequential, sequential
 from .severed import severed
+from .suggest import suggest
+from .suggestion import Suggestion
 from .treatment import Treatment
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Localization",
     "Regression",
     "Sequential",
+    "Suggestion",
     "Treatment",
     "ability",
     "attention",
@@ -41,4 +44,5 @@ __all__ = [
     "scaling",
     "sequential",
     "severed",
+    "suggest",
 ]

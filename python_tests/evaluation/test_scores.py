@@ -11,7 +11,7 @@ from scipy.stats import hmean
 
 from knowedit_ext.evaluation.mean import Mean
 from knowedit_ext.evaluation.report import Report, side_by_side
-from knowedit_ext.evaluation.scores import harmonic, summarise, values_of
+from knowedit_ext.evaluation.scores import harmonic, harmonic_difference, summarise, values_of
 
 SORTS = {"rewrite": ("ES", "EM"), "paraphrase": ("PS", "PM"), "neighborhood": ("NS", "NM")}
 
@@ -115,3 +115,17 @@ def test_runs_side_by_side() -> None:
 def test_a_folder_without_cases(tmp_path) -> None:
     with pytest.raises(ValueError, match="holds no cases"):
         Report.load(tmp_path)
+
+
+def test_the_error_of_a_paired_difference_is_the_jackknifes() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.uniform(20, 100, (60, 3))
+    second = np.clip(first + rng.normal(-5, 4, (60, 3)), 1, 100)
+    found = harmonic_difference(first, second)
+    plain = [3 / (1 / values.mean(0)).sum() for values in (first, second)]
+    assert found.mean == pytest.approx(plain[0] - plain[1])
+    left_out = [harmonic_difference(np.delete(first, n, 0), np.delete(second, n, 0)).mean for n in range(60)]
+    assert found.stderr == pytest.approx(np.sqrt(59 * np.var(left_out)), rel=0.05)
+    alone = harmonic(first).stderr, harmonic(second).stderr
+    assert found.stderr < 0.5 * np.hypot(*alone)  # paired
+    assert harmonic_difference(first, 0 * second).stderr is None

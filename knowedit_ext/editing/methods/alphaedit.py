@@ -20,7 +20,7 @@ from ..contexts import memit_contexts
 from ..edit import Edit
 from ..method import Method
 from ..metric import NullSpace
-from .memit import MEMITParams
+from .memit import MEMITParams, memit_values
 
 _LLAMA = dict(layers=(4, 5, 6, 7, 8), v_num_grad_steps=25, v_lr=0.1)
 
@@ -109,5 +109,6 @@ METHOD = Method(
     alphaedit,
     AlphaEditParams,
     contexts=lambda model, params, seed: memit_contexts(model, seed),
+    values=memit_values,
     many=True,
 )

@@ -24,7 +24,7 @@ from ..history import earlier_edits
 from ..method import Method
 from ..metric import Preserving, solve_in_keys
 from ..request import check_requests
-from .memit import MEMITParams
+from .memit import MEMITParams, memit_values
 
 _LLAMA = dict(v_num_grad_steps=25, clamp_norm_factor=4.0, v_weight_decay=1e-3)
 
@@ -100,5 +100,6 @@ METHOD = Method(
     emmet,
     EMMETParams,
     contexts=lambda model, params, seed: memit_contexts(model, seed),
+    values=memit_values,
     many=True,
 )

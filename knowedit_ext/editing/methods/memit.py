@@ -135,5 +135,6 @@ METHOD = Method(
     memit,
     MEMITParams,
     contexts=lambda model, params, seed: memit_contexts(model, seed),
+    values=memit_values,
     many=True,
 )
