@@ -118,7 +118,8 @@ def _answers(record: Mapping[str, Any], key: str, inside: str = "") -> list[str]
     )
     if not flat:
         raise Problem(inside + key, "is an empty list")
-    return list(dict.fromkeys([check_text(text, inside + key) for text in flat]))
+    named = [text for text in flat if not isinstance(text, str) or text.strip()] or flat[:1]  # an empty alias is none
+    return list(dict.fromkeys([check_text(text, inside + key) for text in named]))
 
 
 def _published(record: Mapping[str, Any]) -> bool:

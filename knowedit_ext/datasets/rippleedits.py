@@ -60,8 +60,11 @@ def _convert(record: Mapping[str, Any]) -> Record:
             tests[name] = [_test(test, inside) for test, inside in places]
     stem, target, true = _facts(record, edit)
     subject = take_text(edit, "subject", "edit.") if "subject" in edit else _subject(record, edit, stem)
+    prompt = mark_subject(stem, subject, "edit.prompt")
+    if "target" not in edit and _small(prompt) != _small(prompt).lower():  # names may begin alike
+        raise Problem("edit.target", f"is missing: {brief(stem)} has more names in it than {brief(subject)}")
     rewrite: Record = {
-        "prompt": mark_subject(stem, subject, "edit.prompt"),
+        "prompt": prompt,
         "subject": subject,
         "target_new": {"str": target},
         **({} if true is None else {"target_true": {"str": true}}),
@@ -100,9 +103,11 @@ def _names(query: Mapping[str, Any], inside: str) -> Iterator[tuple[str, bool]]:
         if not isinstance(aliases, list):
             raise Problem(f"{here}aliases", f"is {brief(aliases)}, expected a list of texts")
         for n, name in enumerate([value, *aliases]):
-            text = check_text(name, f"{here}aliases[{n - 1}]" if n else f"{here}value")
-            if len(text) > 1 or text.isdigit():
-                yield text, n == 0
+            key = f"{here}aliases[{n - 1}]" if n else f"{here}value"
+            if not isinstance(name, str) or name.strip():
+                text = check_text(name, key)
+                if len(text) > 1 or text.isdigit():
+                    yield text, n == 0
 
 
 def _facts(record: Mapping[str, Any], edit: Mapping[str, Any]) -> tuple[str, str, str | None]:
@@ -128,24 +133,31 @@ def _sentence(fact: Mapping[str, Any], inside: str) -> str:
 def _target(record: Mapping[str, Any], edit: Mapping[str, Any], sentence: str, old: Mapping[str, Any] | None) -> str:
     """The name of target_id among the answers that the sentence ends with; or where it parts from the original fact."""
     names = {name for query in _every_query(record) for name, _ in _names(query, "") if sentence.endswith(f" {name}")}
-    known = {name for name, entity in _entities(record) if entity == edit.get("target_id") and name in names}
+    known = {
+        name for name, entity in _entities(record) if entity == edit.get("target_id") is not None and name in names
+    }
     if known:
         return max(known, key=len)
     if old is None:
         raise Problem("edit.target", "is missing, and no answer tells what the edit's sentence ends with")
     told = _sentence(old, "edit.original_fact.")
     words = sentence.split(" ")
-    same = next((n for n, (a, b) in enumerate(zip(words, told.split(" "), strict=False)) if a != b), 0)
-    parted = [" ".join(words[same:])] if same and words[same - 1].islower() else []  # not within a name
-    if not (parted or names):
+    same = next((n for n, (a, b) in enumerate(zip(words, told.split(" "), strict=False)) if a != b), len(words))
+    ends = {" ".join(words[same:]), *(name for name in names if name.count(" ") >= len(words) - same)}
+    whole = [
+        end for end in ends if end and sentence.removesuffix(end).split(" ")[-2:][0].islower()
+    ]  # no part of a name
+    if not whole:
         raise Problem("edit.target", "is missing, and the original fact does not tell where it begins")
-    return max((*parted, *names), key=len)
+    return max(whole, key=len)
 
 
 def _subject(record: Mapping[str, Any], edit: Mapping[str, Any], stem: str) -> str:
     """The name of subject_id among the answers; or what the sentence and all queries about the subject have in common,
     less the words in small letters around it."""
-    named = [name for name, entity in _entities(record) if entity == edit.get("subject_id") and name in stem]
+    named = [
+        name for name, entity in _entities(record) if entity == edit.get("subject_id") is not None and name in stem
+    ]
     if named:
         return max(named, key=len)
     about = {

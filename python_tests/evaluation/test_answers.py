@@ -174,12 +174,18 @@ def test_names_that_are_told() -> None:
     assert (rewrite["target_new"], rewrite["target_true"]) == ({"str": "Ann Lee"}, {"str": "Cy"})
     alias = FATHER | {"target_ids": ["Q2"], "answers": [{"value": "Ann Lee", "aliases": ["Lee"]}]}
     assert told(Subject_Aliasing=[{"test_queries": [alias]}])["target_new"] == {"str": "Ann Lee"}
+    named = {"test_queries": [FATHER | {"answers": [{"value": "Ann Lee", "aliases": ["Lee", ""]}]}]}
+    assert (
+        told("The name of the mother of Plato is Ann Dee.", Subject_Aliasing=[named])["target_new"]["str"] == "Ann Lee"
+    )
     assert told(edit={"target": "Ann Lee", "subject": "Plato"}, Relation_Specificity=[])["subject"] == "Plato"
 
 
 def test_names_that_are_not_told_are_no_guess() -> None:
     with pytest.raises(ValueError, match="'edit.target' is missing, and the original fact does not tell"):
         told("The name of the mother of Plato is Ann Dee.")
+    with pytest.raises(ValueError, match="'edit.target' is missing: .* has more names in it than 'Plato'"):
+        told("The home of Plato is Isle of Man.", edit={"prompt": "The home of Plato is Isle of Dogs."})
     with pytest.raises(ValueError, match="'edit.target' is missing, and no answer"):
         told()
     with pytest.raises(ValueError, match="'edit.subject' is missing, and no other query"):
