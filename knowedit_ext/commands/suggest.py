@@ -60,7 +60,7 @@ def suggest(
     start = chosen.params_of(preset) if preset else None
     held = None if moments is None else ke.Moments.load(moments)
     loaded = load(model, device, dtype)
-    uses = chosen.takes("moments") and getattr(start, "mom2_adjustment", True)
+    uses = chosen.takes("moments") if start is None else chosen.uses_moments(start)
     if held is None and uses and model == WORLD and source == WORLD_DATA:
         held = ke.collect_moments(loaded, load_world().statements(), list(range(loaded.num_layers)))
     asked = dict(limit=limit, minutes=minutes, draws=draws, first=first, variants=variants, seed=seed)

@@ -78,6 +78,10 @@ class Method:
         self.check(params)
         return params
 
+    def uses_moments(self, params: LayerParams) -> bool:
+        """Do edits with these parameters need moments of their layers?"""
+        return self.takes("moments") and getattr(params, "mom2_adjustment", True)
+
     def check_options(self, options: Iterable[str]) -> None:
         """TypeError for an option that the method does not take."""
         for option in options:

@@ -124,7 +124,7 @@ def editable_layers(model: EditableModel, method: Method, base: LayerParams, mom
     if not base.layers:
         raise ValueError(f"{method.name} chooses its layers by itself: there is nothing to search")
     layers = list(range(model.num_layers - isinstance(base, EditParams)))
-    if method.takes("moments") and getattr(base, "mom2_adjustment", True):
+    if method.uses_moments(base):
         if moments is None:
             raise ValueError(f"{method.name} needs moments of the layers to search: ke.collect_moments")
         layers = [layer for layer in layers if layer in moments]

@@ -202,15 +202,11 @@ class Trials:
         return self._contexts[asked]
 
     def _moments(self, params: LayerParams) -> dict[str, Any]:
-        used = params.layers if uses_moments(self.space, params) else ()
+        used = params.layers if self.method.uses_moments(params) else ()
         for layer in used:
             if layer not in self._sums:
                 self._sums[layer] = [self.moments[layer].count, checksum(self.moments[layer].matrix())]
         return {str(layer): self._sums[layer] for layer in used}
-
-
-def uses_moments(space: Space, params: LayerParams) -> bool:
-    return space.method.takes("moments") and getattr(params, "mom2_adjustment", True)
 
 
 def _key(params: LayerParams) -> dict[str, str]:

@@ -50,7 +50,7 @@ class Treatment:
 
     @property
     def uses_moments(self) -> bool:
-        return self.method.takes("moments") and getattr(self.params, "mom2_adjustment", True)
+        return self.method.uses_moments(self.params)
 
     def describe(self) -> dict[str, Any]:
         return {"method": self.method.name, "params": self.params.to_dict(), "history": self.history}
