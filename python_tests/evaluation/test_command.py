@@ -116,7 +116,7 @@ def test_zsre_by_file(run, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["world", "--method", "x"], "unknown method 'x'"),
-        (["world", "--method", "rome"], "--params is missing"),
+        (["gpt2", "--data", "world", "--method", "rome"], "--params is missing"),
         (["gpt2", "--method", "none"], "--data FILE is missing"),
         (["world", "--method", "memit", "--params", "nobody"], "preset 'nobody'"),
         (["world", "--data", "absent.json"], "absent.json"),
