@@ -60,11 +60,12 @@ def _edit(model, records, method, given: str, moments, folder: Path) -> ke.Edit:
     return ke.Edit.load(path)
 
 
-def _less(first: list[dict[str, float]], other: list[dict[str, float]]) -> dict[str, float]:
+def _less(first: list[dict[str, float]], other: list[dict[str, float]]) -> dict[str, float | None]:
     """S of the first settings less that of others, paired."""
     both = (np.array([[case[name] for name in SUCCESSES] for case in cases]) for cases in (first, other))
     mean = harmonic_difference(*both)
-    return {"first less this": mean.mean, "first less this_half": NORMAL * mean.stderr}
+    half = None if mean.stderr is None else NORMAL * mean.stderr
+    return {"first less this": mean.mean, "first less this_half": half}
 
 
 if __name__ == "__main__":
