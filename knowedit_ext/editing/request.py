@@ -82,11 +82,7 @@ class EditRequest:
             raise ValueError(f"an edit request is {brief(raw)}: expected an EditRequest, or an object with {_KEYS}")
         rewrite = raw.get("requested_rewrite", raw)
         if not isinstance(rewrite, Mapping):
-            several = (
-                "; methods that edit many facts take the record with all of them"
-                if isinstance(rewrite, (list, tuple))
-                else ""
-            )
+            several = "; several rewrites are one request each" if isinstance(rewrite, (list, tuple)) else ""
             raise ValueError(f"requested_rewrite is {brief(rewrite)}: expected an object with {_KEYS}{several}")
         if missing := [key for key in REQUIRED if key not in rewrite]:
             raise ValueError(f"an edit request lacks {', '.join(missing)}: {brief(dict(rewrite))}")

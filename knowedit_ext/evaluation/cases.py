@@ -51,7 +51,7 @@ def _check(case: Mapping[str, Any]) -> None:
     if isinstance(rewrites, dict):
         _check_rewrite(rewrites, "requested_rewrite.")
     elif not rewrites:
-        raise ValueError("requested_rewrite is an empty list")
+        raise ValueError("requested_rewrite is []: expected dict, or a list of them")
     else:
         for n, rewrite in enumerate(rewrites):
             if not isinstance(rewrite, dict):

@@ -35,7 +35,12 @@ def _pair(value: Any, key: str) -> tuple[float, ...]:
 def _read(measured: Mapping[str, Any]) -> dict[str, float]:
     scores: dict[str, float] = {}
     for sort, (success, magnitude) in COLUMNS.items():
-        if not (nll := [pair for pair in items(measured, f"{sort}_probs", _pair) if pair]):
+        pairs = items(measured, f"{sort}_probs", _pair)
+        if sort == "neighborhood_prompts" and not all(pairs):  # without a true target they are no neighbours
+            n = pairs.index(())
+            shown = brief(measured[f"{sort}_probs"][n])
+            raise ValueError(f"{sort}_probs[{n}] is {shown}: expected an object with {' and '.join(TARGETS)}")
+        if not (nll := [pair for pair in pairs if pair]):
             continue
         new, true = np.array(nll).T
         wanted, other = (true, new) if sort == "neighborhood_prompts" else (new, true)
