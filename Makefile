@@ -18,7 +18,7 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '
 # Prints a list of requirements kept in pyproject.toml, so that versions are written down once.
 REQUIREMENTS = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))$(1), sep='\n')"
 
-.PHONY: demo test campaign versions constraints bench gpu lint build clean
+.PHONY: demo test campaign versions constraints bench gpu gpu-check gpu-measure lint build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/knowedit demo
@@ -49,7 +49,10 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_OUT ?= out/gpu
 
 gpu:
-	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) benchmarks/gpu.py $(GPU_OUT) $(GPU_FLAGS)
+	$(MAKE) gpu-check; checked=$$?; $(MAKE) gpu-measure && exit $$checked
+
+gpu-check gpu-measure: gpu-%:
+	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) benchmarks/gpu.py $* $(GPU_OUT)/$* $(GPU_FLAGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -1,13 +1,15 @@
-"""Everything that needs a GPU, in one command without a network: build, tests, checks, then benchmarks.
+"""Everything that needs a GPU, in two commands without a network.
 
-    make gpu [GPU_OUT=out/gpu] [GPU_PYTHON=python3]
-    python benchmarks/gpu.py OUT [--conformance DIR] [--skip-build] [--keep-going] [--only CASE ...]
-    python benchmarks/gpu.py OUT --dry-run      the cases at toy size on the CPU: shows that they work
+    python benchmarks/gpu.py check OUT [--conformance DIR] [--minutes 4]
+        what is there, the build for this GPU, every test, conformance, one profiled trace
+    python benchmarks/gpu.py measure OUT [--module FILE] [--only CASE ...] [--repeat N] [--minutes 8]
+        each case in a process of its own, those first that say most; compute-sanitizer last
+    ... --dry-run       both at toy size on the CPU: shows that they work
 
-Writes OUT/gpu.json, OUT/gpu.md and a log of every step; the two reports anew after each step and row, so that they are
-there whatever ends the process. Nothing is timed after a step that failed, unless --keep-going is given: then those
-steps are named above the times. No case ever reports a time whose own check failed. Exit status: 0 all passed, 1
-something failed, 2 there is no GPU.
+`make gpu` runs both. Between two machines the built module travels: `check` leaves it in OUT, `measure` takes it by
+--module. OUT holds gpu.json, gpu.md and logs.txt, written anew after each step and row, whatever ends the process. A
+test or case that hangs, dies or spoils the device costs itself alone. No case reports a time whose own check failed.
+Exit status: 0 all passed, 1 something failed, 2 there is no GPU.
 
 DIR (default: out/conformance, which git ignores) is a copy of the conformance checks, with check.py in it.
 """
@@ -15,96 +17,140 @@ DIR (default: out/conformance, which git ignores) is a copy of the conformance c
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import json
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from gpu_measure import Bench, CheckFailed, Row, measure_ceilings
+from gpu_processes import FAILED, NOT_RUN, PASSED, ROOT, Step, collect, run_step, run_tests
 
-ROOT = Path(__file__).resolve().parent.parent
 Case = Callable[[Bench], Iterator[Row | Callable[[], Row]]]
 LEFT_OUT = ("wgmma and TMA for anything but moment_update of 16-bit rows: not written, the sm_80 kernels run there",)
-STEPS_SHARE = 0.65  # of the time: build and tests have ended by then, the rest is for measuring
-PASSED, FAILED, NOT_RUN = "passed", "FAILED", "not run"
+HEADERS = ("cuda_runtime.h", "Python.h")
+PACKAGES = ("torch", "transformers", "safetensors", "scipy", "pytest", "pybind11")
 WGMMA_TESTS = "tests-wgmma"
-
-
-@dataclass(frozen=True)
-class Step:
-    name: str
-    status: str
-    seconds: float = 0.0
-    detail: str = ""
+TEST_LIMIT, CASE_LIMIT = 20, 150  # seconds
+# By what the times are worth.
+ORDER = ("trace", "edits", "moments", "moment_update", "moment_update_wgmma", "tree_attention", "cholesky")
 
 
 def all_cases() -> dict[str, Case]:
     import gpu_kernels
     import gpu_models
 
-    return gpu_kernels.CASES | gpu_models.CASES
+    known = gpu_kernels.CASES | gpu_models.CASES
+    return {name: known[name] for name in (*ORDER, *(name for name in known if name not in ORDER))}
 
 
-def run_step(name: str, command: list[str], out: Path, limit: float, **env: str) -> Step:
-    """A command with its log in OUT; running out of time is a failure too."""
-    if limit <= 0:
-        return Step(name, NOT_RUN, detail="no time left")
-    print(f"-- {name}: {' '.join(command)}", flush=True)
-    start, log = time.monotonic(), out / f"{name}.log"
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with log.open("w") as stream:
-        try:
-            done = subprocess.run(
-                command,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": path, "KNOWEDIT_REQUIRE_NATIVE": "1", "PYTHONUNBUFFERED": "1", **env},
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                timeout=limit,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            done = f"no end within {limit:.0f} s"
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:])
-    step = Step(name, PASSED if done == 0 else FAILED, time.monotonic() - start, "" if done == 0 else f"{done}: {tail}")
-    print(f"   {step.status}, {step.seconds:.0f} s\n{step.detail}", flush=True)
-    return step
+def preflight(out: Path, headers: Sequence[str] = HEADERS, packages: Sequence[str] = PACKAGES) -> Iterator[Step]:
+    """What the rest needs, each by itself: one that is missing is named, and the others still are looked at."""
+    probe = out / "probe.cpp"
+    include = [f"-I{folder}" for folder in ("/usr/local/cuda/include", sysconfig.get_path("include"))]
+    for header in headers:
+        probe.write_text(f"#include <{header}>\n")
+        yield run_step(f"header {Path(header).name}", ["c++", "-fsyntax-only", *include, str(probe)], out, 30)
+    probe.unlink(missing_ok=True)
+    imports = "; ".join(f"import {name}, sys; print({name!r}, getattr({name}, '__version__', ''))" for name in packages)
+    yield run_step("packages", [sys.executable, "-c", imports], out, 60)
 
 
-def pytest(*arguments: str) -> list[str]:
-    # By name, so that the log ends with the test that hung.
-    return [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *arguments]
-
-
-def steps(args: argparse.Namespace, out: Path, until: float) -> Iterator[Step]:
-    """Build, then tests on CUDA and conformance; nothing after a build that failed."""
+def check_steps(args: argparse.Namespace, out: Path, until: float) -> Iterator[Step]:
+    """Preflight, build, tests, conformance, a profiled trace; nothing after a build that failed."""
 
     def limit(seconds: float) -> float:
         return min(seconds, until - time.monotonic())
 
-    if not args.skip_build:
+    yield from preflight(out, ("vector",) if args.dry_run else HEADERS)
+    if not args.dry_run:
+        yield run_step("driver", ["nvidia-smi"], out, limit(30))
         major, minor = torch.cuda.get_device_capability()
         archs = {"KNOWEDIT_CUDA": "ON", "KNOWEDIT_CUDA_ARCHS": f"{major}{minor}{'a' if major >= 9 else ''}-real"}
-        build = run_step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], out, limit(240), **archs)
+        build = run_step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], out, limit(150), **archs)
         yield build
         if build.status != PASSED:
             return
-    yield run_step("tests", pytest("python_tests", "-k", "cuda and not wgmma"), out, limit(180))
-    # Apart: should a barrier of theirs hang, nothing else is lost.
-    yield run_step(WGMMA_TESTS, pytest("python_tests/ops/test_on_cuda.py", "-k", "wgmma"), out, limit(60))
+        for module in ROOT.glob("knowedit_ext/_C*.so"):
+            shutil.copy(module, out)
+    tests = args.tests or ["python_tests", "-k", "cuda and not wgmma"]
+    yield test_step("tests", tests, args.tests_in, out, until - 60, args.workers)
+    if not args.dry_run:  # apart: a barrier of theirs may hang
+        tests = ["python_tests/ops/test_on_cuda.py", "-k", "wgmma"]
+        yield test_step(WGMMA_TESTS, tests, ROOT, out, limit(40) + time.monotonic(), 2)
     if (args.conformance / "check.py").is_file():
-        command = [sys.executable, str(args.conformance / "check.py"), "--device", "cuda"]
-        yield run_step("conformance", command, out, limit(180))
+        command = [sys.executable, str(args.conformance / "check.py"), "--device", "cpu" if args.dry_run else "cuda"]
+        yield run_step("conformance", command, out, limit(120))
     else:
         yield Step("conformance", NOT_RUN, detail=f"no check.py in {args.conformance}: copy the checks there")
+    profile = [sys.executable, str(ROOT / "benchmarks" / "gpu_profile.py"), *(["--toy"] if args.dry_run else [])]
+    yield run_step("profile", profile, out, limit(60))
+
+
+def test_step(name: str, arguments: Sequence[str], cwd: Path, out: Path, until: float, workers: int) -> Step:
+    """Tests by `gpu_processes.run_tests`; its detail names the failing ones, the shortest first."""
+    begun = time.monotonic()
+    try:
+        tests = collect(cwd, *arguments)
+    except RuntimeError as error:
+        return Step(name, FAILED, detail=str(error))
+    failed, left = run_tests(tests, cwd, out, TEST_LIMIT, until, workers)
+    lines = [f"{test}: {why}" for test, why in sorted(failed.items(), key=lambda item: len(item[0]))]
+    lines += [f"{len(left)} of {len(tests)} not run: no time left"] if left else []
+    status = FAILED if failed else NOT_RUN if left else PASSED
+    detail = "\n".join([*lines, f"{len(failed)} of {len(tests)} failed"] if lines else [])
+    print(f"-- {name}: {status}\n{detail}", flush=True)
+    return Step(name, status, time.monotonic() - begun, detail)
+
+
+def measure_cases(
+    args: argparse.Namespace, out: Path, until: float, report: dict[str, Any], save: Callable[[], None]
+) -> None:
+    """Each case in a process of its own, whose rows so far are kept whatever ends it."""
+    for name in ("ceilings", *args.only):
+        left = until - time.monotonic()
+        if left < 5:
+            report["not_run"][name] = "no time left"
+            continue
+        rows = out / f"case-{name}.json"
+        command = [sys.executable, __file__, "case", str(out), "--case", name, "--repeat", str(args.repeat)]
+        step = run_step(
+            f"case {name}", [*command, *(["--dry-run"] if args.dry_run else [])], out, min(CASE_LIMIT, left)
+        )
+        found = json.loads(rows.read_text()) if rows.exists() else {}
+        rows.unlink(missing_ok=True)
+        report["ceilings"] |= found.get("ceilings", {})
+        report["cases"] += [Row(**row).as_dict(report["ceilings"]) for row in found.get("rows", [])]
+        report["failed"] |= found.get("failed", {})
+        report["not_run"] |= found.get("not_run", {})
+        if step.status == FAILED and name not in report["failed"]:
+            report["failed"][name] = step.detail.splitlines()[0] if step.detail else "it failed"
+        save()
+
+
+def one_case(args: argparse.Namespace, out: Path) -> int:
+    """A case, in the process that `measure_cases` started for it."""
+    bench = Bench("cpu" if args.dry_run else "cuda", args.dry_run, args.repeat)
+    target = out / f"case-{args.case}.json"
+    if args.case == "ceilings":
+        target.write_text(json.dumps({"ceilings": measure_ceilings(bench)}))
+        return 0
+
+    def save(rows: list[Row], failed: dict[str, str], not_run: dict[str, str]) -> None:
+        kept = {"rows": [asdict(row) for row in rows], "failed": failed, "not_run": not_run}
+        target.with_suffix(".new").write_text(json.dumps(kept))
+        target.with_suffix(".new").replace(target)
+
+    run_cases(bench, {args.case: all_cases()[args.case]}, float("inf"), save)
+    return 0
 
 
 def sanitizers(out: Path, until: float) -> Iterator[Step]:
@@ -114,8 +160,8 @@ def sanitizers(out: Path, until: float) -> Iterator[Step]:
         if sanitizer is None:
             yield Step(tool, NOT_RUN, detail="compute-sanitizer is not installed")
             continue
-        tests = pytest("python_tests/ops/test_on_cuda.py", "-k", "sanitized")
-        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *tests]
+        tests = ["-m", "pytest", "-v", "-p", "no:cacheprovider", "python_tests/ops/test_on_cuda.py", "-k", "sanitized"]
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, *tests]
         # Without its pool, torch's neighbours in memory do not hide an access outside.
         yield run_step(tool, command, out, min(120, until - time.monotonic()), PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
@@ -181,9 +227,6 @@ def describe(report: dict[str, Any]) -> str:
     lines = [f"{report['machine']}, torch {report['torch']}, commit {report['commit']}", ""]
     if report["dry_run"]:
         lines += ["A dry run at toy size on the CPU: the times mean nothing.", ""]
-    broken = failed_steps(report)
-    if broken and report["cases"]:
-        lines += [f"**{', '.join(broken)} FAILED.** What is timed below passed its own check, and that alone.", ""]
     lines += ["| step | outcome | s |", "|---|---|--:|"]
     lines += [
         f"| {s['name']} | {s['status']} {s['detail'].splitlines()[-1] if s['detail'] else ''} | {s['seconds']:.0f} |"
@@ -196,7 +239,7 @@ def describe(report: dict[str, Any]) -> str:
         beside = [f"{name} {ratio:.2f}x" for name, ratio in case["ratios"].items()]
         beside += [f"{k.replace('_', ' ')} {v:.3g}" for k, v in case.items() if k.startswith("minutes")]
         rate, share = ("", "")
-        if case["ceiling"]:
+        if case["share"] is not None:
             rate, share = f"{case['rate'] / 1e12:.3g}", f"{case['share']:.0%} ({case['ceiling']})"
         cells = (case["case"], f"{1e3 * case['seconds']:.3g}", rate, share, ", ".join(beside), f"{case['error']:.0e}")
         lines.append(f"| {' | '.join(cells)} |")
@@ -210,8 +253,11 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def write_report(out: Path, report: dict[str, Any]) -> None:
+    """With all logs in one file: few files come back from where a GPU is lent."""
     (out / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
     (out / "gpu.md").write_text(describe(report))
+    logs = sorted(out.glob("*.log"), key=lambda log: log.stat().st_mtime)
+    (out / "logs.txt").write_text("".join(f"==== {log.stem}\n{log.read_text(errors='replace')}\n" for log in logs))
 
 
 def commit() -> str:
@@ -232,13 +278,18 @@ def extend_path() -> None:
 
 def arguments(cases: Iterable[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("call", choices=("check", "measure", "case"))
     parser.add_argument("out", type=Path)
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--minutes", type=float, help="nothing begins after so many (4 for check, 8 for measure)")
     parser.add_argument("--conformance", type=Path, default=ROOT / "out" / "conformance")
-    parser.add_argument("--skip-build", action="store_true", help="the native module in the tree is up to date")
-    parser.add_argument("--keep-going", action="store_true", help="measure although tests or conformance failed")
-    parser.add_argument("--minutes", type=float, default=8, help="no case begins after so many")
+    parser.add_argument("--tests", nargs="+", help="what pytest is given (default: the tests on CUDA)")
+    parser.add_argument("--tests-in", type=Path, default=ROOT, help="where pytest runs")
+    parser.add_argument("--workers", type=int, default=8, help="processes that test at the same time")
+    parser.add_argument("--module", type=Path, help="the native module that `check` built")
+    parser.add_argument("--repeat", type=int, default=7, help="times a call is timed")
     parser.add_argument("--only", nargs="+", choices=cases, default=list(cases), metavar="CASE", help=", ".join(cases))
+    parser.add_argument("--case", help="of `case`, which `measure` calls")
     return parser.parse_args()
 
 
@@ -254,8 +305,11 @@ def main() -> int:
     extend_path()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    bench = Bench("cpu" if args.dry_run else "cuda", args.dry_run)
+    if args.call == "case":
+        return one_case(args, out)
+    until = start + 60 * (args.minutes or {"check": 4, "measure": 8}[args.call])
     report: dict[str, Any] = {
+        "call": args.call,
         "machine": "the CPU" if args.dry_run else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "commit": commit(),
@@ -268,44 +322,26 @@ def main() -> int:
         "left_out": list(LEFT_OUT),
     }
 
-    excluded: dict[str, str] = {}
-    whole = 60 * args.minutes
-
     def save() -> None:
         report["minutes"] = (time.monotonic() - start) / 60
         write_report(out, report)
-
-    def save_cases(rows: list[Row], failed: dict[str, str], not_run: dict[str, str]) -> None:
-        measured = [row.as_dict(report["ceilings"]) for row in rows]
-        report.update(cases=measured, failed=failed, not_run=excluded | not_run)
-        save()
 
     def record(steps: Iterable[Step]) -> None:
         for step in steps:
             report["steps"].append(asdict(step))
             save()
 
-    if not args.dry_run:
-        os.environ["KNOWEDIT_REQUIRE_NATIVE"] = "1"  # what is timed is never the plain-torch fallback
-        # A kernel that hangs lets nothing end in this process but this.
-        faulthandler.dump_traceback_later(whole + 60, exit=True)
-        record(steps(args, out, start + STEPS_SHARE * whole))
-    status = {step["name"]: step["status"] for step in report["steps"]}
-    broken = [name for name in failed_steps(report) if name != WGMMA_TESTS]
-    if status.get("build", PASSED) != PASSED:
-        report["not_run"] = dict.fromkeys(args.only, "there is no build to measure")
-    elif broken and not args.keep_going:
-        report["not_run"] = dict.fromkeys(args.only, f"{', '.join(broken)} failed; --keep-going measures all the same")
+    if args.call == "check":
+        record(check_steps(args, out, until))
     else:
-        if status.get(WGMMA_TESTS, PASSED) != PASSED and "moment_update_wgmma" in args.only:
-            excluded["moment_update_wgmma"] = f"{WGMMA_TESTS} {status[WGMMA_TESTS]}"
-        report["ceilings"] = measure_ceilings(bench)
-        chosen = {name: cases[name] for name in args.only if name not in excluded}
-        run_cases(bench, chosen, start + whole, save_cases)
+        if args.module is not None:
+            shutil.copy(args.module, ROOT / "knowedit_ext" / args.module.name)
+        measure_cases(args, out, until, report, save)
         if not args.dry_run:
-            record(sanitizers(out, start + whole + 45))
+            record(sanitizers(out, until))
     save()
-    faulthandler.cancel_dump_traceback_later()
+    for kept in [*out.glob("*.log"), *out.glob("*.report")]:  # in logs.txt
+        kept.unlink()
     print((out / "gpu.md").read_text())
     return int(bool(failed_steps(report) or report["failed"]))
 

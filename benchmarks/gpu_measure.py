@@ -40,7 +40,7 @@ class Row:
             "seconds": self.seconds,
             "rate": rate,
             "ceiling": self.ceiling,
-            "share": rate / ceilings[self.ceiling] if self.ceiling else None,
+            "share": rate / ceilings[self.ceiling] if self.ceiling in ceilings else None,
             "others": self.others,
             "ratios": {name: seconds / self.seconds for name, seconds in self.others.items()},
             **self.facts,
@@ -56,6 +56,7 @@ class Bench:
 
     device: str
     toy: bool
+    repeat: int = 7
 
     def pick(self, real: Any, toy: Any) -> Any:
         return toy if self.toy else real
@@ -63,7 +64,7 @@ class Bench:
     def seconds(self, call: Callable[[], Any], repeat: int = 7) -> float:
         """Median time of a call, after one that is not counted."""
         call()
-        return statistics.median(self.seconds_once(call) for _ in range(1 if self.toy else repeat))
+        return statistics.median(self.seconds_once(call) for _ in range(1 if self.toy else min(repeat, self.repeat)))
 
     def seconds_once(self, call: Callable[[], Any]) -> float:
         """Time of one call, nothing warm."""

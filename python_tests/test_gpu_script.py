@@ -1,11 +1,13 @@
-"""`benchmarks/gpu.py` without a GPU: it says so, its cases work at toy size, no time outlives a failed check."""
+"""`benchmarks/gpu.py` without a GPU: it says so, both its calls work at toy size, and what fails costs itself alone."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,10 +33,11 @@ def gpu(monkeypatch):
 
 
 def run_dry(tmp_path: Path, *cases: str) -> dict:
-    done = script(str(tmp_path), "--dry-run", "--only", *cases)
+    done = script("measure", str(tmp_path), "--dry-run", "--only", *cases)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["dry_run"] and not report["failed"] and not report["not_run"] and not report["steps"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["gpu.json", "gpu.md", "logs.txt"]
     assert "the times mean nothing" in (tmp_path / "gpu.md").read_text()
     for case in report["cases"]:
         assert case["seconds"] > 0 and case["error"] < 0.1
@@ -57,7 +60,7 @@ def test_dry_run_of_tracing_and_editing(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_no_gpu_is_said(tmp_path):
-    done = script(str(tmp_path / "out"))
+    done = script("check", str(tmp_path / "out"))
     assert done.returncode == 2 and "no CUDA device" in done.stderr
     assert not (tmp_path / "out").exists()
 
@@ -86,7 +89,114 @@ def test_a_failed_check_reports_no_time(gpu):
 def test_a_step_that_fails_or_hangs_is_told_with_its_last_words(gpu, tmp_path):
     failing = gpu.run_step("broken", [sys.executable, "-c", "print('words'); raise SystemExit(3)"], tmp_path, 60)
     assert failing.status == gpu.FAILED and failing.detail.startswith("3:") and "words" in failing.detail
-    hanging = gpu.run_step("hanging", [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, 0.5)
-    assert hanging.status == gpu.FAILED and "no end within" in hanging.detail
     fine = gpu.run_step("fine", [sys.executable, "-c", "import knowedit_ext"], tmp_path, 60)
     assert fine.status == gpu.PASSED and not fine.detail
+
+
+def test_what_a_step_started_ends_with_it(gpu, tmp_path):
+    """A child that would go on holding the device."""
+    child = (
+        "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+    )
+    hang = child + f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); time.sleep(600)"
+    hanging = gpu.run_step("hanging", [sys.executable, "-c", hang], tmp_path, 3)
+    assert hanging.status == gpu.FAILED and "no end within 3 s" in hanging.detail
+    pid = int((tmp_path / "pid").read_text())
+    state = Path(f"/proc/{pid}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+PLANTED = """
+import ctypes, os, time
+import pytest
+
+LOST = False
+
+@pytest.mark.parametrize("n", range(3))
+def test_fine_before(n): pass
+
+def test_hangs(): time.sleep(600)
+
+def test_between(): assert not LOST
+
+def test_spoils_the_device():
+    global LOST
+    LOST = True
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+def test_behind_it(): assert not LOST, "in a process whose device is lost"
+
+def test_dies(): os.abort()
+
+def test_last(): assert not LOST
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_test_that_hangs_dies_or_spoils_the_device_costs_itself_alone(gpu, tmp_path, workers):
+    processes = sys.modules["gpu_processes"]
+    (tmp_path / "test_planted.py").write_text(PLANTED)
+    tests = processes.collect(tmp_path, "test_planted.py")
+    assert len(tests) == 9
+    failed, left = processes.run_tests(tests, tmp_path, tmp_path, 3, time.monotonic() + 300, workers)
+    why = {test.rpartition("::")[2]: reason for test, reason in failed.items()}
+    assert not left and set(why) == {"test_hangs", "test_spoils_the_device", "test_dies"}
+    assert "no end within 3 s" in why["test_hangs"] and "illegal memory access" in why["test_spoils_the_device"]
+    assert "the process ended with -6" in why["test_dies"]
+
+
+def test_tests_that_there_is_no_time_for_are_counted(gpu, tmp_path):
+    processes = sys.modules["gpu_processes"]
+    (tmp_path / "test_planted.py").write_text(PLANTED)
+    tests = processes.collect(tmp_path, "test_planted.py")
+    assert processes.run_tests(tests, tmp_path, tmp_path, 3, time.monotonic() - 1) == ({}, tests)
+    with pytest.raises(RuntimeError, match="finds no test"):
+        processes.collect(tmp_path, "nowhere.py")
+
+
+def test_a_missing_header_is_named_and_the_rest_looked_at(gpu, tmp_path):
+    headers, packages = ("vector", "no_such_header.h", "string"), ("torch", "pytest")
+    steps = {step.name: step for step in gpu.preflight(tmp_path, headers, packages)}
+    assert steps["header no_such_header.h"].status == gpu.FAILED
+    assert "no_such_header.h" in steps["header no_such_header.h"].detail
+    assert {name for name, step in steps.items() if step.status == gpu.PASSED} == {
+        "header vector",
+        "header string",
+        "packages",
+    }
+    (packages,) = (step for step in gpu.preflight(tmp_path, (), ("torch", "no_such_package")))
+    assert packages.status == gpu.FAILED and "no_such_package" in packages.detail
+
+
+def test_dry_run_of_the_check_with_planted_failures(tmp_path):
+    """The rest of the call comes back: conformance is looked for, the profile is there, what failed is named."""
+    (tmp_path / "test_planted.py").write_text(PLANTED.replace("time.sleep(600)", "os.abort()"))
+    out, planted = tmp_path / "out", ["--tests-in", str(tmp_path), "--tests", "test_planted.py"]
+    done = script("check", str(out), "--dry-run", "--workers", "2", "--conformance", str(tmp_path), *planted)
+    assert done.returncode == 1, done.stdout + done.stderr
+    report = json.loads((out / "gpu.json").read_text())
+    outcome = {step["name"]: step["status"] for step in report["steps"]}
+    assert outcome["tests"] == "FAILED" and outcome["conformance"] == "not run" and outcome["profile"] == "passed"
+    (tested,) = (step for step in report["steps"] if step["name"] == "tests")
+    assert "3 of 9 failed" in tested["detail"] and "test_dies" in tested["detail"]
+    assert len(list(out.iterdir())) <= 8 and "==== profile" in (out / "logs.txt").read_text()
+
+
+def test_a_case_that_dies_leaves_the_others(gpu, tmp_path, monkeypatch):
+    """`measure` with a case whose process ends at once, one that hangs, and one that is measured."""
+    real = gpu.run_step
+
+    def run(name, command, out, limit, **env):
+        if name == "case restore_rows":
+            command = [sys.executable, "-c", "import os; os.abort()"]
+        if name == "case cholesky":
+            command, limit = [sys.executable, "-c", "import time; time.sleep(600)"], 2
+        return real(name, command, out, limit, **env)
+
+    monkeypatch.setattr(gpu, "run_step", run)
+    report = {"ceilings": {}, "cases": [], "failed": {}, "not_run": {}}
+    args = argparse.Namespace(only=["restore_rows", "cholesky", "low_rank_rows"], dry_run=True, repeat=1)
+    gpu.measure_cases(args, tmp_path, time.monotonic() + 600, report, lambda: None)
+    assert set(report["failed"]) == {"restore_rows", "cholesky"} and not report["not_run"]
+    assert "-6" in report["failed"]["restore_rows"] and "no end within 2 s" in report["failed"]["cholesky"]
+    assert {case["case"].split()[0] for case in report["cases"]} == {"low_rank_rows"} and len(report["ceilings"]) == 5
