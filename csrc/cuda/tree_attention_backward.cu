@@ -1,6 +1,6 @@
 // Two kernels, in which whoever owns a result computes all of it, so that it does not depend on the order of threads:
 // one warp a (row, head) for dq and the row's softmax; one warp a (key row, kv head) for dk and dv, which finds the
-// segments that see its key by walking up from every one of them, as the rows do.
+// segments that see its key by walking up from those that may, as the rows do.
 //     dp = grad.v     ds = p (dp - sum p dp) dscore/d(q.k)     dq = sum ds k     dk = sum ds q     dv = sum p grad
 // Run on the CPU in the tests (testing/simt.h); not yet run on a GPU.
 #include "tree.cuh"
@@ -133,8 +133,30 @@ struct Votes {
     unsigned of[kKeyRows];
 };
 
+// Of each block of key rows the lines of the table that may see one of them: the first, and the one behind the last.
+// Short where lines that see the same keys lie near each other; a block then looks at few of them, not at all.
+struct Lines {
+    int32_t *first, *after;
+
+    __device__ void widen(int64_t block, int64_t line) const {
+        atomicMin(first + block, static_cast<int32_t>(line));
+        atomicMax(after + block, static_cast<int32_t>(line) + 1);
+    }
+};
+
+// A thread a line.
+static __global__ void find_lines(TreeAttentionBackward b, Lines lines) {
+    const TreeAttention& p = b.forward;
+    const int64_t line = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+    if (line >= p.segment_count) return;
+    for_each_view(p, p.segments[line], 0, b.kv_rows, [&](const Segment& s) {
+        for (int64_t block = s.kv_row / kKeyRows; block * kKeyRows < s.kv_row + s.length; ++block)
+            lines.widen(block, line);
+    });
+}
+
 template <typename T, int N>
-__global__ void __launch_bounds__(kKeyBlock, 1) key_gradients(TreeAttentionBackward b) {
+__global__ void __launch_bounds__(kKeyBlock, 1) key_gradients(TreeAttentionBackward b, Lines lines) {
     const TreeAttention& p = b.forward;
     Votes& votes = block_shared<Votes>();
     const int warp = static_cast<int>(threadIdx.x) / kWarp, size = static_cast<int>(p.head_dim);
@@ -146,12 +168,12 @@ __global__ void __launch_bounds__(kKeyBlock, 1) key_gradients(TreeAttentionBackw
         key.v.load(values<T>(p).at(row, head), size);
     }
     key.dk.clear(), key.dv.clear();
-    for (int64_t start = 0; start < p.segment_count; start += kKeyBlock) {
+    const int64_t after = lines.after[blockIdx.x];
+    for (int64_t start = lines.first[blockIdx.x]; start < after; start += kKeyBlock) {
         // Which of the next segments see a row of this block: a thread looks at one.
         const int64_t mine = start + threadIdx.x;
         bool sees = false;
-        if (mine < p.segment_count)
-            for_each_view(p, p.segments[mine], first, kKeyRows, [&](const Segment&) { sees = true; });
+        if (mine < after) for_each_view(p, p.segments[mine], first, kKeyRows, [&](const Segment&) { sees = true; });
         const unsigned vote = __ballot_sync(kAllLanes, sees);
         if (threadIdx.x % kWarp == 0) votes.of[warp] = vote;
         __syncthreads();
@@ -185,12 +207,18 @@ void tree_attention_backward_cuda(const TreeAttentionBackward& b, int32_t* owner
     const auto on = static_cast<cudaStream_t>(stream);
     const Grid rows{blocks_for(p.rows * p.heads, kRowBlock / kWarp, kOp), kRowBlock, 0, on};
     const Grid keys{{blocks_for(b.kv_rows, kKeyRows, kOp), static_cast<unsigned>(p.kv_heads)}, kKeyBlock, 0, on};
+    const int64_t blocks = (b.kv_rows + kKeyRows - 1) / kKeyRows;
+    const Lines lines{owner + p.rows, owner + p.rows + blocks};
     for_type_and_width(p, kOp, [&](auto type, auto width) {
         using T = decltype(type);
         constexpr int N = decltype(width)::value;
         if (p.rows) claim_rows(p, owner, kOp, on);
+        check(cudaMemsetAsync(lines.first, 0x7f, blocks * sizeof(int32_t), on), kOp);
+        check(cudaMemsetAsync(lines.after, 0, blocks * sizeof(int32_t), on), kOp);
+        void (*const find)(TreeAttentionBackward, Lines) = find_lines;
+        launch(kOp, {blocks_for(p.segment_count, kRowBlock, kOp), kRowBlock, 0, on}, find, b, lines);
         launch(kOp, rows, row_gradients<T, N>, b, owner);
-        launch(kOp, keys, key_gradients<T, N>, b);
+        launch(kOp, keys, key_gradients<T, N>, b, lines);
     });
 }
 

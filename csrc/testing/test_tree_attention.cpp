@@ -64,7 +64,7 @@ KNOWEDIT_CASE(tree_attention_beyond_32_bit_offsets) {
     cases::FarApart<float> q(2), k(2), v(2);
     const Segment pair{0, 0, 0, 2, -1};
     std::vector<float> out = cases::unwritten<float>(2);
-    std::vector<int32_t> owner(2);
+    std::vector<int32_t> owner(2 + 2);  // two rows; the gradients also range over one block of keys
     for (int row = 0; row < 2; ++row) q.at(row, 0) = k.at(row, 0) = 1, v.at(row, 0) = static_cast<float>(4 * row + 2);
     constexpr int64_t stride = cases::FarApart<float>::kStride;
     const TreeAttention p{q.data(), k.data(), v.data(), out.data(), &pair,  DType::Float32, 2, 1,

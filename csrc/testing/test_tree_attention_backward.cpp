@@ -16,7 +16,7 @@ Found<T> differentiate(const cases::Problem<T>& problem, const std::vector<T>& u
     using Stat = std::conditional_t<std::is_same_v<T, double>, double, float>;
     const int64_t kv = problem.tree.kv_rows * problem.shape.kv_heads * problem.shape.head_dim;
     Found<T> to{cases::unwritten<T>(up.size()), cases::unwritten<T>(kv), cases::unwritten<T>(kv)};
-    std::vector<int32_t> owner(problem.tree.rows, 77);
+    std::vector<int32_t> owner(problem.tree.rows + 2 * ((problem.tree.kv_rows + 7) / 8), 77);
     auto stats = cases::unwritten<Stat>(problem.tree.rows * problem.shape.heads * 2);
     const int64_t d = problem.shape.head_dim, heads = problem.shape.heads;
     const TreeAttentionBackward backward{problem.params,       up.data(),   to.q.data(),

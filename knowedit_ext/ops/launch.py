@@ -80,7 +80,8 @@ def tree_attention_backward(
     if on_cpu:
         native.tree_attention_backward_cpu(params, torch.get_num_threads())
     else:
-        owner = torch.empty(len(q), dtype=torch.int32, device=q.device)  # workspace: the segment of each row
+        # Workspace: the segment of each row, and of each 8 keys the first and the last line that may see them.
+        owner = torch.empty(len(q) + 2 * -(-len(k) // 8), dtype=torch.int32, device=q.device)
         device, stream = _stream(q)
         native.tree_attention_backward_cuda(params, owner.data_ptr(), device, stream)
     return dq.to(before), dk.to(before), dv.to(before)

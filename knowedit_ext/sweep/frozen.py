@@ -118,7 +118,8 @@ class FrozenPrompts:
         for layer in range(self.edited, self.depth):
             known = id(layout.segments[layer]), layer < self._whole
             if known not in live:
-                live[known] = _live(layout.segments[layer], roots, every if layer < self._whole else self._left_rows)
+                table = _by_prompt(layout.segments[layer], layout.prompt)
+                live[known] = _live(table, roots, every if layer < self._whole else self._left_rows)
             self._tables[layer] = live[known]
         if self._reads_in(self.depth - 1):
             if (self._readout < 0).any():
@@ -275,6 +276,15 @@ def slice_table(
     few[:, 1] = torch.where(still, before[key.clamp(max=frozen)], len(rows) + own)[needed]
     few[:, 4] = torch.where(parent < 0, -1, (needed.cumsum(0) - 1)[parent.clamp(min=0)])[needed]
     return few, rows
+
+
+def _by_prompt(table: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    """A table with the lines of a prompt beside each other: keys' gradients look at the lines between the first and the
+    last that see them. prompt: of each row."""
+    order = prompt[table[:, 1].long().clamp(max=len(prompt) - 1)].argsort(stable=True)
+    table, place = table[order], order.argsort()
+    table[:, 4] = torch.where(table[:, 4] < 0, -1, place[table[:, 4].clamp(min=0)])
+    return table
 
 
 def _live(table: torch.Tensor, roots: int, kept: torch.Tensor) -> torch.Tensor:

@@ -140,3 +140,25 @@ def test_rows_in_common_and_some_of_the_prompts(family: str, sites: tuple[str, .
     assert torch.allclose(got, want, rtol=0, atol=tolerance * float(want.detach().abs().max()))
     [mine], [theirs] = (torch.autograd.grad((x * weights).sum(), added) for x in (got, want))
     assert torch.allclose(mine, theirs, rtol=0, atol=tolerance * float(theirs.abs().max()))
+
+
+def lines_looked_at(count: int) -> int:
+    """By the keys' gradients of a layer behind the edited one: of each 8 keys the lines from the first that sees one of
+    them to the last (csrc/cuda/tree_attention_backward.cu)."""
+    model = ke.load_model((tiny_hf("llama"), word_level()))
+    prompts = [[3 + n % 40, 4 + n // 40, 5, 6, 7, 8, 9] for n in range(count)]
+    packed = PackedPrompts(model, clean_runs(model, prompts))
+    table = FrozenPrompts(packed, ("mlp",), 0, [3] * count, [(6,)] * count)._segments[2].tolist()
+    seen: dict[int, list[int]] = {}
+    for number, line in enumerate(table):
+        up = line if line[0] >= 0 else None
+        while up is not None:
+            for block in range(up[1] // 8, -(-(up[1] + up[3]) // 8)):
+                seen.setdefault(block, []).append(number)
+            up = table[up[4]] if up[4] >= 0 else None
+    return sum(max(lines) - min(lines) + 1 for lines in seen.values())
+
+
+def test_keys_gradients_cost_what_the_prompts_do() -> None:
+    """Not the square: four times the prompts are four times the work."""
+    assert lines_looked_at(48) < 4.5 * lines_looked_at(12)

@@ -54,7 +54,7 @@ void tree_attention_backward_cpu(const TreeAttentionBackward& params, int thread
 
 // owner: workspace [rows], int32. Enqueued on `stream` (a cudaStream_t) of `device`; does not wait.
 void tree_attention_cuda(const TreeAttention& params, int32_t* owner, int device, void* stream);
-// Every element of dq, dk and dv is written; the result is the same every time.
+// Every element of dq, dk and dv is written; the result is the same every time. owner: [rows + 2 * ceil(kv_rows / 8)].
 void tree_attention_backward_cuda(const TreeAttentionBackward& params, int32_t* owner, int device, void* stream);
 
 }  // namespace knowedit
