@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..datasets.questions import Asked, Question, Score, filled
+from ..datasets.questions import Asked, Question, Scores, filled
 from ..editing.edit import Edit
 from ..editing.request import EditRequest
 from ..evaluation.edited import Edited
@@ -83,7 +83,7 @@ def _ask(request: EditRequest):
         both = [request.target_new, request.target_true or request.target_new][:targets]
         questions = [Question(t, tuple(spaced(x, t, request.space) for x in both), edit) for _, t in texts]
 
-        def read(scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
+        def read(scores: Scores, before: Scores | None = None) -> dict[str, Any]:
             found: dict[str, float] = {}
             for (kind, _), answers in zip(texts, scores, strict=True):
                 found.setdefault(kind, answers[0].probability)
