@@ -351,6 +351,11 @@ LONG = {
 }
 
 
+def as_on_a_terminal() -> None:
+    """A shell that starts the tests in the background has interrupts ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("delay", ["0.5", *(pytest.param(x, marks=pytest.mark.slow) for x in ("0.01", "0.1", "1.5"))])
 @pytest.mark.parametrize("name", LONG)
 def test_ctrl_c(tmp_path: Path, name: str, delay: str) -> None:
@@ -359,16 +364,11 @@ def test_ctrl_c(tmp_path: Path, name: str, delay: str) -> None:
     (tmp_path / "long.txt").write_text("\n".join(fact["prompt"] for fact in load_world().facts()) * 50)
     (tmp_path / "many.json").write_text(json.dumps(load_world().records()))
     command = [sys.executable, "-c", INTERRUPTED, delay, *LONG[name]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    options = dict(cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, preexec_fn=as_on_a_terminal)
+    done = subprocess.run(command, capture_output=True, text=True, **options)
     assert done.returncode == 130, (done.returncode, done.stderr)
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("*.tmp"))
-
-
-def as_on_a_terminal() -> None:
-    """A shell that starts the tests in the background has interrupts ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("late", ["torch", "pydantic"])
@@ -415,7 +415,8 @@ def test_an_interrupt_that_was_made_another_error_of(run, monkeypatch, chained: 
 def test_ctrl_c_stops_a_shell(tmp_path: Path) -> None:
     """`knowedit ... && next` goes no further, whenever the key is pressed."""
     command = f"'{sys.executable}' -m knowedit_ext world train --out out && touch reached"
-    shell = subprocess.Popen(["bash", "-c", command], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE)
+    options = dict(start_new_session=True, stderr=subprocess.PIPE, preexec_fn=as_on_a_terminal)
+    shell = subprocess.Popen(["bash", "-c", command], cwd=tmp_path, **options)
     with pytest.raises(subprocess.TimeoutExpired):
         shell.wait(1.0)
     os.killpg(shell.pid, signal.SIGINT)
