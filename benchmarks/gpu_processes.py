@@ -27,7 +27,8 @@ class Step:
 
 
 def environment(**more: str) -> dict[str, str]:
-    path = [str(ROOT), str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    built = any((ROOT / "knowedit_ext").glob("_C*"))  # else what is installed is measured
+    path = [*[str(ROOT)] * built, str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
     ours = {"PYTHONPATH": os.pathsep.join(path), "KNOWEDIT_REQUIRE_NATIVE": "1", "PYTHONUNBUFFERED": "1"}
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     return kept | ours | more
@@ -42,11 +43,14 @@ def start(command: Sequence[str], log: Path, cwd: Path = ROOT, **env: str) -> su
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill it and all that it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    """Kill it and all that it started; a second at most until they are gone."""
+    for _ in range(20):
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            break
+        process.wait()
+        time.sleep(POLL / 2)
     process.wait()
 
 

@@ -54,7 +54,7 @@ DOORS: dict[str, Callable[[ke.EditableModel], object]] = {
     ),
     "known": lambda model: load_known([dict(known_id=1, prompt=LONG, subject="w3", attribute="w1")]),
     "zsre": lambda model: load_zsre(
-        [dict(subject="w3", src="w3", rephrase="w3", answers=["w1"], alt="w2", loc=LONG, loc_ans="w4")]
+        [dict(subject="w3", src=LONG, rephrase="w3", answers=["w1"], alt="w2", loc="w5", loc_ans="w4")]
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from ..checks import quoted
@@ -16,6 +17,8 @@ FILE_NAMES = ("known_1000", "zsre", "counterfact", "attribute_snippets", "idf", 
 
 
 def check_method(name: str, *others: str) -> None:
-    """ValueError for what is no method's name, nor one of the others."""
-    if name not in (*others, *METHOD_NAMES):
-        raise ValueError(f"unknown method {quoted(name)}: expected one of {', '.join((*others, *METHOD_NAMES))}")
+    """ValueError for what is no method's name, nor one of the others. A program may have added methods to the table."""
+    table = sys.modules.get("knowedit_ext.editing.methods")
+    known = (*others, *(METHOD_NAMES if table is None else table.METHODS))
+    if name not in known:
+        raise ValueError(f"unknown method {quoted(name)}: expected one of {', '.join(known)}")

@@ -28,7 +28,7 @@ def doubt(record, edit):
     """Asks the edited prompt for a third answer."""
     rewrite = record["requested_rewrite"]
     questions = [Question(rewrite["prompt"].replace("{}", rewrite["subject"]), (" w41",), edit)]
-    return questions, lambda scores: {"doubt": [answer.nll for (answer,) in scores]}
+    return questions, lambda scores, before=None: {"doubt": [answer.nll for (answer,) in scores]}
 
 
 def test_an_added_metric_is_asked_read_and_tabled(monkeypatch) -> None:
