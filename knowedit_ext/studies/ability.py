@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ class Tasks:
                 near = difflib.get_close_matches(name, known, 3)
                 raise ValueError(f"no task {quoted(name)}" + (f": near to it are {', '.join(near)}" if near else ""))
         return found
+
+    def files(self) -> dict[str, str]:
+        """Digests of the files in `folder`: the same names may come to mean other questions."""
+        found = [] if self.folder is None else sorted(Path(self.folder).rglob("*"))
+        return {str(p.relative_to(self.folder)): sha256(p.read_bytes()).hexdigest() for p in found if p.is_file()}
 
     def manager(self) -> Any:
         require("lm_eval")

@@ -114,7 +114,7 @@ def sequential(
         "text": None if text is None else marked(*text),
     }
     if asked is not None:
-        study["tasks"] = {"names": list(asked.names), "limit": asked.limit}
+        study["tasks"] = {"names": list(asked.names), "limit": asked.limit, "files": asked.files()}
     by_label = {treatment.label: treatment for treatment in chosen}
     settings = {label: described(treatment, moments) for label, treatment in by_label.items()}
     cells = [Cell({"method": label, "n": edits, "seed": seed}, settings[label]) for seed in seeds for label in by_label]

@@ -107,6 +107,10 @@ def test_in_a_study_of_sequential_edits(model: ke.EditableModel, folder: Path, t
     with ke.Edit.merge(parts).applied(model):
         assert last["tasks"]["local_facts acc"] == pytest.approx(plain_accuracy(model, questions()))
     assert "local_facts acc" in study.table() and "local_facts acc" in study.csv()
+    (folder / "more.txt").write_text("other questions")
+    with pytest.raises(ValueError, match="tasks"):
+        sequential(model, records, ["ultraedit"], tmp_path / "out", **options)
+    (folder / "more.txt").unlink()
 
 
 def test_unknown_tasks_are_named_with_what_is_near(model: ke.EditableModel, folder: Path, tmp_path: Path) -> None:
