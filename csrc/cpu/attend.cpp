@@ -12,9 +12,9 @@ namespace {
 // Four vectors to the vector of their four sums.
 template <typename T>
 inline Vec<T, 4> sums(Vec<T, 4> a, Vec<T, 4> b, Vec<T, 4> c, Vec<T, 4> d) {
-    const Vec<T, 4> ab = __builtin_shufflevector(a, b, 0, 4, 2, 6) + __builtin_shufflevector(a, b, 1, 5, 3, 7);
-    const Vec<T, 4> cd = __builtin_shufflevector(c, d, 0, 4, 2, 6) + __builtin_shufflevector(c, d, 1, 5, 3, 7);
-    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    const Vec<T, 4> ab = pick<T, 0, 4, 2, 6>(a, b) + pick<T, 1, 5, 3, 7>(a, b);
+    const Vec<T, 4> cd = pick<T, 0, 4, 2, 6>(c, d) + pick<T, 1, 5, 3, 7>(c, d);
+    return pick<T, 0, 1, 4, 5>(ab, cd) + pick<T, 2, 3, 6, 7>(ab, cd);
 }
 
 // sum[i] += q[from:d] . key[i][from:d] for four keys.
