@@ -2,6 +2,7 @@
 #   make test    the tests, against the installed package      make demo   trace facts in the built-in world
 #   make bench   the benchmarks                                make lint   style of Python and C++
 #   make build   the native module in the source tree          make clean  remove what was built
+#   make docs    the documentation as a site, out/site/index.html (its search needs `python -m http.server -d out/site`)
 #   make campaign     10,000 malformed inputs and 200 kills; docs/reliability.md (CAMPAIGN_FLAGS, CAMPAIGN_OUT)
 #   make versions     tests of models, sweep and tracing on the oldest transformers supported and on the newest
 #   make constraints  write down the versions that .venv has, after tests passed on them
@@ -16,9 +17,10 @@ SOURCES := $(shell find knowedit_ext csrc -type f -not -name '*.pyc' -not -name 
            setup.py CMakeLists.txt pyproject.toml constraints.txt $(wildcard README.md) LICENSE
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # Prints a list of requirements kept in pyproject.toml, so that versions are written down once.
-REQUIREMENTS = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))$(1), sep='\n')"
+TOML = import importlib, sys; toml = importlib.import_module('tomllib' if sys.version_info > (3, 11) else 'pip._vendor.tomli')
+REQUIREMENTS = $(BIN)/python -c "$(TOML); print(*toml.load(open('pyproject.toml', 'rb'))$(1), sep='\n')"
 
-.PHONY: demo test campaign versions constraints bench gpu gpu-check gpu-measure lint build clean
+.PHONY: demo test docs campaign versions constraints bench gpu gpu-check gpu-measure lint build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/knowedit demo
@@ -37,7 +39,7 @@ versions: $(VENV)/.installed
 	.ci/transformers newest
 
 # Upgrade what is pinned first: rm -rf .venv, empty constraints.txt, make test.
-constraints: $(VENV)/.installed $(VENV)/.lint $(VENV)/.build
+constraints: $(VENV)/.installed $(VENV)/.lint $(VENV)/.build $(VENV)/.docs
 	$(PIP) freeze --exclude torch --exclude knowedit_ext | grep '==' > $@.txt
 
 bench: $(VENV)/.installed
@@ -58,6 +60,9 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+docs: $(VENV)/.installed $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 build: $(VENV)/.build
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py build_ext --inplace
@@ -83,6 +88,10 @@ $(VENV)/.installed: $(SOURCES) | $(VENV)/.torch
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.created
 	$(call REQUIREMENTS,['project']['optional-dependencies']['dev']) | xargs $(PIP) install --quiet -c constraints.txt
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.created
+	$(call REQUIREMENTS,['project']['optional-dependencies']['docs']) | xargs $(PIP) install --quiet -c constraints.txt
 	touch $@
 
 $(VENV)/.build: pyproject.toml | $(VENV)/.created

@@ -20,8 +20,10 @@ import knowedit_ext as ke
 from knowedit_ext.cli import app, main
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
+PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
+AS_THEY_STAND = (ROOT / "docs" / "index.md", *(ROOT / "docs" / "howto").glob("*.md"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(((?!https?:)[^)#\s]+)(?:#[^)]*)?\)")
 # A model of one's own, as the world: its name, where it runs, its layers, what only the large ones have.
 ON_THE_WORLD = (
     ('"gpt2-xl"', '"world"'), ('"gpt-j"', '"world"'), ('"gpt2-xl/ft-l"', '"world/ft-l"'), ('device="cuda", ', ""),
@@ -92,7 +94,7 @@ def given() -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_runs(page: Path, place: Path) -> None:
     """The blocks of a page one after the other, as a reader would."""
     code = blocks(page, "python")
@@ -102,9 +104,9 @@ def test_python_runs(page: Path, place: Path) -> None:
         pytest.skip("the page is about EasyEdit, which is not installed")
     if page.name == "suggest.md":
         pytest.skip("the page's search takes minutes; studies/test_suggest.py runs one")
-    names = given() if page.parent.name == "docs" else {}
+    names = {} if page in AS_THEY_STAND or page.name == "README.md" else given()
     for block in code:
-        if page.name == "README.md" and block is code[0]:
+        if page in AS_THEY_STAND or (page.name == "README.md" and block is code[0]):
             exec(block, names)  # as it stands
             continue
         for own, here in ON_THE_WORLD:
@@ -112,7 +114,7 @@ def test_python_runs(page: Path, place: Path) -> None:
         exec(block, names)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_are_read(page: Path) -> None:
     for arguments in commands(page):
         try:
@@ -127,14 +129,34 @@ def test_a_command_that_is_not_there_is_found() -> None:
             parse(wrong)
 
 
-def test_the_commands_of_the_first_page_run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """Those on the world."""
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/howto/measure.md", "docs/howto/share.md"])
+def test_the_commands_on_the_world_run(page: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """One after the other; pages that begin with a saved edit get one."""
+    if page.startswith("docs/howto"):
+        given()["edit"].save("edit.safetensors")
     ran = 0
-    for arguments in commands(ROOT / "README.md"):
-        if "world" in arguments or arguments[0] in ("report", "methods", "doctor"):
+    for arguments in commands(ROOT / page):
+        if "world" in arguments or arguments[0] in ("report", "compare", "methods", "doctor") or "--show" in arguments:
             monkeypatch.setattr("sys.argv", ["knowedit", *arguments])
             with pytest.raises(SystemExit) as ended:
                 main()
             assert not ended.value.code, (arguments, capsys.readouterr().err)
             ran += 1
-    assert ran >= 5 and {"trace.png", "edit.safetensors", "traces", "runs"} <= {path.name for path in place.iterdir()}
+    assert ran >= 5
+    if page == "README.md":
+        assert {"trace.png", "edit.safetensors", "traces", "runs"} <= {path.name for path in place.iterdir()}
+
+
+def test_the_reference_has_every_public_name() -> None:
+    told = {
+        line.split(".")[-1] for page in PAGES for line in page.read_text("utf-8").splitlines() if line[:4] == "::: "
+    }
+    told |= {"METHODS", "PROBLEMS"}  # tables, told in words
+    assert set(ke.__all__) <= told
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """To files of the repository; anchors are held by `make docs`. Its pages of commands are made there."""
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists() or target.endswith("reference/commands.md"), target
