@@ -29,7 +29,8 @@ T* at(Pointer address) {
 TreeAttention tree_attention_params(Pointer q, Pointer k, Pointer v, Pointer out, Pointer segments, int dtype,
                                     int64_t rows, int64_t heads, int64_t kv_heads, int64_t head_dim,
                                     int64_t segment_count, Strides q_strides, Strides k_strides, Strides v_strides,
-                                    double scale, int64_t window, double softcap, Pointer sinks) {
+                                    double scale, int64_t window, double softcap, Pointer sinks, Pointer bias,
+                                    int64_t positions) {
     return {at(q),
             at(k),
             at(v),
@@ -50,7 +51,9 @@ TreeAttention tree_attention_params(Pointer q, Pointer k, Pointer v, Pointer out
             scale,
             window,
             softcap,
-            at(sinks)};
+            at(sinks),
+            at(bias),
+            positions};
 }
 
 TreeAttentionBackward tree_attention_backward_params(const TreeAttention& forward, Pointer grad, Pointer dq, Pointer dk,
@@ -149,7 +152,7 @@ PYBIND11_MODULE(_C, m) {
     py::class_<TreeAttention>(m, "TreeAttention")
         .def(py::init(&tree_attention_params), py::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "segments"_a, "dtype"_a,
              "rows"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "segment_count"_a, "q_strides"_a, "k_strides"_a,
-             "v_strides"_a, "scale"_a, "window"_a, "softcap"_a, "sinks"_a = 0);
+             "v_strides"_a, "scale"_a, "window"_a, "softcap"_a, "sinks"_a = 0, "bias"_a = 0, "positions"_a = 0);
     py::class_<TreeAttentionBackward>(m, "TreeAttentionBackward")
         .def(py::init(&tree_attention_backward_params), py::kw_only(), "forward"_a, "grad"_a, "dq"_a, "dk"_a, "dv"_a,
              "stats"_a, "kv_rows"_a, "grad_strides"_a);

@@ -131,9 +131,11 @@ inline void score(const Attend<T>& a) {
     }
 }
 
-// Scores become e^(score - highest); their sum, with the sink's, is returned.
+// Scores become e^(score + bias - highest); their sum, with the sink's, is returned.
 template <int W, typename T>
 inline T exponentiate(const Attend<T>& a) {
+    if (a.bias)
+        for (int64_t j = 0; j < a.count; ++j) a.scores[j] += a.bias[a.position[j]];
     Vec<T, W> top = Vec<T, W>{} - (T)INFINITY;
     for (int64_t j = 0; j < a.count; j += W) {
         const Vec<T, W> x = load<W>(a.scores + j);

@@ -15,10 +15,12 @@ struct Attend {
     int64_t count;        // keys seen, at least 1
     int64_t d;
     T scale;
-    T softcap;  // 0: none
-    T sink;     // a score without a value; -inf: none
-    T* scores;  // scratch, [count + kScorePadding]
-    T* out;     // [d]
+    T softcap;                // 0: none
+    T sink;                   // a score without a value; -inf: none
+    const T* bias;            // added to scores, by position; null: none
+    const int64_t* position;  // [count], of the keys
+    T* scores;                // scratch, [count + kScorePadding]
+    T* out;                   // [d]
 };
 
 constexpr int64_t kScorePadding = 16;

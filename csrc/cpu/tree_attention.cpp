@@ -95,6 +95,8 @@ class Worker {
         a.count = end - begin, a.d = p.head_dim;
         a.scale = static_cast<C>(p.scale), a.softcap = static_cast<C>(p.softcap), a.scores = scores.data();
         a.sink = p.sinks ? static_cast<const C*>(p.sinks)[head] : -std::numeric_limits<C>::infinity();
+        a.bias = p.bias ? static_cast<const C*>(p.bias) + head * p.positions : nullptr;
+        a.position = keys.position.data() + begin;
         if constexpr (kWidens) {
             for (int64_t c = 0; c < p.head_dim; ++c) row[c] = widen(q[c]);
             a.q = row.data(), a.out = row.data() + p.head_dim;

@@ -43,6 +43,8 @@ class Worker {
         b.forward.count = end - begin, b.forward.d = p.head_dim;
         b.forward.scale = static_cast<T>(p.scale), b.forward.softcap = static_cast<T>(p.softcap);
         b.forward.sink = p.sinks ? static_cast<const T*>(p.sinks)[head] : -std::numeric_limits<T>::infinity();
+        b.forward.bias = p.bias ? static_cast<const T*>(p.bias) + head * p.positions : nullptr;
+        b.forward.position = keys.position.data() + begin;
         b.forward.scores = scratch.data(), b.padded = padded;
         b.forward.out = static_cast<T*>(g.dq) + (query * p.heads + head) * p.head_dim;
         b.up = static_cast<const T*>(g.grad) + query * g.grad_row + head * g.grad_head;

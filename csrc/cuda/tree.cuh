@@ -14,14 +14,15 @@ static __global__ void claim_rows(TreeAttention p, int32_t* owner) {
         owner[s.query_row + i] = static_cast<int32_t>(blockIdx.x);
 }
 
-// Calls see(first key row, count) for the keys that the row at `position` of segment `s` sees, nearest segment first.
+// Calls see(first key row, its position, count) for the keys that the row at `position` of segment `s` sees, nearest
+// segment first.
 template <typename F>
 __device__ __forceinline__ void for_each_run(const TreeAttention& p, Segment s, int64_t position, F see) {
     const int64_t oldest = p.window > 0 ? position - p.window + 1 : 0;
     int64_t limit = position + 1;
     for (int64_t step = 0; step <= p.segment_count; ++step) {  // bounded: a bad table must not hang
         const int64_t begin = max(int64_t{s.position}, oldest), end = min(int64_t{s.position} + s.length, limit);
-        if (end > begin) see(s.kv_row + begin - s.position, end - begin);
+        if (end > begin) see(s.kv_row + begin - s.position, begin, end - begin);
         limit = min(limit, int64_t{s.position});
         if (s.parent < 0 || limit <= oldest) return;
         s = p.segments[s.parent];
@@ -106,6 +107,12 @@ __device__ __forceinline__ C score(const TreeAttention& p, C product, C& slope) 
     const C cap = static_cast<C>(p.softcap), bent = tanh(plain / cap);
     slope *= 1 - bent * bent;
     return cap * bent;
+}
+
+// What is added to a head's scores of keys from `position` on; null where nothing is.
+template <typename C>
+__device__ __forceinline__ const C* bias(const TreeAttention& p, int64_t head, int64_t position) {
+    return p.bias ? static_cast<const C*>(p.bias) + head * p.positions + position : nullptr;
 }
 
 // What a head's softmax starts from: its sink, whose weight is 1, or nothing.

@@ -16,12 +16,14 @@ struct Softmax {
     Share<T, N> sum;
     C top = -INFINITY, total = 0;  // largest score, sum of the weights relative to it
 
-    __device__ __forceinline__ void see(const TreeAttention& p, const C (&product)[kBatch], int64_t count, const T* v,
-                                        int64_t stride) {
+    // shift: what is added to the scores, or null
+    __device__ __forceinline__ void see(const TreeAttention& p, const C (&product)[kBatch], int64_t count,
+                                        const C* shift, const T* v, int64_t stride) {
         C scores[kBatch], highest = top, slope;
 #pragma unroll
         for (int b = 0; b < kBatch; ++b) {
             scores[b] = score(p, product[b], slope);
+            if (shift && b < count) scores[b] += shift[b];
             if (b < count && scores[b] > highest) highest = scores[b];
         }
         const C keep = top == highest ? C(1) : exp(top - highest);
@@ -49,12 +51,14 @@ __global__ void __launch_bounds__(kBlock, 1) attend(TreeAttention p, const int32
         q.load(queries<T>(p).at(row, head), size);
         begin(p, head, softmax.top, softmax.total);
         const Segment s = p.segments[line];
-        for_each_run(p, s, s.position + row - s.query_row, [&](int64_t first, int64_t count) {
+        for_each_run(p, s, s.position + row - s.query_row, [&](int64_t first, int64_t position, int64_t count) {
             constexpr int kBatch = Softmax<T, N>::kBatch;
+            const Compute<T>* shift = bias<Compute<T>>(p, head, position);
             for (int64_t j = 0; j < count; j += kBatch) {
                 Compute<T> product[kBatch];
                 q.dots(keys<T>(p).at(first + j, kv_head), p.k_row, count - j, size, product);
-                softmax.see(p, product, count - j, values<T>(p).at(first + j, kv_head), p.v_row);
+                softmax.see(p, product, count - j, shift ? shift + j : nullptr, values<T>(p).at(first + j, kv_head),
+                            p.v_row);
             }
         });
         softmax.sum.scale(1 / softmax.total);

@@ -53,7 +53,8 @@ __global__ void __launch_bounds__(kRowBlock, 1) row_gradients(TreeAttentionBackw
         const Segment s = p.segments[line];
         // Calls take(score, slope, dp, key) for every key the row sees.
         const auto for_each_key = [&](auto take) {
-            for_each_run(p, s, s.position + row - s.query_row, [&](int64_t first, int64_t count) {
+            for_each_run(p, s, s.position + row - s.query_row, [&](int64_t first, int64_t position, int64_t count) {
+                const C* shift = bias<C>(p, head, position);
                 for (int64_t j = 0; j < count; j += kBatch) {
                     const T* key = keys<T>(p).at(first + j, kv_head);
                     C product[kBatch], dp[kBatch];
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(kRowBlock, 1) row_gradients(TreeAttentionBackw
                         if (j + i >= count) break;
                         C slope;
                         const C s = score(p, product[i], slope);
-                        take(s, slope, dp[i], key + i * p.k_row);
+                        take(shift ? s + shift[j + i] : s, slope, dp[i], key + i * p.k_row);
                     }
                 }
             });
@@ -107,9 +108,12 @@ struct Key {
     using C = Compute<T>;
     Share<T, N> k, v, dk, dv;
 
-    // Adds what rows [begin, end) of q give, in head `head`.
-    __device__ __forceinline__ void take(const TreeAttentionBackward& b, int64_t begin, int64_t end, int64_t head) {
+    // Adds what rows [begin, end) of q give, in head `head`; the key is at `position`.
+    __device__ __forceinline__ void take(const TreeAttentionBackward& b, int64_t begin, int64_t end, int64_t head,
+                                         int64_t position) {
         const TreeAttention& p = b.forward;
+        const C* at = bias<C>(p, head, position);
+        const C shift = at ? *at : C(0);
         const int size = static_cast<int>(p.head_dim);
         for (int64_t row = begin; row < end; row += kBatch) {
             const T *q = queries<T>(p).at(row, head), *grad = gradients<T>(b).at(row, head);
@@ -121,7 +125,7 @@ struct Key {
                 if (row + i >= end) break;
                 const C* stats = static_cast<const C*>(b.stats) + 2 * ((row + i) * p.heads + head);
                 C slope;
-                const C weight = exp(score(p, product[i], slope) - stats[0]);
+                const C weight = exp(score(p, product[i], slope) + shift - stats[0]);
                 dv.add(weight, grad + i * b.grad_row, size);
                 dk.add(weight * (dp[i] - stats[1]) * slope, q + i * p.q_row, size);
             }
@@ -186,7 +190,7 @@ __global__ void __launch_bounds__(kKeyBlock, 1) key_gradients(TreeAttentionBackw
                     int64_t end = min(int64_t{asking.length}, p.rows - asking.query_row);
                     if (p.window > 0) end = min(end, position + p.window - asking.position);
                     for (int64_t h = head * group; h < (head + 1) * group; ++h)
-                        key.take(b, asking.query_row + begin, asking.query_row + end, h);
+                        key.take(b, asking.query_row + begin, asking.query_row + end, h, position);
                 });
             }
         }

@@ -67,9 +67,9 @@ KNOWEDIT_CASE(tree_attention_beyond_32_bit_offsets) {
     std::vector<int32_t> owner(2 + 2);  // two rows; the gradients also range over one block of keys
     for (int row = 0; row < 2; ++row) q.at(row, 0) = k.at(row, 0) = 1, v.at(row, 0) = static_cast<float>(4 * row + 2);
     constexpr int64_t stride = cases::FarApart<float>::kStride;
-    const TreeAttention p{q.data(), k.data(), v.data(), out.data(), &pair,  DType::Float32, 2, 1,
-                          1,        1,        1,        stride,     1,      stride,         1, stride,
-                          1,        1.0,      0,        0,          nullptr};
+    const TreeAttention p{q.data(), k.data(), v.data(), out.data(), &pair,   DType::Float32, 2, 1,
+                          1,        1,        1,        stride,     1,       stride,         1, stride,
+                          1,        1.0,      0,        0,          nullptr, nullptr,        0};
     tree_attention_cuda(p, owner.data(), 0, nullptr);
     cases::require(out[0] == 2 && out[1] == 4, "rows far apart");
     std::vector<float> up(2, 1), dq = cases::unwritten<float>(2), dk = dq, dv = dq, stats(4);

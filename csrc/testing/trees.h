@@ -43,7 +43,7 @@ struct Shape {
     int64_t heads, kv_heads, head_dim;
     int64_t window = 0;
     double softcap = 0, scale = 0.3;
-    bool sinks = false;
+    bool sinks = false, bias = false;
 };
 
 // Tensors for a tree, with strides of their own; key rows that nobody sees are NaN.
@@ -53,6 +53,7 @@ struct Problem {
     Shape shape;
     std::vector<T> q, k, v;
     std::vector<std::conditional_t<std::is_same_v<T, double>, double, float>> sinks;  // [heads], or empty
+    decltype(sinks) bias;                                                             // [heads, positions], or empty
     TreeAttention params;
 
     Problem(const Tree& tree, const Shape& s, std::mt19937& random) : tree(tree), shape(s) {
@@ -62,6 +63,9 @@ struct Problem {
         v = normal<T>(extent(tree.kv_rows, kv_row, s.kv_heads * (s.head_dim + 2) - 2), random);
         std::normal_distribution<float> sink(0, 2);
         for (int64_t h = 0; h < s.heads && s.sinks; ++h) sinks.push_back(sink(random));
+        int64_t positions = 0;
+        for (const Segment& line : tree.segments) positions = std::max<int64_t>(positions, line.position + line.length);
+        for (int64_t i = 0; i < s.heads * positions && s.bias; ++i) bias.push_back(sink(random));
         params = {q.data(),
                   k.data(),
                   v.data(),
@@ -82,7 +86,9 @@ struct Problem {
                   s.scale,
                   s.window,
                   s.softcap,
-                  sinks.empty() ? nullptr : sinks.data()};
+                  sinks.empty() ? nullptr : sinks.data(),
+                  bias.empty() ? nullptr : bias.data(),
+                  positions};
         const std::vector<char> seen = seen_keys();
         for (int64_t r = 0; r < tree.kv_rows; ++r)
             for (int64_t c = 0; c < s.kv_heads * (s.head_dim + 2) - 2 && !seen[r]; ++c)
@@ -92,27 +98,27 @@ struct Problem {
 
     std::vector<char> seen_keys() const {
         std::vector<char> seen(tree.kv_rows);
-        for_each_query([&](int64_t, const std::vector<int64_t>& keys) {
+        for_each_query([&](int64_t, const std::vector<int64_t>& keys, const std::vector<int64_t>&) {
             for (int64_t key : keys) seen[key] = 1;
         });
         return seen;
     }
 
-    // Calls f(row of q, key rows it sees) for every row of a segment.
+    // Calls f(row of q, key rows it sees, their positions) for every row of a segment.
     template <typename F>
     void for_each_query(F f) const {
         for (const Segment& asking : tree.segments) {
             for (int64_t i = 0; i < asking.length && asking.query_row >= 0; ++i) {
                 const int64_t position = asking.position + i;
-                std::vector<int64_t> keys;
+                std::vector<int64_t> keys, positions;
                 int64_t limit = position + 1;
                 for (const Segment* s = &asking; s; s = s->parent < 0 ? nullptr : &tree.segments[s->parent]) {
                     for (int64_t j = s->position; j < s->position + s->length; ++j)
                         if (j < limit && (shape.window == 0 || position - shape.window < j))
-                            keys.push_back(s->kv_row + j - s->position);
+                            keys.push_back(s->kv_row + j - s->position), positions.push_back(j);
                     limit = std::min<int64_t>(limit, s->position);
                 }
-                f(asking.query_row + i, keys);
+                f(asking.query_row + i, keys, positions);
             }
         }
     }
@@ -130,19 +136,20 @@ struct Problem {
     // Calls f(row, head, kv head, keys, probability of each, d score / d q.k of each).
     template <typename F>
     void for_each_softmax(F f) const {
-        for_each_query([&](int64_t row, const std::vector<int64_t>& keys) {
+        for_each_query([&](int64_t row, const std::vector<int64_t>& keys, const std::vector<int64_t>& positions) {
             for (int64_t h = 0; h < shape.heads; ++h) {
                 const int64_t kv = h / (shape.heads / shape.kv_heads);
                 std::vector<double> p, slope;
                 double top = -INFINITY, total = 0;
-                for (int64_t j : keys) {
+                for (size_t j = 0; j < keys.size(); ++j) {
                     double dot = 0;
-                    for (int64_t c = 0; c < shape.head_dim; ++c) dot += query(row, h, c) * key(j, kv, c);
+                    for (int64_t c = 0; c < shape.head_dim; ++c) dot += query(row, h, c) * key(keys[j], kv, c);
                     double score = shape.scale * dot, rise = shape.scale;
                     if (shape.softcap > 0) {
                         const double bent = std::tanh(score / shape.softcap);
                         score = shape.softcap * bent, rise *= 1 - bent * bent;
                     }
+                    if (!bias.empty()) score += bias[h * params.positions + positions[j]];
                     p.push_back(score), slope.push_back(rise), top = std::max(top, score);
                 }
                 if (!sinks.empty()) top = std::max<double>(top, sinks[h]), total = std::exp(sinks[h] - top);
@@ -213,9 +220,16 @@ void require_near(const std::vector<T>& got, const std::vector<double>& truth, d
 template <typename F>
 void for_each_problem(F check) {
     std::mt19937 random(11);
-    const Shape shapes[] = {
-        {1, 1, 1},           {2, 2, 5, 2, 0, .3, true},      {4, 2, 33, 0, 1.5}, {3, 1, 64, 3, 0.5, 1.0},
-        {2, 1, 96, 0, 0, 1}, {1, 1, 127, 1, 30.0, .3, true}, {2, 1, 200},        {1, 1, 256, 4}};
+    const Shape shapes[] = {{1, 1, 1},
+                            {2, 2, 5, 2, 0, .3, true},
+                            {4, 2, 33, 0, 1.5},
+                            {3, 1, 64, 3, 0.5, 1.0},
+                            {2, 1, 96, 0, 0, 1},
+                            {1, 1, 127, 1, 30.0, .3, true},
+                            {2, 1, 200},
+                            {1, 1, 256, 4},
+                            {4, 2, 9, 0, 0, .3, false, true},
+                            {2, 1, 40, 3, 1.5, .3, true, true}};
     for (const Shape& shape : shapes) {
         check(random_tree(random, 8, 6), shape, random);
         check(random_tree(random, 3, 9), shape, random);

@@ -32,6 +32,7 @@ def tree_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of packed rows over the tree of their segments. Differentiable in q, k and v.
 
@@ -47,6 +48,9 @@ def tree_attention(
         softcap: scores become `softcap * tanh(scores / softcap)`; 0: none.
         sinks: `[heads]`, float32 (float64 for float64), without a gradient: of each head one more score in every row's
             softmax, which has no value (gpt-oss), so that a row's weights add up to less than 1; None: none.
+        bias: `[heads, positions]`, dtype of the sinks, without a gradient: what is added (behind the soft-cap) to each
+            head's score of every key at a position. ALiBi is `slope * position`: the distance to the row, but for what
+            is the same for all of its keys; None: none.
 
     A row at position p sees its own segment up to p, then its parent's positions below the segment's start, and so on
     up; a position is only ever taken from the nearest segment that has it. Softmax is in float32 (float64 for float64).
@@ -58,17 +62,18 @@ def tree_attention(
         ValueError: shapes, dtypes or devices do not fit; on CPU also a bad table. On CUDA the table is not read back
             (that would wait for the device): check it once with `check_segments`.
     """
-    return torch.ops.knowedit_ext.tree_attention(q, k, v, segments, scale, window, softcap, sinks)
+    return torch.ops.knowedit_ext.tree_attention(q, k, v, segments, scale, window, softcap, sinks, bias)
 
 
-def check_segments(segments: Tensor, rows: int, kv_rows: int) -> None:
-    """Raise ValueError naming the line when a segment table `[n, 5]` does not fit `rows` queries and `kv_rows` keys.
+def check_segments(segments: Tensor, rows: int, kv_rows: int, positions: int | None = None) -> None:
+    """Raise ValueError naming the line when a segment table `[n, 5]` does not fit `rows` queries, `kv_rows` keys, and
+    the `positions` of a bias.
 
     Out of range rows, unknown parents, cycles and query rows in two segments are found. Copies a CUDA table to the CPU.
     """
     if segments.dim() != 2 or segments.shape[1] != 5:
         raise ValueError(f"segments must be [n, 5], got {list(segments.shape)}")
-    _checks.segment_table(segments, rows, kv_rows)
+    _checks.segment_table(segments, rows, kv_rows, positions)
 
 
 def restore_rows(hidden: Tensor, rows: Tensor, source: Tensor, source_rows: Tensor, add: bool = False) -> None:

@@ -26,7 +26,14 @@ def _same_device(op: str, **tensors: Tensor) -> None:
 
 
 def tree_attention(
-    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, softcap: float, sinks: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Tensor,
+    window: int,
+    softcap: float,
+    sinks: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> None:
     """Shapes, dtypes and devices of `tree_attention`; ValueError in words."""
     op = "tree_attention"
@@ -43,18 +50,22 @@ def tree_attention(
     _require(window >= 0, f"{op}: window must be >= 0 (0: none), got {window}")
     _require(softcap >= 0, f"{op}: softcap must be >= 0 (0: none), got {softcap}")
     _same_device(op, q=q, k=k, v=v, segments=segments)
-    if sinks is not None:
-        kind = torch.float64 if q.dtype == torch.float64 else torch.float32
-        _require(
-            sinks.shape == (heads,) and sinks.dtype == kind,
-            f"{op}: sinks must be [{heads}] of {kind}, got {_shape(sinks)} of {sinks.dtype}",
-        )
-        _require(not sinks.requires_grad, f"{op}: sinks have no gradient; detach them")
-        _same_device(op, q=q, sinks=sinks)
+    kind = torch.float64 if q.dtype == torch.float64 else torch.float32
+    for name, given, shape in (("sinks", sinks, f"[{heads}]"), ("bias", bias, f"[{heads}, positions]")):
+        if given is not None:
+            _require(
+                given.dim() == 1 + (name == "bias") and len(given) == heads and given.dtype == kind,
+                f"{op}: {name} must be {shape} of {kind}, got {_shape(given)} of {given.dtype}",
+            )
+            _require(not given.requires_grad, f"{op}: {name} gets no gradient; detach it")
+            _same_device(op, **{"q": q, name: given})
 
 
-def segment_table(segments: Tensor, rows: int, kv_rows: int) -> None:
-    """Values of a segment table: ranges, parents, no cycle, no query row twice; ValueError names the line."""
+def segment_table(segments: Tensor, rows: int, kv_rows: int, positions: int | None = None) -> None:
+    """Values of a segment table: ranges, parents, no cycle, no query row twice; ValueError names the line.
+
+    positions: how many a bias has.
+    """
     table = segments.detach().cpu().numpy().astype(np.int64)
     query, kv, position, length, parent = table.T
 
@@ -68,6 +79,8 @@ def segment_table(segments: Tensor, rows: int, kv_rows: int) -> None:
     check((query < -1) | ((query >= 0) & (query + length > rows)), f"query rows outside the {rows} rows of q")
     check((kv < 0) | (kv + length > kv_rows), f"key rows outside the {kv_rows} rows of k and v")
     check((parent < -1) | (parent >= len(table)), f"parent outside the {len(table)} segments")
+    if positions is not None:
+        check(position + length > positions, f"positions outside the {positions} of the bias")
     asks = query >= 0
     edges = np.bincount(query[asks], minlength=rows + 1) - np.bincount((query + length)[asks], minlength=rows + 1)
     twice = np.flatnonzero(np.cumsum(edges) > 1)

@@ -18,6 +18,10 @@ def _packed(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
 def _stream(tensor: Tensor) -> tuple[int, int]:
     """Device number and raw current stream of a CUDA tensor."""
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
@@ -33,12 +37,13 @@ def tree_attention(
     window: int,
     softcap: float,
     sinks: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Checked arguments to the native body of q's device; returns [rows, heads, d] contiguous."""
     q, k, v, segments = _packed(q), _packed(k), _packed(v), segments.contiguous()
-    sinks = None if sinks is None else sinks.contiguous()
+    sinks, bias = _contiguous(sinks), _contiguous(bias)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    params = _tree_attention_params(native, q, k, v, out, segments, scale, window, softcap, sinks)
+    params = _tree_attention_params(native, q, k, v, out, segments, scale, window, softcap, sinks, bias)
     if q.device.type == "cpu":
         native.tree_attention_cpu(params, torch.get_num_threads())
     else:
@@ -59,16 +64,17 @@ def tree_attention_backward(
     window: int,
     softcap: float,
     sinks: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients in q, k and v from grad [rows, heads, d]; on the CPU half precision is computed in float32."""
     on_cpu, before, compute = q.device.type == "cpu", q.dtype, compute_dtype(q.dtype)
     kind = compute if on_cpu else before
     grad, q, k, v = (_packed(x.to(kind)) for x in (grad, q, k, v))
-    segments, sinks = segments.contiguous(), None if sinks is None else sinks.contiguous()
+    segments, sinks, bias = segments.contiguous(), _contiguous(sinks), _contiguous(bias)
     dq, dk, dv = (torch.empty(x.shape, dtype=kind, device=x.device) for x in (q, k, v))
     stats = torch.empty(0 if on_cpu else (*q.shape[:2], 2), dtype=compute, device=q.device)  # workspace
     params = native.TreeAttentionBackward(
-        forward=_tree_attention_params(native, q, k, v, dq, segments, scale, window, softcap, sinks),
+        forward=_tree_attention_params(native, q, k, v, dq, segments, scale, window, softcap, sinks, bias),
         grad=grad.data_ptr(),
         dq=dq.data_ptr(),
         dk=dk.data_ptr(),
@@ -98,6 +104,7 @@ def _tree_attention_params(
     window: int,
     softcap: float,
     sinks: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Any:
     return native.TreeAttention(
         q=q.data_ptr(),
@@ -118,6 +125,7 @@ def _tree_attention_params(
         window=window,
         softcap=softcap,
         **({} if sinks is None else {"sinks": sinks.data_ptr()}),
+        **({} if bias is None else {"bias": bias.data_ptr(), "positions": bias.shape[1]}),
     )
 
 

@@ -34,10 +34,10 @@ def ancestors(segments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rows, positions, mask
 
 
-def visible_keys(segments: Tensor, window: int, per_key: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield (query rows [c], key rows [c, m], mask [c, m]) until every query row had its turn.
+def visible_keys(segments: Tensor, window: int, per_key: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield (query rows [c], key rows [c, m], their positions, mask [c, m]) until every query row had its turn.
 
-    A masked-out entry of the key rows repeats the row's own key. `per_key` is what one key gathers, in elements.
+    A masked-out entry repeats the row's own key. `per_key` is what one key gathers, in elements.
     """
     query_row, kv_row, position, length, _ = segments.long().unbind(1)
     above_rows, above_positions, above_mask = ancestors(segments)
@@ -57,8 +57,9 @@ def visible_keys(segments: Tensor, window: int, per_key: int) -> Iterator[tuple[
         if window:
             mask &= positions > (position[seg] + i)[:, None] - window
         used = mask.any(0)
-        keys, mask = keys[:, used], mask[:, used]
-        yield query_row[seg] + i, torch.where(mask, keys, (kv_row[seg] + i)[:, None]), mask
+        keys, positions, mask = keys[:, used], positions[:, used], mask[:, used]
+        keys = torch.where(mask, keys, (kv_row[seg] + i)[:, None])
+        yield query_row[seg] + i, keys, torch.where(mask, positions, (position[seg] + i)[:, None]), mask
 
 
 def _gather(x: Tensor, keys: Tensor, kind: torch.dtype) -> Tensor:
@@ -72,17 +73,27 @@ def _by_group(x: Tensor, at: Tensor, kv_heads: int, kind: torch.dtype) -> Tensor
 
 
 def _probabilities(
-    q: Tensor, k: Tensor, mask: Tensor, scale: float, softcap: float, sinks: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    positions: Tensor,
+    mask: Tensor,
+    scale: float,
+    softcap: float,
+    sinks: Tensor | None,
+    bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """softmax and d score / d (q.k), both [kv_heads, c, group, m], of grouped q and gathered k.
 
-    sinks: [heads], what takes its share of the softmax and is left out.
+    sinks: [heads], what takes its share of the softmax and is left out. bias: [heads, positions].
+    positions, mask: [c, m].
     """
     scores = q @ k.mT * scale
     slope = torch.full_like(scores, scale)
     if softcap > 0:
         bent = torch.tanh(scores / softcap)
         scores, slope = softcap * bent, scale * (1 - bent * bent)
+    if bias is not None:
+        scores = scores + bias[:, positions].unflatten(0, (len(scores), -1)).transpose(1, 2)
     scores = scores.masked_fill(~mask[:, None], float("-inf"))
     if sinks is None:
         return torch.softmax(scores, -1), slope
@@ -99,12 +110,14 @@ def tree_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Attention of packed rows over their segment tree; see `knowedit_ext.ops.tree_attention`."""
     kv_heads, kind = k.shape[1], compute_dtype(q.dtype)
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    for at, keys, mask in visible_keys(segments, window, k.shape[1] * k.shape[2]):
-        p, _ = _probabilities(_by_group(q, at, kv_heads, kind), _gather(k, keys, kind), mask, scale, softcap, sinks)
+    for at, keys, positions, mask in visible_keys(segments, window, k.shape[1] * k.shape[2]):
+        queries, gathered = _by_group(q, at, kv_heads, kind), _gather(k, keys, kind)
+        p, _ = _probabilities(queries, gathered, positions, mask, scale, softcap, sinks, bias)
         out[at] = (p @ _gather(v, keys, kind)).transpose(0, 1).flatten(1, 2).to(q.dtype)
     return out
 
@@ -119,15 +132,16 @@ def tree_attention_backward(
     window: int,
     softcap: float,
     sinks: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `tree_attention` in q, k, v from grad [rows, heads, d]; probabilities are recomputed."""
     kv_heads, kind = k.shape[1], compute_dtype(q.dtype)
     dq = torch.zeros(q.shape, dtype=kind, device=q.device)
     dk, dv = (torch.zeros(x.transpose(0, 1).shape, dtype=kind, device=x.device) for x in (k, v))
-    for at, keys, mask in visible_keys(segments, window, k.shape[1] * k.shape[2]):
+    for at, keys, positions, mask in visible_keys(segments, window, k.shape[1] * k.shape[2]):
         queries, up = (_by_group(x, at, kv_heads, kind) for x in (q, grad))
         gathered = _gather(k, keys, kind)
-        p, slope = _probabilities(queries, gathered, mask, scale, softcap, sinks)
+        p, slope = _probabilities(queries, gathered, positions, mask, scale, softcap, sinks, bias)
         dp = up @ _gather(v, keys, kind).mT
         ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * slope  # [kv_heads, c, group, m]
         dq[at] = (ds @ gathered).transpose(0, 1).flatten(1, 2)

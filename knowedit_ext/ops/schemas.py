@@ -17,12 +17,12 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 LIBRARY.define(
     "tree_attention(Tensor q, Tensor k, Tensor v, Tensor segments, float scale, int window=0, float softcap=0.0,"
-    " Tensor? sinks=None) -> Tensor",
+    " Tensor? sinks=None, Tensor? bias=None) -> Tensor",
     tags=_TAGS,
 )
 LIBRARY.define(
     "tree_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor segments, float scale, int window,"
-    " float softcap, Tensor? sinks=None) -> (Tensor, Tensor, Tensor)",
+    " float softcap, Tensor? sinks=None, Tensor? bias=None) -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 LIBRARY.define(
@@ -57,26 +57,27 @@ def _tree_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    _checks.tree_attention(q, k, v, segments, window, softcap, sinks)
+    _checks.tree_attention(q, k, v, segments, window, softcap, sinks, bias)
     device = q.device.type
     native = _native.module(device) if device in ("cpu", "cuda") else None
     if native is None or device == "cpu":  # a CUDA table is checked by the caller: reading it here would wait
-        _checks.segment_table(segments, len(q), len(k))
+        _checks.segment_table(segments, len(q), len(k), None if bias is None else bias.shape[1])
     if native is None:
-        return reference.tree_attention(q, k, v, segments, scale, window, softcap, sinks)
-    return launch.tree_attention(native, q, k, v, segments, scale, window, softcap, sinks)
+        return reference.tree_attention(q, k, v, segments, scale, window, softcap, sinks, bias)
+    return launch.tree_attention(native, q, k, v, segments, scale, window, softcap, sinks, bias)
 
 
 def _tree_attention_save(ctx, inputs, output) -> None:
-    q, k, v, segments, *ctx.settings, sinks = inputs
-    ctx.save_for_backward(q, k, v, segments, sinks)
+    q, k, v, segments, *ctx.settings, sinks, bias = inputs
+    ctx.save_for_backward(q, k, v, segments, sinks, bias)
 
 
 def _tree_attention_backward(ctx, grad: Tensor):
-    *saved, sinks = ctx.saved_tensors
-    grads = torch.ops.knowedit_ext.tree_attention_backward(grad, *saved, *ctx.settings, sinks)
-    return (*grads, None, None, None, None, None)
+    *saved, sinks, bias = ctx.saved_tensors
+    grads = torch.ops.knowedit_ext.tree_attention_backward(grad, *saved, *ctx.settings, sinks, bias)
+    return (*grads, None, None, None, None, None, None)
 
 
 for key in ("CPU", "CUDA", "CompositeExplicitAutograd"):
@@ -87,8 +88,8 @@ torch.library.register_autograd(
 
 
 @torch.library.register_fake("knowedit_ext::tree_attention", lib=LIBRARY)
-def _(q, k, v, segments, scale, window=0, softcap=0.0, sinks=None):
-    _checks.tree_attention(q, k, v, segments, window, softcap, sinks)
+def _(q, k, v, segments, scale, window=0, softcap=0.0, sinks=None, bias=None):
+    _checks.tree_attention(q, k, v, segments, window, softcap, sinks, bias)
     return q.new_empty(q.shape)
 
 
@@ -102,18 +103,19 @@ def _tree_attention_gradients(
     window: int,
     softcap: float,
     sinks: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     native = _native.module(q.device.type) if q.device.type in ("cpu", "cuda") else None
     if native is None:
-        return reference.tree_attention_backward(grad, q, k, v, segments, scale, window, softcap, sinks)
-    return launch.tree_attention_backward(native, grad, q, k, v, segments, scale, window, softcap, sinks)
+        return reference.tree_attention_backward(grad, q, k, v, segments, scale, window, softcap, sinks, bias)
+    return launch.tree_attention_backward(native, grad, q, k, v, segments, scale, window, softcap, sinks, bias)
 
 
 LIBRARY.impl("tree_attention_backward", _tree_attention_gradients, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("knowedit_ext::tree_attention_backward", lib=LIBRARY)
-def _(grad, q, k, v, segments, scale, window, softcap, sinks=None):
+def _(grad, q, k, v, segments, scale, window, softcap, sinks=None, bias=None):
     return tuple(x.new_empty(x.shape) for x in (q, k, v))
 
 

@@ -9,19 +9,21 @@ import torch
 from torch import Tensor
 
 
-def visible(segments: list[list[int]], line: int, position: int, window: int) -> list[int]:
-    """Key rows that the row at `position` of segment `line` sees, walking up from its own segment."""
+def visible(segments: list[list[int]], line: int, position: int, window: int) -> tuple[list[int], list[int]]:
+    """Key rows that the row at `position` of segment `line` sees, walking up from its own segment; their positions."""
     _, kv_row, start, _, parent = segments[line]
-    rows = [kv_row + j - start for j in range(start, position + 1) if not window or position - window < j]
+    positions = [j for j in range(start, position + 1) if not window or position - window < j]
+    rows = [kv_row + j - start for j in positions]
     limit = start
     while parent != -1:
         _, kv_row, start, length, above = segments[parent]
         for j in range(start, min(start + length, limit)):
             if not window or position - window < j:
                 rows.append(kv_row + j - start)
+                positions.append(j)
         limit = min(limit, start)
         parent = above
-    return rows
+    return rows, positions
 
 
 def tree_attention(
@@ -33,6 +35,7 @@ def tree_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """[rows, heads, d] in float64."""
     table = segments.tolist()
@@ -41,11 +44,13 @@ def tree_attention(
     group = q.shape[1] // k.shape[1]
     for line, (query_row, _, start, length, _) in enumerate(table):
         for i in range(length if query_row >= 0 else 0):
-            seen = visible(table, line, start + i, window)
+            seen, positions = visible(table, line, start + i, window)
             for head in range(q.shape[1]):
                 scores = [scale * float(k[r, head // group] @ q[query_row + i, head]) for r in seen]
                 if softcap:
                     scores = [softcap * math.tanh(s / softcap) for s in scores]
+                if bias is not None:
+                    scores = [s + float(bias[head, at]) for s, at in zip(scores, positions, strict=True)]
                 every = np.array(scores if sinks is None else [*scores, float(sinks[head])])
                 weights = np.exp(every - every.max())
                 out[query_row + i, head] = (weights / weights.sum())[: len(seen)] @ v[seen, head // group]

@@ -24,12 +24,14 @@ def random_qkv(rows: int, kv_rows: int, heads=4, kv_heads=2, d=8, dtype=torch.fl
     return [torch.randn(shape, dtype=torch.float64).to(dtype).to(device) for shape in shapes]
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale=0.3, window=0, softcap=0.0, sinks=None) -> Tensor:
-    on = None if sinks is None else sinks.to(q.device)
-    out = ops.tree_attention(q, k, v, segments.to(q.device), scale, window, softcap, on)
-    args = (q.cpu(), k.cpu(), v.cpu(), segments, scale, window, softcap, sinks)
+def check(
+    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale=0.3, window=0, softcap=0.0, **more: Tensor
+) -> Tensor:
+    on = {name: x.to(q.device) for name, x in more.items()}
+    out = ops.tree_attention(q, k, v, segments.to(q.device), scale, window, softcap, **on)
+    args = (q.cpu(), k.cpu(), v.cpu(), segments, scale, window, softcap)
     assert out.dtype == q.dtype and out.shape == q.shape and out.is_contiguous()
-    trees.assert_as_good_as(out, trees.plain(*args), oracle.tree_attention(*args))
+    trees.assert_as_good_as(out, trees.plain(*args, **more), oracle.tree_attention(*args, **more))
     return out
 
 
@@ -71,8 +73,38 @@ def random_sinks(heads: int, dtype: torch.dtype, size: float = 2.0) -> Tensor:
 def test_sinks(body, dtype, window, size):
     segments, rows = trees.forest([40, 6, 5])
     qkv = random_qkv(rows, rows, dtype=dtype, device=body)
-    out = check(*qkv, segments, 1.0, window, 3.0 * (window == 3), random_sinks(4, dtype, size))
+    out = check(*qkv, segments, 1.0, window, 3.0 * (window == 3), sinks=random_sinks(4, dtype, size))
     assert not torch.equal(out, ops.tree_attention(*qkv, segments.to(body), 1.0, window))
+
+
+def random_bias(heads: int, segments: Tensor, dtype: torch.dtype, size: float = 2.0) -> Tensor:
+    positions = int((segments[:, 2] + segments[:, 3]).max()) if len(segments) else 0
+    return size * torch.randn(heads, positions, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 1, 3])
+@pytest.mark.parametrize("heads, kv_heads, d", [(4, 2, 8), (3, 1, 40), (5, 5, 64)])
+def test_bias(body, dtype, window, heads, kv_heads, d):
+    segments, rows = trees.forest([40, 6, 5])
+    q, k, v = random_qkv(rows, rows, heads, kv_heads, d, dtype, body)
+    bias = random_bias(heads, segments, dtype)
+    more = {"sinks": random_sinks(heads, dtype)} if window == 3 else {}
+    out = check(q, k, v, segments, 0.4, window, 3.0 * (window == 1), bias=bias, **more)
+    if window != 1:
+        assert not torch.equal(out, ops.tree_attention(q, k, v, segments.to(body), 0.4, window))
+    spread = bias[:, None].expand(-1, 3, -1).reshape(3 * heads, -1)[::3]  # its rows do not follow each other
+    assert torch.equal(out, check(q, k, v, segments, 0.4, window, 3.0 * (window == 1), bias=spread, **more))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_all_keys_of_a_row_are_given_changes_nothing(body, dtype):
+    """So ALiBi by a key's position is that by its distance to the row."""
+    segments, rows = trees.forest([9, 4, 6])
+    q, k, v = random_qkv(rows, rows, dtype=dtype, device=body)
+    bias = 0.25 * torch.arange(30, dtype=dtype, device=body).expand(4, -1)
+    near, far = (ops.tree_attention(q, k, v, segments.to(body), 0.3, bias=bias - shift) for shift in (0.0, 5.0))
+    assert trees.error(near, far.double().cpu()) < 8 * torch.finfo(dtype).eps
 
 
 @given(seed=st.integers(0, 10**6), window=st.sampled_from([0, 0, 1, 3]), softcap=st.sampled_from([0.0, 2.0]))
@@ -80,14 +112,17 @@ def test_sinks(body, dtype, window, size):
 def test_any_tree(seed, window, softcap):
     segments, rows, kv_rows = trees.random_tree(seed)
     ops.check_segments(segments, rows, kv_rows)
-    check(*random_qkv(rows, kv_rows, dtype=torch.float32, seed=seed), segments, 0.3, window, softcap)
+    more = {"bias": random_bias(4, segments, torch.float32)} if seed % 2 else {}
+    check(*random_qkv(rows, kv_rows, dtype=torch.float32, seed=seed), segments, 0.3, window, softcap, **more)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_trees_on_every_body(body, seed):
     segments, rows, kv_rows = trees.random_tree(seed)
     for dtype in DTYPES:
-        check(*random_qkv(rows, kv_rows, d=20, dtype=dtype, device=body, seed=seed), segments, window=seed % 3)
+        qkv = random_qkv(rows, kv_rows, d=20, dtype=dtype, device=body, seed=seed)
+        check(*qkv, segments, window=seed % 3)
+        check(*qkv, segments, window=seed % 3, bias=random_bias(4, segments, dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -158,19 +193,21 @@ def dense_rows(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, rows: list[int
     out = []
     for row in rows:
         line = next(i for i, s in enumerate(lines) if 0 <= s[0] <= row < s[0] + s[3])
-        seen = oracle.visible(lines, line, lines[line][2] + row - lines[line][0], 0)
+        seen, _ = oracle.visible(lines, line, lines[line][2] + row - lines[line][0], 0)
         scores = torch.einsum("hd,mhd->hm", q[row].double().cpu(), k[seen].double().cpu()) * 0.125
         out.append(torch.einsum("hm,mhd->hd", torch.softmax(scores, 1), v[seen].double().cpu()))
     return torch.stack(out)
 
 
 @pytest.mark.parametrize("window, softcap, sunk", [(0, 0.0, False), (2, 0.0, True), (0, 1.5, False), (0, 1.5, True)])
-def test_gradients(body, window, softcap, sunk):
+@pytest.mark.parametrize("biased", [False, True])
+def test_gradients(body, window, softcap, sunk, biased):
     segments = trees.table((0, 0, 0, 4, -1), (4, 4, 2, 3, 0), (-1, 2, 1, 3, 0), (7, 0, 4, 2, 2))
     leaves = [x.requires_grad_() for x in random_qkv(9, 8, d=3, device=body)]
     table = segments.to(body)
     sinks = random_sinks(4, torch.float64).to(body) if sunk else None
-    call = lambda q, k, v: ops.tree_attention(q, k, v, table, 0.4, window, softcap, sinks)  # noqa: E731
+    bias = random_bias(4, segments, torch.float64).to(body) if biased else None
+    call = lambda q, k, v: ops.tree_attention(q, k, v, table, 0.4, window, softcap, sinks, bias)  # noqa: E731
     assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
 
 
@@ -184,10 +221,11 @@ def test_gradients_of_any_tree_against_autograd_in_float64(body, dtype, seed, d,
     up = torch.randn(rows, 12, d).to(dtype)[:, ::2]  # its heads do not follow each other
     exact = [x.double().requires_grad_() for x in (q, k, v)]
     sinks = random_sinks(6, dtype) if seed % 2 else None
-    trees.plain(*exact, segments, d**-0.5, window, softcap, sinks).backward(up.double())
+    bias = random_bias(6, segments, dtype) if seed > 9 else None
+    trees.plain(*exact, segments, d**-0.5, window, softcap, sinks, bias).backward(up.double())
     leaves = [x.to(body).requires_grad_() for x in (q, k, v)]
-    on = None if sinks is None else sinks.to(body)
-    ops.tree_attention(*leaves, segments.to(body), d**-0.5, window, softcap, on).backward(up.to(body))
+    on = [None if x is None else x.to(body) for x in (sinks, bias)]
+    ops.tree_attention(*leaves, segments.to(body), d**-0.5, window, softcap, *on).backward(up.to(body))
     for leaf, truth in zip(leaves, exact, strict=True):
         assert trees.error(leaf.grad.cpu(), truth.grad) < 4 * torch.finfo(dtype).eps
 
@@ -222,7 +260,9 @@ def test_gradients_have_the_dtype_and_shape_of_their_tensors(body, dtype):
 def test_opcheck(body, dtype):
     segments, rows = trees.forest([5, 3])
     leaves = [x.requires_grad_() for x in random_qkv(rows, rows, dtype=dtype, device=body)]
-    torch.library.opcheck(torch.ops.knowedit_ext.tree_attention.default, (*leaves, segments.to(body), 0.3, 2, 1.0))
+    for more in ((), (None, random_bias(4, segments, dtype).to(body))):
+        args = (*leaves, segments.to(body), 0.3, 2, 1.0, *more)
+        torch.library.opcheck(torch.ops.knowedit_ext.tree_attention.default, args)
 
 
 def test_nothing_to_do(body):
@@ -263,7 +303,12 @@ def test_works_in_a_forked_child():
         (dict(window=-1), "window must be >= 0"),
         (dict(softcap=-1.0), "softcap must be >= 0"),
         (dict(sinks=torch.zeros(2)), r"sinks must be \[4\] of torch.float32, got \[2\]"),
-        (dict(sinks=torch.zeros(4, requires_grad=True)), "sinks have no gradient"),
+        (dict(sinks=torch.zeros(4, requires_grad=True)), "sinks gets no gradient"),
+        (dict(bias=torch.zeros(4)), r"bias must be \[4, positions\] of torch.float32, got \[4\]"),
+        (dict(bias=torch.zeros(2, 4)), r"bias must be \[4, positions\] of torch.float32, got \[2, 4\]"),
+        (dict(bias=torch.zeros(4, 4).double()), "of torch.float32, got .* of torch.float64"),
+        (dict(bias=torch.zeros(4, 4, requires_grad=True)), "bias gets no gradient"),
+        (dict(bias=torch.zeros(4, 3)), "segment 0 .*positions outside the 3 of the bias"),
     ],
 )
 def test_bad_arguments(change, message):

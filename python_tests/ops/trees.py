@@ -49,16 +49,19 @@ def plain(
     window: int,
     softcap: float,
     sinks: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """The op as anyone would write it in torch, row by row and in the tensors' own dtype."""
     lines, out, group = segments.tolist(), torch.zeros_like(q), q.shape[1] // k.shape[1]
     for line, (query_row, _, start, length, _) in enumerate(lines):
         for i in range(length if query_row >= 0 else 0):
-            seen = oracle.visible(lines, line, start + i, window)
+            seen, positions = oracle.visible(lines, line, start + i, window)
             keys, values = (x[seen].repeat_interleave(group, 1).transpose(0, 1) for x in (k, v))
             scores = keys @ q[query_row + i, :, :, None] * scale  # [heads, seen, 1]
             if softcap:
                 scores = softcap * torch.tanh(scores / softcap)
+            if bias is not None:
+                scores = scores + bias.to(scores)[:, positions, None]
             if sinks is not None:
                 scores = torch.cat([scores, sinks.to(scores)[:, None, None]], 1)
             weights = torch.softmax(scores, 1)[:, : len(seen)]

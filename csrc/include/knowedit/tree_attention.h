@@ -1,9 +1,9 @@
 // Causal attention of packed rows over the tree of their segments.
 //
 // A row at position p of segment s attends to its own segment's positions <= p; then, walking up, to the parent's
-// positions below the segment's start, and so on to the root. scores = scale * q.k; softmax in float (double for
-// double), over the row's keys and, where there is one, its head's sink: a score without a value. The table is trusted
-// here: callers check it.
+// positions below the segment's start, and so on to the root. scores = scale * q.k, bent where there is a softcap, plus
+// the bias of the key's position; softmax in float (double for double), over the row's keys and, where there is one,
+// its head's sink: a score without a value. The table is trusted here: callers check it.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +35,8 @@ struct TreeAttention {
     int64_t window;     // position j is visible to p when p - window < j <= p; 0: no window
     double softcap;     // scores become softcap * tanh(score / softcap); 0: none
     const void* sinks;  // [heads], float (double for double); null: none
+    const void* bias;   // [heads, positions], float (double for double), added to scores of keys there; null: none
+    int64_t positions;  // more than any key's, where there is a bias
 };
 
 struct TreeAttentionBackward {
