@@ -1,9 +1,9 @@
 """Runs a Hugging Face attention module on packed rows: only the attention function is swapped.
 
 Classes that look their function up in transformers' `AttentionInterface` get ours by name; those whose forward calls
-their own `_attn` (GPT-Neo; GPT-J before transformers 5.24) have it wrapped; all others run whole sequences, see
-`whole`. Which a class does is read from its forward. All read what the layer in progress attends by from a context
-variable.
+their own `_attn` (GPT-Neo; GPT-J before transformers 5.24) have it wrapped; a few that compute scores themselves are
+known to `own_scores`; all others run whole sequences, see `whole`. Which a class does is read from its forward. All
+read what the layer in progress attends by from a context variable.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from transformers import AttentionInterface
 
 from ..model.activations import fused_gelu
 from ..model.families import ModuleMap, UnsupportedModelError
-from ..model.hooks import Stop
+from ..model.hooks import Stop, named_arguments
 from ..ops import tree_attention
 from ..ops.reference import compute_dtype
+from .own_scores import Forward, around_scores
 from .whole import mix_whole, runs_whole
 
 NAME = "knowedit_tree"
@@ -38,7 +39,8 @@ class Attending:
     segments: None where only keys and values are wanted: the layer is stopped (`Stop`) when they are there.
     frozen: (k, v), [frozen rows, kv_heads, d] each, in front of the layer's own; or what a module that runs whole
     sequences reads there. recorded: filled with the layer's own.
-    queries: its own [rows, heads, d], with scale, sliding window and softcap (0: none); None where that is not all.
+    queries: its own [rows, heads, d], with scale, sliding window and softcap (0: none), and what is added to scores by
+    key position [heads, positions] or None; None where that is not all.
     nearest: how far away the nearest key lies for a row that does not see itself: the table has that key in its place.
     lengths, run_of_row, mixing: of modules that run whole sequences: the prompts' lengths, the prompt of a row, what
     the module gets for each prompt.
@@ -47,7 +49,7 @@ class Attending:
     segments: torch.Tensor | None
     frozen: tuple[torch.Tensor, ...] | None = None
     recorded: tuple[torch.Tensor, ...] | None = None
-    queries: tuple[torch.Tensor, float, int, float] | None = None
+    queries: tuple[torch.Tensor, float, int, float, torch.Tensor | None] | None = None
     nearest: int = 0
     lengths: Sequence[int] = ()
     run_of_row: Callable[[int], int] = lambda row: 0
@@ -85,6 +87,7 @@ def _attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    key_bias: torch.Tensor | None = None,  # [..., heads, 1, positions]; ours alone, see `own_scores`
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     for name, given in (others | {"attention_mask": attention_mask}).items():
@@ -101,21 +104,27 @@ def _attend(
             f"a token that is not to see itself sees nothing in a sliding window of {sliding_window}: the nearest "
             f"position left to it is {layer.nearest} back"
         )
+    if key_bias is not None and layer.nearest:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} adds to scores by the key's position (ALiBi), so a sweep cannot keep a token "
+            "from seeing itself: cut other edges (groups= of a knockout, without the last token)"
+        )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [rows, heads, d]
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     width = v.shape[-1]
     if width < q.shape[-1]:  # latent attention (DeepSeek): keys are wider than values
         v = nn.functional.pad(v, (0, q.shape[-1] - width))
+    sinks, bias = (None if x is None else x.detach().to(q.device, compute_dtype(q.dtype)) for x in (s_aux, key_bias))
+    bias = None if bias is None else bias.reshape(q.shape[1], -1)
     layer.recorded = (k, v)
     if s_aux is None and width == q.shape[-1]:
-        layer.queries = (q, scale, sliding_window or 0, softcap or 0.0)
+        layer.queries = (q, scale, sliding_window or 0, softcap or 0.0, bias)
     if layer.segments is None:
         raise Stop
     if layer.frozen is not None:
         k, v = (torch.cat(pair) for pair in zip(layer.frozen, (k, v), strict=True))
-    sinks = None if s_aux is None else s_aux.detach().to(q.device, compute_dtype(q.dtype))
     table = layer.segments.to(q.device)
-    out = tree_attention(q, k, v, table, scale, sliding_window or 0, softcap or 0.0, sinks)
+    out = tree_attention(q, k, v, table, scale, sliding_window or 0, softcap or 0.0, sinks, bias)
     return out[None, ..., :width], None  # [1, rows, heads, d]
 
 
@@ -143,6 +152,14 @@ def _attn_without_interface(module: nn.Module):
     return attend
 
 
+def _around_scores(attention: nn.Module, own: Forward, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    def attend(query, key, value, scaling, key_bias):
+        out, _ = _attend(attention, query, key, value, None, scaling, key_bias=key_bias)
+        return out.flatten(2)
+
+    return own(attention, attend, **named_arguments(attention, args, kwargs))
+
+
 def _mix(attention: nn.Module, own_forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     layer = _attending.get()
     if layer.recorded is not None:
@@ -162,10 +179,12 @@ def tree_attention_in(modules: ModuleMap) -> Iterator[None]:
     configs: dict[int, tuple[Any, str]] = {}
     try:
         for attention in attentions:
-            if modules.family.whole or runs_whole(attention):
-                before = attention.__dict__.get("forward")
-                forwards.append((attention, before))
-                attention.forward = partial(_mix, attention, attention.forward)
+            whole = modules.family.whole or runs_whole(attention)
+            own = None if whole else around_scores(attention)
+            if whole or own is not None:
+                forwards.append((attention, attention.__dict__.get("forward")))
+                inside, parts = (_mix, attention.forward) if whole else (_around_scores, own)
+                attention.forward = partial(inside, attention, parts)
             elif _calls_attn(attention) and (hasattr(attention, "scale_attn") or hasattr(attention, "attention_type")):
                 attention._attn = _attn_without_interface(attention)
                 wrapped.append(attention)

@@ -25,13 +25,12 @@ _DROPPED = {
     "past_key_value": None,
     "cache": None,
     "cache_params": None,
-    "alibi": None,  # taken by attention classes that run whole sequences, with all they were handed
-    "position_bias": None,
     "layer_past": None,
     "use_cache": False,
     "output_attentions": False,
 }
 KEPT_LENGTHS = 128
+_BY_KEY = ("alibi", "position_bias")  # [..., heads, 1, positions], the last of them the prompt's
 _BY_POSITION = ("position_embeddings", "position_ids", "cache_position")
 
 
@@ -196,6 +195,11 @@ class RowArguments:
         }
 
     @cached_property
+    def _longest(self) -> CleanRun:
+        """What it is given by key position holds for the others too, but for what all keys are given alike."""
+        return max(self.runs, key=lambda run: len(run.ids))
+
+    @cached_property
     def _run_of_row(self) -> list[int]:
         ends = torch.tensor([len(run.ids) for run in self.runs]).cumsum(0)
         return torch.searchsorted(ends, self.index.cpu(), right=True).tolist()
@@ -213,8 +217,13 @@ class RowArguments:
                     named[name] = tuple(self._rows(column, rows, device) for column in columns)
                 else:
                     named[name] = self._rows(values, rows, device, batched=value.dim() > 1)
+            elif name in _BY_KEY:
+                named[name] = self._longest.arguments[layer][name][..., -len(self._longest.ids) :]
             elif isinstance(value, torch.Tensor):
-                raise UnsupportedModelError(f"the model passes its layers a tensor '{name}' that a sweep does not know")
+                raise UnsupportedModelError(
+                    f"the model passes its layers a tensor '{name}' beside the hidden state (as Gemma 4 E2B's per-layer inputs, "
+                    "which noise on the embeddings changes too): a sweep does not know which of its rows gets what"
+                )
             else:
                 named[name] = value
         return named

@@ -1,8 +1,8 @@
 """Modules that mix tokens by other means than `AttentionInterface`: run on whole sequences, as Hugging Face runs them.
 
-Linear attention, convolutions, state spaces, and attention classes of an own make (Bloom, Falcon, MPT) have no keys to
-share in a tree that we could hand them. Of every segment the whole sequence is put together from what the module reads
-in its ancestors' rows and its own, and the segment's own rows of the result are kept. All else of a layer stays packed.
+Linear attention, convolutions, state spaces, and attention classes that came with a checkpoint have no keys to share in
+a tree that we could hand them. Of every segment the whole sequence is put together from what the module reads in its
+ancestors' rows and its own, and the segment's own rows of the result are kept. All else of a layer stays packed.
 A segment of n rows at position p costs the module a prompt's length instead of n rows: slower, and as exact.
 """
 
@@ -18,15 +18,16 @@ from torch import nn
 from ..model.families import ModuleMap, UnsupportedModelError
 from ..model.hooks import Stop, first_of, named_arguments
 from ..ops.reference import ancestors
+from .own_scores import around_scores
 
 ROWS = 4096  # of sequences held at once
 _BATCH_AND_HEADS = ("alibi",)  # laid out [batch * heads, ...]
 
 
 def runs_whole(mixer: nn.Module) -> bool:
-    """Whether the module does not look its attention function up, nor call an `_attn` that can be wrapped."""
+    """Whether the module does not look its attention function up, call an `_attn` to wrap, nor is in `own_scores`."""
     names = inspect.unwrap(type(mixer).forward).__code__.co_names
-    return not {"get_interface", "ALL_ATTENTION_FUNCTIONS", "_attn"} & set(names)
+    return around_scores(mixer) is None and not {"get_interface", "ALL_ATTENTION_FUNCTIONS", "_attn"} & set(names)
 
 
 def mixes_whole(modules: ModuleMap) -> bool:

@@ -60,7 +60,7 @@ def _measure(
     attending: Any, output: nn.Module, spans: Sequence[range], seen: torch.Tensor, last: torch.Tensor
 ) -> torch.Tensor:
     """[facts, 2, heads] of one layer."""
-    (keys, values), (queries, scale, window, softcap) = attending.recorded, attending.queries
+    (keys, values), (queries, scale, window, softcap, bias) = attending.recorded, attending.queries
     heads = queries.shape[1]
     shared = heads // keys.shape[1]  # query heads of a key's head
     k, v = (x.repeat_interleave(shared, dim=1).float() for x in (keys, values))
@@ -70,6 +70,8 @@ def _measure(
         scores = scale * torch.einsum("hd,rhd->hr", queries[end].float(), k[first : end + 1])
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
+        if bias is not None:
+            scores = scores + bias[:, first - span.start : end + 1 - span.start]
         weight = scores.softmax(-1)[:, at - first] if at >= first else scores.new_zeros(heads)
         taken = (weight[:, None] * v[at]).to(values.dtype)  # [heads, d of values]
         alone = torch.zeros(heads + 1, heads, taken.shape[1], dtype=taken.dtype, device=taken.device)

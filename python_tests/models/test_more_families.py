@@ -160,19 +160,22 @@ def refused(model: ke.EditableModel) -> None:
 
 @pytest.mark.parametrize("family", EDITED + TRACED)
 def test_faults_are_found(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each kind that the family has: another scale, no window, no soft-cap, no sinks, a forgotten factor or cap of
-    the logits, a neighbour's row in what runs whole."""
+    """Of each kind that the family has: another scale, no window, no soft-cap, no sinks, other slopes, a forgotten
+    factor or cap of the logits, a neighbour's row in what runs whole."""
     model = model_of(family)
     seen: set[str] = set()
     right, mix = attention.tree_attention, attention.mix_whole
 
-    def attend(q, k, v, table, scale, window=0, softcap=0.0, sinks=None, *, fault: str = ""):
-        seen.update(name for name, x in dict(window=window, softcap=softcap, sinks=sinks is not None).items() if x)
+    def attend(q, k, v, table, scale, window=0, softcap=0.0, sinks=None, bias=None, *, fault: str = ""):
+        has = dict(window=window, softcap=softcap, sinks=sinks is not None, bias=bias is not None)
+        seen.update(name for name, x in has.items() if x)
         seen.add("scale")
         changed = {"window": 0} if fault == "window" else {"softcap": 0.0} if fault == "softcap" else {}
         given = {"window": window, "softcap": softcap} | changed
         if sinks is not None and fault != "sinks":
             given["sinks"] = sinks
+        if bias is not None:
+            given["bias"] = bias * (1.25 if fault == "bias" else 1.0)
         return right(q, k, v, table, scale * (1.05 if fault == "scale" else 1.0), **given)
 
     def whole(*args, fault: str = ""):

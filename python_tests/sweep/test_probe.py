@@ -111,8 +111,8 @@ def test_logits_that_are_not_finite_are_left_to_others() -> None:
 def wrong_attention(patch: pytest.MonkeyPatch, scale: float = 1.0, **given) -> None:
     right = attention.tree_attention
 
-    def wrong(q, k, v, table, scaling, window, softcap, sinks):
-        own = {"window": window, "softcap": softcap, "sinks": sinks}
+    def wrong(q, k, v, table, scaling, window, softcap, sinks, bias):
+        own = {"window": window, "softcap": softcap, "sinks": sinks, "bias": bias}
         return right(q, k, v, table, scaling * scale, **(own | given))
 
     patch.setattr(attention, "tree_attention", wrong)
