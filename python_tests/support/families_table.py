@@ -1,13 +1,16 @@
-"""The table of docs/families.md, from `FAMILIES` and what its tiny models give beside plain Hugging Face loops.
+"""The tables of docs/families.md and README.md, from `FAMILIES` and what its tiny models give beside plain Hugging Face
+loops.
 
-    python -m python_tests.support.families_table docs/families.md     (from the repository; a minute)
+    python -m python_tests.support.families_table docs/families.md README.md     (from the repository; a minute)
 
-Writes what lies between the page's two markers anew.
+Writes what lies between a page's markers anew: one line a family ("table"), or those alike together ("summary").
 """
 
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +28,20 @@ from .families import CONFIGS, tiny_model
 from .more_families import known, more_model
 from .oracle import plain_trace
 
-START, END = "<!-- table: python -m python_tests.support.families_table -->\n", "<!-- end of table -->\n"
+COMMAND = "python -m python_tests.support.families_table"
 
 
-def row(family: str) -> str:
+@dataclass(frozen=True)
+class Row:
+    family: str
+    name: str  # of its class
+    trace_off: float
+    scores_off: float
+    edits: str
+    notes: tuple[str, ...]
+
+
+def row(family: str) -> Row:
     model = tiny_model(family) if family in CONFIGS else more_model(family)
     trace = ke.trace(model, FACTS[0], samples=3, noise=NOISE)
     off = np.abs(trace.scores - plain_trace(model.hf, IDS[0], noisy(0), trace.answer_ids).scores).max()
@@ -41,8 +54,10 @@ def row(family: str) -> str:
     if mixes_whole(model.modules):
         notes.append("its mixing of tokens runs whole sequences: slower")
     notes += [f"no traces of {site} outputs" for site in model.modules.family.without]
-    name = type(model.hf).__name__
-    return f"| `{family}` | {name} | {_error(off)} | {_error(apart)} | {edits} | {'; '.join(notes)} |\n"
+    for error in (off, apart):
+        if not error <= 1e-5:
+            raise SystemExit(f"{family} is off by {error}")
+    return Row(family, type(model.hf).__name__, off, apart, edits, tuple(notes))
 
 
 def _edits(model: ke.EditableModel) -> tuple[str, list[str]]:
@@ -57,24 +72,40 @@ def _edits(model: ke.EditableModel) -> tuple[str, list[str]]:
     return "all", notes + ([] if adding.factor == 1.0 else ["multiplies the MLP's output"])
 
 
-def _error(value: float) -> str:
-    if not value <= 1e-5:
-        raise SystemExit(f"off by {value}")
-    return f"{value:.0e}"
-
-
-def table() -> str:
+def table(rows: list[Row]) -> str:
+    lines = [
+        f"| `{r.family}` | {r.name} | {r.trace_off:.0e} | {r.scores_off:.0e} | {r.edits} | {'; '.join(r.notes)} |\n"
+        for r in rows
+    ]
     head = "| model_type | class | trace off by | scores off by | edits | |\n|---|---|---|---|---|---|\n"
+    return f"transformers {transformers.__version__}, {len(rows)} families:\n\n{head}{''.join(lines)}"
+
+
+def summary(rows: list[Row]) -> str:
+    alike: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
+    for r in rows:
+        alike[r.edits, r.notes].append(f"`{r.family}`")
+    lines = [
+        f"| {' '.join(names)} | yes | yes | {edits} | {'; '.join(notes)} |\n"
+        for (edits, notes), names in sorted(alike.items(), key=lambda item: (item[0][0], -len(item[1])))
+    ]
+    worst = max(max(r.trace_off, r.scores_off) for r in rows)
+    head = "| model_type | trace | evaluate | edit, by | notes |\n|---|---|---|---|---|\n"
+    shown = f"{len(rows)} families, none further than {worst:.0e} from a plain loop over its own class"
+    return f"{shown}:\n\n{head}{''.join(lines)}"
+
+
+def main(pages: list[Path]) -> None:
     rows = [row(family) for family in sorted(FAMILIES) if family in CONFIGS or family in known({family: {}})]
-    return f"transformers {transformers.__version__}, {len(rows)} families:\n\n{head}{''.join(rows)}"
-
-
-def main(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{START}{table()}{END}{after}", encoding="utf-8")
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for kind, made in (("table", table), ("summary", summary)):
+            start, end = f"<!-- {kind}: {COMMAND} -->\n", f"<!-- end of {kind} -->\n"
+            if start in text:
+                before, _, rest = text.partition(start)
+                text = before + start + made(rows) + end + rest.partition(end)[2]
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(page) for page in sys.argv[1:]])
