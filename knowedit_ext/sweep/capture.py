@@ -221,8 +221,8 @@ class RowArguments:
                 named[name] = self._longest.arguments[layer][name][..., -len(self._longest.ids) :]
             elif isinstance(value, torch.Tensor):
                 raise UnsupportedModelError(
-                    f"the model passes its layers a tensor '{name}' beside the hidden state (as Gemma 4 E2B's per-layer inputs, "
-                    "which noise on the embeddings changes too): a sweep does not know which of its rows gets what"
+                    f"the model passes its layers a tensor '{name}' beside the states (as Gemma 4 E2B's inputs by "
+                    "layer, which noise changes too): a sweep does not know which of its rows gets what"
                 )
             else:
                 named[name] = value
