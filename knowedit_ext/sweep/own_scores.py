@@ -65,4 +65,7 @@ _CLASSES: dict[str, Forward] = {
 
 def around_scores(attention: nn.Module) -> Forward | None:
     """What stands for the class's forward: (module, attend, everything the model passes by name); None for others."""
-    return _CLASSES.get(type(attention).__module__)
+    own = _CLASSES.get(type(attention).__module__)
+    # Only under "sdpa" does every version add ALiBi once: with the mask, and not again to the scores.
+    twice = own is _falcon and attention.config.alibi and attention.config._attn_implementation != "sdpa"
+    return None if twice else own
