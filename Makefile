@@ -3,6 +3,7 @@
 #   make bench   the benchmarks                                make lint   style of Python and C++
 #   make build   the native module in the source tree          make clean  remove what was built
 #   make docs    the documentation as a site, out/site/index.html (its search needs `python -m http.server -d out/site`)
+#   make walkthrough  what a newcomer does from a fresh clone, in order, with times (WALK_FLAGS)
 #   make campaign     10,000 malformed inputs and 200 kills; docs/reliability.md (CAMPAIGN_FLAGS, CAMPAIGN_OUT)
 #   make versions     tests of models, sweep and tracing on the oldest transformers supported and on the newest
 #   make constraints  write down the versions that .venv has, after tests passed on them
@@ -20,13 +21,16 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '
 TOML = import importlib, sys; toml = importlib.import_module('tomllib' if sys.version_info > (3, 11) else 'pip._vendor.tomli')
 REQUIREMENTS = $(BIN)/python -c "$(TOML); print(*toml.load(open('pyproject.toml', 'rb'))$(1), sep='\n')"
 
-.PHONY: demo test docs campaign versions constraints bench gpu gpu-check gpu-measure lint build clean
+.PHONY: demo test docs walkthrough campaign versions constraints bench gpu gpu-check gpu-measure lint build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/knowedit demo
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 python_tests
+
+walkthrough:
+	PYTHONPATH=python_tests $(PYTHON) -m walkthrough $(WALK_FLAGS)
 
 CAMPAIGN_OUT ?= out/campaign
 

@@ -39,11 +39,11 @@ def _versions() -> list[str]:
 
 def _extras() -> list[str]:
     lines = []
-    for name, purpose, extra in EXTRAS.values():
+    for name, purpose in EXTRAS.values():
         try:
             lines.append(f"{name:<13} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
-            lines += [f"{name:<13} no: {purpose}", f'  -> pip install "knowedit_ext[{extra}]"']
+            lines += [f"{name:<13} no: {purpose}", f"  -> pip install {name}"]
     return lines
 
 

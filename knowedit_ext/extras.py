@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from .runs.interrupts import imported
 
-# package: what pip calls it, what for, and the extra that brings it
+# package: what pip calls it, and what for
 EXTRAS = {
-    "nltk": ("nltk", "fluency of generated text (GE)", "eval"),
-    "sklearn": ("scikit-learn", "consistency with reference texts (RS)", "eval"),
-    "datasets": ("datasets", "a data set by its name", "data"),
-    "plotly": ("plotly", "a page to click", "html"),
-    "jinja2": ("jinja2", "a page to click", "html"),
-    "pandas": ("pandas", "a table as a DataFrame", "pandas"),
-    "peft": ("peft", "loading an adapter", "peft"),
-    "gguf": ("gguf", "loading a GGUF file", "gguf"),
-    "lm_eval": ("lm-eval", "a task of general ability", "lm-eval"),
+    "nltk": ("nltk", "fluency of generated text (GE)"),
+    "sklearn": ("scikit-learn", "consistency with reference texts (RS)"),
+    "datasets": ("datasets", "a data set by its name"),
+    "plotly": ("plotly", "a page to click"),
+    "jinja2": ("jinja2", "a page to click"),
+    "pandas": ("pandas", "a table as a DataFrame"),
+    "peft": ("peft", "loading an adapter"),
+    "gguf": ("gguf", "loading a GGUF file"),
+    "lm_eval": ("lm-eval", "a task of general ability"),
 }
 
 
@@ -31,7 +31,7 @@ def require(module: str) -> None:
             if hasattr(there, "__path__") and getattr(there, "__file__", None) is None:  # any folder makes a package
                 raise ImportError(f"there is only a folder '{name}'")
     except ImportError as error:
-        name, purpose, extra = EXTRAS[package]
+        name, purpose = EXTRAS[package]
         raise MissingExtraError(
-            f'{purpose} needs {name}, which cannot be imported ({error}): pip install "knowedit_ext[{extra}]"'
+            f"{purpose} needs {name}, which cannot be imported ({error}): pip install {name}"
         ) from error

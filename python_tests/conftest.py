@@ -13,6 +13,14 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as the command doe
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The walk-through only where it is asked for."""
+    if "walkthrough" not in config.getoption("markexpr"):
+        walks = [item for item in items if item.get_closest_marker("walkthrough")]
+        config.hook.pytest_deselected(items=walks)
+        items[:] = [item for item in items if item not in walks]
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of public data sets: $KNOWEDIT_DATA, or shared/data beside the repository; skips without one."""

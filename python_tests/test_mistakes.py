@@ -213,7 +213,7 @@ def test_missing_extras_name_the_line_to_type(monkeypatch, package: str) -> None
 def test_missing_extras_are_said_before_the_model_is_loaded(run, monkeypatch, package: str, arguments) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(ke, "load_model", lambda *args, **more: pytest.fail("the model was loaded"))
-    is_one_line(*run(*arguments), f'pip install "knowedit_ext[{extras.EXTRAS[package][2]}]"')
+    is_one_line(*run(*arguments), f"pip install {extras.EXTRAS[package][0]}")
 
 
 def test_python_callers_are_told_as_early(monkeypatch) -> None:
