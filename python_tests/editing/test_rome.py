@@ -9,6 +9,7 @@ import torch
 
 import knowedit_ext as ke
 from knowedit_ext.editing.edit import Edit
+from knowedit_ext.editing.methods.r_rome import RROMEParams, r_rome
 from knowedit_ext.editing.methods.rome import ROMEParams, rome
 from knowedit_ext.editing.metric import Preserving
 from knowedit_ext.editing.request import EditRequest
@@ -34,10 +35,18 @@ def layer_of(family: str) -> int:
     return 0 if family in ("gemma2", "gemma3", "gemma3_text", "olmo2") else 1
 
 
-def mean_over_contexts(model: ke.EditableModel, request: EditRequest, layer: int) -> list[torch.Tensor]:
+def mean_over_contexts(
+    model: ke.EditableModel, request: EditRequest, layer: int, contexts: list[str] = CONTEXTS
+) -> list[torch.Tensor]:
     """Mean input and output of the down projection, in float64."""
-    pairs = [plain_key(model, request, context, layer) for context in CONTEXTS]
+    pairs = [plain_key(model, request, context, layer) for context in contexts]
     return [torch.stack(column).double().mean(0) for column in zip(*pairs, strict=True)]
+
+
+def half_of_it_bare(model: ke.EditableModel, request: EditRequest, layer: int) -> torch.Tensor:
+    """k*: the bare prompt's key weighs as much as those in all other contexts together."""
+    bare, others = (mean_over_contexts(model, request, layer, part)[0] for part in (CONTEXTS[:1], CONTEXTS[1:]))
+    return (bare + others) / 2
 
 
 def close(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-4) -> None:
@@ -82,31 +91,59 @@ def test_equal_to_the_published_rule(family: str, compat: str | None) -> None:
     model, layer = editable(family), 1
     params = replace(BRIEF, layers=(layer,))
     edit = rome(model, MIDDLE, params, moments_of(model, [layer]), contexts=CONTEXTS, compat=compat)
-    key, value = mean_over_contexts(model, MIDDLE, layer)
-    u = torch.linalg.solve(covariance(model, [layer])[layer], key)
+    mean = half_of_it_bare(model, MIDDLE, layer) if compat is None else mean_over_contexts(model, MIDDLE, layer)[0]
+    u = torch.linalg.solve(covariance(model, [layer])[layer], mean)
     u = u / u.norm()
     target = plain_value(model, MIDDLE, CONTEXTS, params, "mlp", layer).value.double()
-    if compat == "reference":
-        key, value = (x.double() for x in plain_key(model, MIDDLE, "{}", layer))
+    key, value = (x.double() for x in plain_key(model, MIDDLE, "{}", layer))
     v = (target - value) / (key @ u)
     want = torch.outer(v, u)  # [d_out, d_in]
     linear = isinstance(down_projection(model, layer), torch.nn.Linear)
     close(edit.delta(weight_name(model, layer)), want if linear else want.T, 2e-4)
 
 
-def test_one_key_for_both_or_the_bare_prompts() -> None:
+def value_of(model: ke.EditableModel, params: ROMEParams, layer: int) -> torch.Tensor:
+    tokenized = tokenize_requests(model, [MIDDLE], CONTEXTS, "subject_last")
+    return optimise_values(model, tokenized, params, "mlp", layer).values[0].double()
+
+
+@pytest.mark.parametrize("compat", [None, "reference"])
+def test_the_bare_prompt_gets_the_value(compat: str | None) -> None:
     model = editable("gpt2")
-    moments = moments_of(model, [0])
-    target = (
-        optimise_values(model, tokenize_requests(model, [MIDDLE], CONTEXTS, "subject_last"), BRIEF, "mlp", 0)
-        .values[0]
-        .double()
-    )
-    with rome(model, MIDDLE, BRIEF, moments, contexts=CONTEXTS).applied(model):
-        close(mean_over_contexts(model, MIDDLE, 0)[1], target, 1e-5)
-    with rome(model, MIDDLE, BRIEF, moments, contexts=CONTEXTS, compat="reference").applied(model):
+    target = value_of(model, BRIEF, 0)
+    with rome(model, MIDDLE, BRIEF, moments_of(model, [0]), contexts=CONTEXTS, compat=compat).applied(model):
         close(plain_key(model, MIDDLE, "{}", 0)[1].double(), target, 1e-5)
-        assert (mean_over_contexts(model, MIDDLE, 0)[1] - target).norm() > 1e-2 * target.norm()
+
+
+def test_one_key_for_both() -> None:
+    """R-ROME: on average over the contexts, and not at the bare prompt."""
+    model, params = editable("gpt2"), RROMEParams.from_dict(BRIEF.to_dict())
+    target = value_of(model, BRIEF, 0)
+    for compat in (None, "reference"):
+        edit = r_rome(model, MIDDLE, params, moments_of(model, [0]), contexts=CONTEXTS, compat=compat)
+        with edit.applied(model):
+            close(mean_over_contexts(model, MIDDLE, 0)[1], target, 1e-5)
+            assert (plain_key(model, MIDDLE, "{}", 0)[1].double() - target).norm() > 1e-2 * target.norm()
+
+
+def test_a_bare_prompt_unlike_its_contexts() -> None:
+    """Keys orthogonal in C^-1, as where the subject begins a text: with the bare prompt one of 21 contexts the others
+    get 20 times the change; as half of the mean, as much as the bare prompt."""
+    model = fresh("llama")
+    contexts = ["{}", *(f"w1{n % 10} w2. {{}}" for n in range(20))]
+    pairs = [plain_key(model, MIDDLE, context, 1)[0].double() for context in contexts]
+    bare, others = pairs[0], torch.stack(pairs[1:]).mean(0)
+    # C with which the two means are orthogonal, each of length 1
+    basis = torch.stack([bare, others], 1)
+    dual = basis @ torch.linalg.inv(basis.T @ basis)
+    inverse = dual @ dual.T + 1e-6 * torch.eye(len(bare), dtype=torch.float64)
+    moments = ke.Moments.from_arrays({1: (torch.linalg.inv(inverse), 1000)})
+    shares = {}
+    for compat in (None, "reference"):
+        edit = rome(model, MIDDLE, replace(BRIEF, layers=(1,)), moments, contexts=contexts, compat=compat)
+        u = direction(edit).double()
+        shares[compat] = float(others @ u / (bare @ u))
+    assert shares[None] == pytest.approx(1, rel=0.05) and shares["reference"] == pytest.approx(20, rel=0.05)
 
 
 def test_several_layers_one_after_the_other() -> None:
@@ -131,13 +168,9 @@ def test_square_weights_go_by_module_type(family: str, size: str | None) -> None
     model, layer = fresh(family, **{size: WIDTH}), 1
     assert down_projection(model, layer).weight.shape == (WIDTH, WIDTH)
     params, moments = replace(BRIEF, layers=(layer,)), moments_of(model, [layer])
-    target = (
-        optimise_values(model, tokenize_requests(model, [MIDDLE], CONTEXTS, "subject_last"), params, "mlp", layer)
-        .values[0]
-        .double()
-    )
+    target = value_of(model, params, layer)
     with rome(model, MIDDLE, params, moments, contexts=CONTEXTS).applied(model):
-        close(mean_over_contexts(model, MIDDLE, layer)[1], target, 1e-5)
+        close(plain_key(model, MIDDLE, "{}", layer)[1].double(), target, 1e-5)
     request = unlikely(model, "w17 w18 {}", "w33")
     with rome(model, request, replace(PARAMS, layers=(layer,)), moments, contexts=CONTEXTS[:1]).applied(model):
         assert probability(model, request) > 0.9
@@ -151,7 +184,7 @@ def direction(edit: Edit) -> torch.Tensor:
 def test_without_moments_the_direction_is_the_key() -> None:
     model = editable("llama")
     params = replace(BRIEF, mom2_adjustment=False)
-    key = mean_over_contexts(model, MIDDLE, 0)[0]
+    key = half_of_it_bare(model, MIDDLE, 0)
     edit = rome(model, MIDDLE, params, contexts=CONTEXTS)
     close(direction(edit), key / key.norm())
     with_moments = rome(model, MIDDLE, BRIEF, moments_of(model, [0]), contexts=CONTEXTS)

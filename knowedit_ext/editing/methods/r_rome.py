@@ -1,7 +1,4 @@
-"""R-ROME: ROME with one key wherever a key stands (Gupta et al. 2024): the mean over the contexts.
-
-That is how `rome` reads the paper where `compat` is None; here it has its own name, whatever `compat` says.
-"""
+"""R-ROME: ROME with one key wherever a key stands (Gupta et al. 2024): the mean over contexts or the bare prompt's."""
 
 from __future__ import annotations
 
@@ -29,6 +26,7 @@ class RROMEParams(ROMEParams):
     enable_prompt_keys: bool = False
     enable_random_prefix_keys: bool = True
 
+    algorithms = ("ROME", "R-ROME")
     fixed = {"original_implementation": False}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         name: ROMEParams.presets[name]
@@ -74,7 +72,8 @@ def r_rome_each(
     **options: Any,
 ) -> list[Edit]:
     """An edit for each request, see `rome_each`."""
-    edits = rome_each(model, requests, params, moments, prompt_keys=params.enable_prompt_keys, **options)
+    one_key = "bare" if params.enable_prompt_keys else "mean"
+    edits = rome_each(model, requests, params, moments, one_key=one_key, **options)
     for edit in edits:
         edit.method = METHOD.name
     return edits

@@ -1,11 +1,17 @@
-"""ROME: rank-one edits, one fact at a time (Meng et al. 2022; rome/rome_main.py, compute_u.py, compute_v.py)."""
+"""ROME: rank-one edits, one fact at a time (Meng et al. 2022; rome/rome_main.py, compute_u.py, compute_v.py).
+
+k* is a mean over contexts, in which the published code gives the bare prompt as much weight as each of them. Without a
+BOS token the bare prompt's key is unlike theirs: what begins a text is what attention falls back on. It is then nearly
+absent from C^-1 k*, along which the change goes, and either it gets a part of the change (one key on both sides), or
+all else more than the whole (the bare prompt's key in the denominator). So here the bare prompt is one half of k*.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -24,8 +30,10 @@ from ..params import EditParams
 from ..ready import check_ready
 from ..request import EditRequest, check_requests, warn_of_known
 from ..stacked import stacked
-from ..tokenized import TokenizedRequest, tokenize_requests
+from ..tokenized import TokenizedRequest, context_weights, tokenize_requests
 from ..values import optimise_values
+
+OneKey = Literal["mean", "bare"]
 
 # Starting points for newer families, not published by the method's authors: EasyEdit, hparams/.
 _STARTS = dict(layers=(5,), v_num_grad_steps=25, v_weight_decay=1e-3)
@@ -37,10 +45,8 @@ class ROMEParams(EditParams):
 
     context_template_length_params: tuple[tuple[Count, Count], ...] = ((5, 10), (10, 10))
 
-    algorithms = ("ROME", "R-ROME")
+    algorithms = ("ROME",)
     other = frozenset({"layer_selection", "mom2_update_weight"})
-    # EasyEdit's R-ROME: one key for both sides, the mean over contexts, is what `compat=None` does
-    fixed = {"original_implementation": False, "enable_prompt_keys": False, "enable_random_prefix_keys": True}
 
     # rome, hparams/ROME/*.json
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -80,9 +86,9 @@ def rome(
 
     moments: second moments of the keys at those layers; may be None when `params.mom2_adjustment` is off.
     contexts: templates with one `{}`, the bare "{}" first; None: generated from the model with `seed`.
-    compat: "reference": the key is averaged over contexts but the value is solved for the bare prompt's key, as
-        published; "hase": that too, and its values never stop early, one that is to be minimised gets one update more,
-        and noise is drawn as in google/belief-localization (see docs/problems.md); None: one key for both (R-ROME).
+    compat: "reference": in k* the bare prompt weighs as much as each other context, as published, and not as much as
+        all of them together; "hase": that too, and its values never stop early, one that is to be minimised gets one
+        update more, and noise is drawn as in google/belief-localization (see docs/problems.md).
     earlier: edits that are in the model already: for their keys (`Edit.keys`) the change is exactly nothing.
     ridge: added to the moments' diagonal where they are not positive definite, see `Moments.solve`.
 
@@ -113,13 +119,13 @@ def rome_each(
     seed: Seed = 0,
     batch: Count | None = None,
     progress: bool = False,
-    prompt_keys: bool = False,
+    one_key: OneKey | None = None,
 ) -> list[Edit]:
     """An edit for each request, each as `rome` makes it on the model as it is; their values are optimised together.
 
     Requests may contradict each other. batch: values optimised at once; None: from free memory. Where `params.layers`
-    are several, the upper ones depend on the edit below and the edits are made one after the other. prompt_keys: the
-    bare prompt's key is the one on both sides (see `r_rome`).
+    are several, the upper ones depend on the edit below and the edits are made one after the other. one_key: on both
+    sides, the plain mean over contexts or the bare prompt's (see `r_rome`).
     """
     requests = [one for request in requests for one in check_requests(request, problems=True)]
     if not requests:
@@ -147,6 +153,8 @@ def rome_each(
             u = metric.alone(layer, keys.T) if adjusted else keys.T
         return u / u.norm(dim=0)
 
+    published = compat is not None or one_key is not None
+    weights = context_weights([contexts] if published else [part for part in (contexts[:1], contexts[1:]) if part])
     edits = []
     for group in [tokenized] if len(params.layers) == 1 else [[request] for request in tokenized]:
         made = [
@@ -156,7 +164,7 @@ def rome_each(
             puts = [stack.enter_context(stacked(model, edit, params.layers)) for edit in made]
             for layer in params.layers:
                 keys, factors = _one_layer(
-                    model, group, len(contexts), params, directions, layer, compat, batch, progress, prompt_keys
+                    model, group, weights, params, directions, layer, compat, batch, progress, one_key
                 )
                 for edit, put, key, (u, v) in zip(made, puts, keys, factors, strict=True):
                     edit.keys[layer] = key[:, None].float().cpu()
@@ -168,21 +176,21 @@ def rome_each(
 def _one_layer(
     model: EditableModel,
     requests: Sequence[TokenizedRequest],
-    contexts: int,
+    weights: Sequence[float],
     params: ROMEParams,
     directions: Callable[[int, torch.Tensor], torch.Tensor],
     layer: int,
     compat: str | None,
     batch: int | None,
     progress: bool,
-    prompt_keys: bool,
+    one_key: OneKey | None,
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     """Keys [requests, d_in]; u [d_in, 1] and v [d_out, 1] of each request."""
-    rows = KeyRows(model, requests, [1.0 / contexts] * contexts)
+    rows = KeyRows(model, requests, weights)
     inputs, outputs = rows.pass_through(rows.start, 0, layer, layer, "mlp")
     bare = [rows.bare(x) for x in (inputs, outputs)]
     mean = [rows.mean(x) for x in (inputs, outputs)]
-    keys = (bare if prompt_keys else mean)[0]  # k*, [requests, d_in]
+    keys = (bare if one_key == "bare" else mean)[0]  # k*, [requests, d_in]
     more = 1 if compat == "hase" else 0
     optimised = optimise_values(
         model, requests, params, "mlp", layer, batch, progress, compat=compat, more_to_minimise=more
@@ -190,7 +198,7 @@ def _one_layer(
     targets = anchored(model, requests, params, optimised, "mlp", layer, compat)
     if any(request.stream for request in requests):  # the bare prompt is noised anew
         bare = bare_pass(model, requests, layer, "mlp")
-    keys_now, values_now = bare if prompt_keys or compat is not None else mean
+    keys_now, values_now = mean if one_key == "mean" else bare
     factors = []
     for n, u in enumerate(directions(layer, keys).T):
         v = (targets[n].to(u.device, torch.float64) - values_now[n].to(u.device)) / (keys_now[n].to(u.device) @ u)
