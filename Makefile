@@ -6,6 +6,7 @@
 #   make walkthrough  what a newcomer does from a fresh clone, in order, with times (WALK_FLAGS)
 #   make campaign     10,000 malformed inputs and 200 kills; docs/reliability.md (CAMPAIGN_FLAGS, CAMPAIGN_OUT)
 #   make versions     tests of models, sweep and tracing on the oldest transformers supported and on the newest
+#   make real    the tables and figures of real models (hours; goes on where it was; REAL_WORK, REAL_FLAGS; docs/real-models.md)
 #   make constraints  write down the versions that .venv has, after tests passed on them
 #   make gpu     on a machine with a GPU: build, test there, benchmark (GPU_OUT, GPU_PYTHON, GPU_FLAGS)
 # PYTHON chooses the interpreter for a new .venv; KNOWEDIT_CUDA=AUTO|ON|OFF is explained in CMakeLists.txt.
@@ -21,7 +22,7 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '
 TOML = import importlib, sys; toml = importlib.import_module('tomllib' if sys.version_info > (3, 11) else 'pip._vendor.tomli')
 REQUIREMENTS = $(BIN)/python -c "$(TOML); print(*toml.load(open('pyproject.toml', 'rb'))$(1), sep='\n')"
 
-.PHONY: demo test docs walkthrough campaign versions constraints bench gpu gpu-check gpu-measure lint build clean
+.PHONY: demo test docs walkthrough campaign versions constraints bench real gpu gpu-check gpu-measure lint build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/knowedit demo
@@ -41,6 +42,11 @@ campaign: $(VENV)/.installed
 versions: $(VENV)/.installed
 	.ci/transformers oldest
 	.ci/transformers newest
+
+REAL_WORK ?= out/real
+
+real: $(VENV)/.installed
+	$(BIN)/python benchmarks/real.py --work $(REAL_WORK) $(REAL_FLAGS)
 
 # Upgrade what is pinned first: rm -rf .venv, empty constraints.txt, make test.
 constraints: $(VENV)/.installed $(VENV)/.lint $(VENV)/.build $(VENV)/.docs

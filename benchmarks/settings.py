@@ -14,6 +14,7 @@ import numpy as np
 
 import knowedit_ext as ke
 from knowedit_ext.evaluation.scores import SUCCESSES, harmonic_difference, values_of
+from knowedit_ext.runs.checksums import digest
 from knowedit_ext.runs.files import write_json
 from knowedit_ext.studies.findings import NORMAL, Findings, means_of
 
@@ -37,7 +38,7 @@ def main() -> None:
     rows, cases = [], {}
     for given in asked.params:
         began, folder = perf_counter(), asked.out / Path(given).stem
-        edit = _edit(model, records, method, given, moments, folder)
+        edit = _edit(model, records, method, method.params_of(given), moments, folder)
         report = ke.evaluate(model, records, edit, False, False, out=folder, progress=True)
         cases[given] = [values_of(case["post"]) for case in report.cases]
         means = {name: value for name, value in means_of(cases[given]).items() if name.removesuffix("_half") in KEPT}
@@ -51,12 +52,15 @@ def main() -> None:
     print(found.table())
 
 
-def _edit(model, records, method, given: str, moments, folder: Path) -> ke.Edit:
-    """Of all records in one batch; kept, so that a run that was killed goes on with the same."""
+def _edit(model, records, method, params, moments, folder: Path) -> ke.Edit:
+    """Of all records in one batch; kept, so that a run that was killed goes on with the same. Values are computed once
+    for settings that share them."""
     path = folder.with_suffix(".safetensors")
     if not path.exists():
         options = {"moments": moments} if method.takes("moments") else {}
-        ke.edit(model, records, method.name, params=given, **options).save(path)
+        if method.takes("store"):
+            options["store"] = folder.parent / "values" / digest(repr(params.of_values()).encode())
+        ke.edit(model, records, method.name, params=params, **options).save(path)
     return ke.Edit.load(path)
 
 

@@ -1,0 +1,137 @@
+"""The parts of `real.py`: each command of each table and figure of real models, one a line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+METHODS = {"FT": "ft", "FT-L": "ft-l", "KN": "kn", "ROME": "rome", "MEMIT": "memit", "AlphaEdit": "alphaedit"}
+WITHOUT_MOMENTS = ("ft", "ft-l", "kn")
+PRESET = {"rome": "smollm2-135m", "memit": "smollm2-135m"}  # of the others there are files
+
+
+@dataclass(frozen=True)
+class Part:
+    """commands: one a line, `> file` keeps what it prints. kept: what else stays, patterns below --work."""
+
+    about: str
+    commands: str
+    kept: tuple[str, ...] = ()
+
+
+def table(records: str, out: str, more: str) -> str:
+    """All methods on the same records, side by side."""
+    start = f"knowedit evaluate {{smollm2}} --data {records} {more} --dtype float32"
+    lines = [f"{start} --out {out}/unedited"]
+    for name, method in METHODS.items():
+        moments = "" if method in WITHOUT_MOMENTS else " --moments {work}/moments"
+        params = PRESET.get(method, f"{{here}}/real_params/{method}.json")
+        lines.append(f"{start} --method {method} --params {params}{moments} --no-baseline --out {out}/{name}")
+    folders = " ".join(f"{out}/{name}" for name in ("unedited", *METHODS))
+    return "\n".join([*lines, f"knowedit report {folders} > table.md"])
+
+
+def defaults(model: str, params: str, moments: str, name: str) -> str:
+    """ROME by default and as published: what it takes the values for is computed in each."""
+    given = (
+        "" if model == "world" else f" --data {{work}}/counterfact.json --moments {{work}}/{moments} --dtype float32"
+    )
+    start = f"knowedit evaluate {model}{given} --method rome --params {params} --no-generation --no-baseline"
+    start += " --limit {records} --out {work}/" + name
+    return f"""\
+{start}_reference --compat reference
+{start}
+knowedit compare {{work}}/{name}_reference {{work}}/{name} > compared.md"""
+
+
+def keys(model: str, params: str, moments: str, name: str) -> Part:
+    return Part(
+        "whose key is on which side of ROME's change; values computed once, in 5 contexts of 21",
+        f"python {{here}}/rome_keys.py {model} --data {{work}}/counterfact.json --params {params} "
+        f"--moments {{work}}/{moments} --first 300 --value-contexts 4 --rules reference default --out {{work}}/{name}",
+        (f"{name}/rome_keys.md",),
+    )  # fmt: skip
+
+
+def tracing(model: str, facts: int, samples: int, name: str) -> Part:
+    return Part(
+        f"causal tracing of those of the first {facts} facts that the model knows",
+        f"knowedit trace {model} --facts {{data}}/known_1000.json --limit {facts} --samples {samples} --dtype float32 "
+        f"--out {{work}}/{name} > effects.md",
+        (f"{name}/summary.json", f"{name}/aie_lines.png", f"{name}/aie_heatmap.png"),
+    )
+
+
+PARTS = {
+    "inputs": Part(
+        "the real records in one file, and snippets",
+        "python {here}/real_inputs.py --data {data} --out {work}",
+    ),
+    "moments": Part(
+        "second moments of the keys, over WikiText-2's test split",
+        """\
+knowedit moments {smollm2} {data}/wikitext2_test.raw --layers 0-28 --max-tokens 20000 --batch-tokens 2048 \
+--dtype float32 --out {work}/moments
+knowedit moments {gemma3} {data}/wikitext2_test.raw --layers 3-7 --max-tokens 20000 --batch-tokens 2048 \
+--dtype float32 --out {work}/moments_gemma3""",
+    ),
+    "tracing_smollm2": tracing("{smollm2}", 250, 3, "tracing_smollm2"),
+    "severed_smollm2": Part(
+        "severed paths",
+        "knowedit study severed {smollm2} --data {data}/known_1000.json --limit 120 --samples 3 --dtype float32 "
+        "--out {work}/severed",
+        ("severed/study.md", "severed/study.csv", "severed/severed.png"),
+    ),
+    "rome_keys_smollm2": keys("{smollm2}", "smollm2-135m", "moments", "rome_keys_smollm2"),
+    "rome_keys_gemma3": keys("{gemma3}", "gemma-3-270m", "moments_gemma3", "rome_keys_gemma3"),
+    "defaults_smollm2": Part(
+        "ROME by default and as published, paired",
+        defaults("{smollm2}", "smollm2-135m", "moments", "rome_smollm2"),
+    ),
+    "defaults_gemma3": Part(
+        "ROME by default and as published, paired",
+        defaults("{gemma3}", "gemma-3-270m", "moments_gemma3", "rome_gemma3"),
+    ),
+    "defaults_world": Part("ROME by default and as published, paired", defaults("world", "world", "", "rome_world")),
+    "weights": Part(
+        "one parameter of MEMIT, on records that were not looked at before",
+        "python {here}/settings.py {smollm2} {here}/real_params/weight_1000.json {here}/real_params/weight_15000.json "
+        "{here}/real_params/weight_100.json --data {data}/counterfact_150.json --limit 100 --moments {work}/moments "
+        "--out {work}/weights",
+        ("weights/settings.md", "weights/settings.json"),
+    ),
+    "suggest": Part(
+        "a search for MEMIT's settings; what it found beside hand-made presets, on records that it did not see",
+        """\
+knowedit suggest {smollm2} --method memit --data {data}/counterfact_350.json --moments {work}/moments \
+--params smollm2-135m --facts {data}/known_1000.json --limit 64 --variants 3 --draws 2 --dtype float32 \
+--out {work}/suggest
+python {here}/settings.py {smollm2} {work}/suggest/params.json smollm2-135m gpt-j llama-3-8b \
+--data {data}/counterfact_150.json --moments {work}/moments --out {work}/settings""",
+        (
+            "suggest/params.json",
+            "suggest/suggest.md",
+            "suggest/suggest.csv",
+            "suggest/by_layer.png",
+            "settings/settings.md",
+        ),
+    ),
+    "memit": Part(
+        "MEMIT of 1, 10, 100 and 500 records",
+        "knowedit study scaling {smollm2} --data {work}/counterfact.json --moments {work}/moments "
+        "--params smollm2-135m --method memit --counts 1,10,100,500 --least 10 --dtype float32 --out {work}/scaling",
+        ("scaling/study.md", "scaling/study.csv", "scaling/curves.png"),
+    ),
+    "counterfact": Part(
+        "the papers' CounterFact table",
+        table("{work}/counterfact.json", "{work}/counterfact", "--no-generation --limit {records}"),
+    ),
+    "generated": Part(
+        "fluency and consistency, of records whose new object WikiText-2 names",
+        table("{work}/with_snippets.json", "{work}/generated", "--snippets {work}/snippets.json --limit {generated}"),
+    ),
+    "zsre": Part(
+        "the papers' zsRE table",
+        table("{data}/zsre_mend_eval_1037.json", "{work}/zsre", "--limit {records}"),
+    ),
+    "tracing_gemma3": tracing("{gemma3}", 120, 3, "tracing_gemma3"),
+}
