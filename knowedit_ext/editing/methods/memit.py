@@ -48,7 +48,8 @@ class MEMITParams(EditParams):
         "qwen2-7b": _STARTS | _EASYEDIT_VALUES,
         "qwen2.5-7b": _STARTS | _EASYEDIT_VALUES,
         "smollm2-135m": dict(layers=(5, 6, 7, 8, 9)),
-        "gemma-3-270m": dict(layers=(3, 4, 5, 6, 7)),
+        # The entries of its residual stream are too large for steps of 0.5.
+        "gemma-3-270m": dict(layers=(3, 4, 5, 6, 7), v_lr=4.0, mom2_update_weight=150.0),
         # The built-in world: small steps end nearer to where they began, which spares the neighbourhood.
         "world": dict(layers=(1, 2, 3), clamp_norm_factor=2.0, v_lr=0.2, v_num_grad_steps=40, mom2_update_weight=400.0),
     }
