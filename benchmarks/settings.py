@@ -58,8 +58,10 @@ def _edit(model, records, method, params, moments, folder: Path) -> ke.Edit:
     path = folder.with_suffix(".safetensors")
     if not path.exists():
         options = {"moments": moments} if method.takes("moments") else {}
-        if method.takes("store"):
-            options["store"] = folder.parent / "values" / digest(repr(params.of_values()).encode())
+        if method.values is not None:
+            shared = params.of_values()
+            store = folder.parent / "values" / digest(repr(shared).encode())
+            options["values"] = method.values(model, records, shared, store=store)
         ke.edit(model, records, method.name, params=params, **options).save(path)
     return ke.Edit.load(path)
 
