@@ -41,7 +41,9 @@ from .editors import efk as efk
 from .editors import mend as mend
 from .editors import mend_each as mend_each
 from .editors import train_editor as train_editor
+from .evaluation import BeforeAfter as BeforeAfter
 from .evaluation import Report as Report
+from .evaluation import before_after as before_after
 from .evaluation import evaluate as evaluate
 from .evaluation import known_fact as known_fact
 from .evaluation import problem_scores as problem_scores

@@ -84,7 +84,8 @@ def test_what_is_said_before_and_after(run) -> None:
     prompt = FACT.text
     status, told, _ = run("generate", "world", "--edit", "e.safetensors", "--prompt", prompt, "--tokens", "3")
     assert status == 0 and told["prompts"] == [prompt]
-    assert told["before"][0].startswith(REQUEST.target_true) and told["after"][0].startswith(REQUEST.target_new)
+    assert told["before"][0]["text"].startswith(REQUEST.target_true)
+    assert told["after"][0]["text"].startswith(REQUEST.target_new)
     assert run("generate", "world", "--prompt", prompt)[1]["after"] is None
     ids = MODEL.tokenizer(prompt, return_tensors="pt")
     own = MODEL.hf.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]

@@ -7,29 +7,24 @@ import math
 import re
 import shutil
 import subprocess
+from contextlib import nullcontext
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
-
-import knowedit_ext as ke
-from knowedit_ext.pages.page import Page, Table, rendered, write_page
-from knowedit_ext.pages.results import effects_page, report_page, trace_page
+import torch
 
 pytest.importorskip("plotly", reason="the extra html is not installed")
 pytest.importorskip("jinja2", reason="the extra html is not installed")
 
-MODEL = ke.load_model("world")
-RECORDS = ke.world_records()[:3]
-FACT = ke.Fact(RECORDS[0]["requested_rewrite"]["prompt"], RECORDS[0]["requested_rewrite"]["subject"])
-TRACES = {kind: ke.trace(MODEL, FACT, kind, samples=3) for kind in ("state", "mlp")}
-REPORT = ke.evaluate(MODEL, RECORDS, generation=False)
-PAGES = {
-    **{f"trace {kind}": trace_page(trace) for kind, trace in TRACES.items()},
-    "effects": effects_page(ke.Effects.from_traces(TRACES.values())),
-    "report": report_page(REPORT),
-}
+import knowedit_ext as ke  # noqa: E402
+from knowedit_ext.pages.page import Page, Table, rendered, write_page  # noqa: E402
+from knowedit_ext.pages.results import report_page, trace_page  # noqa: E402
+from knowedit_ext.studies.findings import Findings  # noqa: E402
+
+from .support.pages import EDIT, FACT, MODEL, PAGES, RECORDS, REPORT, SAID, STUDY, TRACES  # noqa: E402
 
 
 class Read(HTMLParser):
@@ -42,7 +37,7 @@ class Read(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag, attributes):
-        self.open.append(tag) if tag not in ("meta",) else None
+        self.open.append(tag) if tag not in ("meta", "input") else None
         self.addresses += [value for name, value in attributes if name in ("src", "href", "action")]
         if tag == "table":
             self.tables.append([])
@@ -69,41 +64,115 @@ def test_a_page_asks_for_nothing_and_has_its_numbers(name: str, tmp_path: Path) 
     write_page(tmp_path / "page.html", page)
     text = (tmp_path / "page.html").read_text()
     read = Read(text)
-    assert not read.addresses and "default-src 'none'" in text and "@import" not in text
-    tables = [*page.tables, *(table for record in page.records for table in record.tables)]
-    assert len(tables) == len(read.tables)
+    assert all(re.fullmatch(r"#record\d+", address) for address in read.addresses)  # to places in the page itself
+    assert "default-src 'none'" in text and "@import" not in text
+    tables = [table for owner in (*page.charts, page, *page.records) for table in owner.tables]
+    assert tables and len(tables) == len(read.tables)
     for table, (head, *rows) in zip(tables, read.tables, strict=True):
         assert head == list(table.columns) and len(rows) == len(table.rows)
         for wanted, row in zip(table.rows, rows, strict=True):
-            said = ["" if x is None else f"{x:.3f}" if isinstance(x, float) else str(x) for x in wanted]
-            assert row == said
+            for value, said in zip(wanted, row, strict=True):
+                if isinstance(value, float):
+                    near = pytest.approx(value, rel=0.06) if abs(value) < 1e-3 else pytest.approx(value, abs=6e-4)
+                    assert float(said) == near
+                else:
+                    assert said == ("" if value is None else str(value))
     charts = json.loads(read.scripts[0])
-    assert [chart["data"][0]["type"] for chart in charts] == [chart.traces[0]["type"] for chart in page.charts]
+    for chart, wanted in zip(charts, page.charts, strict=True):
+        for drawn, trace in zip(chart["data"], wanted.traces, strict=True):
+            assert all(drawn[key] == trace[key] for key in ("type", "x", "y", "customdata"))
 
 
 def test_the_map_and_its_samples() -> None:
     trace = TRACES["state"]
-    [chart] = PAGES["trace state"].charts
+    chart, _ = PAGES["traces"].charts
     assert chart.traces[0]["z"] == trace.scores.tolist()
     said = chart.traces[0]["customdata"][1][2]
     assert [float(x) for x in said.partition("noise samples ")[2].split(",")] == pytest.approx(
         trace.sample_scores[:, 1, 2].tolist(), abs=6e-4
     )
-    assert chart.traces[0]["zmin"] + chart.traces[0]["zmax"] == pytest.approx(2 * trace.low_score)
+    half = 1.96 * trace.sample_scores[:, 1, 2].std(ddof=1) / 3**0.5
+    assert f"{trace.scores[1, 2]:.4f} ± {half:.4f} (95 %)" in said
+
+
+def test_maps_of_a_page_have_one_scale_white_where_nothing_is_restored() -> None:
+    maps = [chart.traces[0] for chart in PAGES["traces"].charts]
+    shown = np.concatenate([np.append(trace.scores, trace.low_score) for trace in TRACES.values()])
+    assert {(m["zmin"], m["zmax"]) for m in maps} == {(shown.min(), shown.max())}
+    for trace, each in zip(TRACES.values(), maps, strict=True):
+        place = (trace.low_score - each["zmin"]) / (each["zmax"] - each["zmin"])
+        nearest = min(each["colorscale"], key=lambda stop: abs(stop[0] - place))[1]
+        assert all(int(x) > 225 for x in re.findall(r"\d+", nearest)), nearest
+
+
+def test_traces_of_different_prompts_are_no_page() -> None:
+    other = replace(TRACES["mlp"], tokens=["x", *TRACES["mlp"].tokens[1:]])
+    with pytest.raises(ValueError, match="of one prompt"):
+        trace_page([TRACES["state"], other])
 
 
 def test_the_probabilities_of_a_record() -> None:
     [table] = PAGES["report"].records[0].tables
-    nll = REPORT.cases[0]["pre"]["rewrite_prompts_probs"][0]
-    assert table.rows[0] == ["rewrite 0", math.exp(-nll["target_new"]), math.exp(-nll["target_true"])]
+    case, record = REPORT.cases[0], RECORDS[0]
+    sides = [case[when]["rewrite_prompts_probs"][0] for when in ("pre", "post")]
+    chances = [math.exp(-nll[target]) for nll in sides for target in ("target_new", "target_true")]
+    assert table.rows[0] == [FACT.text, "rewrite", *chances]
+    shown = {row[1]: [each[0] for each in table.rows if each[1] == row[1]] for row in table.rows}
+    assert shown["paraphrase"] == record["paraphrase_prompts"]
+    assert shown["neighborhood"] == record["neighborhood_prompts"]
+    [without] = report_page(REPORT).records[0].tables
+    assert without.rows[1][0] == "paraphrase 0" and [r[1:] for r in without.rows] == [r[1:] for r in table.rows]
+
+
+def test_before_and_after_are_what_the_model_says() -> None:
+    ids = MODEL.tokenizer(SAID.prompts[0], return_tensors="pt")
+    for side, applied in ((SAID.before, nullcontext()), (SAID.after, EDIT.applied(MODEL))):
+        with applied, torch.no_grad():
+            chances = MODEL.hf(**ids).logits[0, -1].softmax(-1)
+        top = chances.topk(10)
+        assert [p for _, p in side[0].likeliest] == pytest.approx(top.values.tolist(), rel=1e-3, abs=1e-6)
+        assert side[0].likeliest[0][0] == MODEL.tokenizer.decode([int(top.indices[0])])
+        new, true = side[0].targets.items()
+        for target, p in (new, true):
+            first, *rest = MODEL.tokenizer.encode(target)
+            assert rest or p == pytest.approx(float(chances[first]), rel=1e-3, abs=1e-6)
+    rows = SAID.rows()
+    assert len(rows) == 2 * len(SAID.prompts) * 12 and {row["side"] for row in rows} == {"before", "after"}
+    chart = PAGES["before and after"].charts[0]
+    shown = dict(zip(chart.traces[1]["x"], chart.traces[1]["y"], strict=True))
+    assert all(shown[token] == p for token, p in SAID.after[0].likeliest)
+
+
+def test_before_without_an_edit_needs_prompts() -> None:
+    assert ke.before_after(MODEL, prompts=[FACT.text], tokens=1).after is None
+    with pytest.raises(ValueError, match="no prompts"):
+        ke.before_after(MODEL)
+
+
+def test_rows_of_studies_become_lines_levels_and_groups(tmp_path: Path) -> None:
+    [layers] = PAGES["study over layers"].charts
+    assert [(t["name"], t["x"], t["y"]) for t in layers.traces] == [
+        ("unedited", [0, 1], [1.5, 1.5]),
+        ("rome", [0, 1], [0.0, 10.0]),
+        ("memit", [0, 1], [0.0, 10.0]),
+    ]
+    assert layers.traces[1]["error_y"]["array"] == [0.5, 0.5]
+    [relations] = PAGES["study of relations"].charts
+    assert [(t["name"], t["x"], t["y"]) for t in relations.traces] == [
+        ("rome", ["place of birth (P19)", "native language (P103)"], [0.0, 1.0]),
+        ("memit", ["place of birth (P19)", "mine"], [2.0, 3.0]),
+    ]
+    Findings(STUDY, {"seed": 1}, ("method",)).to_html(tmp_path / "study.html")
+    assert Read((tmp_path / "study.html").read_text()).tables[0][2][:2] == ["rome", "0"]
+    Findings([], {}, ("method",)).to_html(tmp_path / "nothing.html")  # of a study that is still computed
 
 
 def test_texts_are_no_markup() -> None:
     odd = "</script><script>alert(1)</script><b>&'\""
     trace = replace(TRACES["state"], tokens=[odd, *TRACES["state"].tokens[1:]])
-    read = Read(rendered(trace_page(trace)))
-    assert len(read.scripts) == 3 and read.tables[0][1][0] == f"0 {odd}"
-    assert json.loads(read.scripts[0])[0]["data"][0]["y"][0] == f"0 {odd}"
+    read = Read(rendered(trace_page([trace])))
+    assert len(read.scripts) == 3 and read.tables[0][1][0] == f"0 {odd}*"
+    assert json.loads(read.scripts[0])[0]["data"][0]["y"][0] == f"0 {odd}*"
     assert Read(rendered(Page(odd, odd, tables=[Table(odd, ["a"], [[odd]])]))).tables == [[["a"], [odd]]]
 
 
@@ -120,27 +189,3 @@ def test_other_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a page is written as .html"):
         TRACES["state"].to_html(tmp_path / "x.pdf")
     assert not list(tmp_path.iterdir())
-
-
-def test_in_a_browser(tmp_path: Path) -> None:
-    """The chart is drawn with the data, a click shows a cell's samples, a column sorts; no error, no request."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright")
-    browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser_path is None:
-        pytest.skip("no chromium")
-    TRACES["state"].to_html(tmp_path / "trace.html")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page, errors, requests = browser.new_page(), [], []
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto((tmp_path / "trace.html").as_uri())
-        assert page.evaluate("document.getElementById('chart0').data[0].z") == TRACES["state"].scores.tolist()
-        page.locator("#chart0 .nsewdrag").click()
-        assert "noise samples" in page.locator("#chosen0").inner_text()
-        page.get_by_role("button", name="layer 3").click()
-        shown = [float(x) for x in page.locator("tbody tr td:nth-child(5)").all_inner_texts()]
-        assert shown == sorted(shown)
-        browser.close()
-    assert not errors and all(re.match("file:|data:|blob:", url) for url in requests)

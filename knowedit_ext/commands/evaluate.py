@@ -16,6 +16,7 @@ from .options import (
     ContextSeed,
     Device,
     Dtype,
+    Html,
     Limit,
     MaxRows,
     ModelName,
@@ -24,7 +25,6 @@ from .options import (
     data_of,
     data_to_read,
     file_to_read,
-    file_to_write,
     folder_to_fill,
     load,
     meaningless,
@@ -72,7 +72,7 @@ def evaluate(
     compat: Annotated[
         str | None, typer.Option(help='"reference", "hase": the quirks of the published code, or of Hase et al., too.')
     ] = None,
-    html: Annotated[Path | None, file_to_write("A page to click (.html): means, records, their prompts.")] = None,
+    html: Html = None,
     seed: ContextSeed = 0,
     max_rows: MaxRows = None,
     device: Device = None,

@@ -40,6 +40,13 @@ def _figure(path: Path) -> Path:
     return _place(path, folder=False)
 
 
+def _page(path: Path) -> Path:
+    from ..pages.page import check_name
+
+    check_name(path)
+    return _place(path, folder=False)
+
+
 def _checked(check: Callable[[Path], Path], help: str) -> Any:
     return typer.Option(help=help, callback=lambda path: None if path is None else check(path))
 
@@ -50,6 +57,10 @@ def folder_to_fill(help: str) -> Any:
 
 def file_to_write(help: str) -> Any:
     return _checked(partial(_place, folder=False), help)
+
+
+def page_to_write(help: str) -> Any:
+    return _checked(_page, help)
 
 
 def figure_to_write(help: str) -> Any:
@@ -87,6 +98,7 @@ Dtype = Annotated[str | None, typer.Option(help='e.g. "float32", "bfloat16"; def
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N of them.")]
 MaxRows = Annotated[int | None, typer.Option(min=1, help="Rows held at once; default: from free memory.")]
 ContextSeed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the generated contexts.")]
+Html = Annotated[Path | None, page_to_write("A page to click (.html): charts, and the numbers as tables.")]
 Edits = Annotated[list[Path], file_to_read("A saved edit (.safetensors); may be repeated: their sum.")]
 MomentsFolder = Annotated[Path | None, folder_to_read("Folder made by `knowedit moments`.")]
 Params = Annotated[str, typer.Option(help='A preset, e.g. "gpt2-xl", or a file (JSON, YAML) of published keys.')]

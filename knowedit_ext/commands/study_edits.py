@@ -11,7 +11,7 @@ import knowedit_ext as ke
 from ..world.store import WORLD
 from .moments import layers_of
 from .names import TOKEN_NAMES
-from .options import ContextSeed, Device, Dtype, ModelName, MomentsFolder, Params, data_of
+from .options import ContextSeed, Device, Dtype, Html, ModelName, MomentsFolder, Params, data_of
 from .study_inputs import (
     Data,
     Generation,
@@ -45,6 +45,7 @@ def scaling(
     generation: Generation = False,
     snippets: Snippets = None,
     skip_bad: SkipBad = False,
+    html: Html = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def scaling(
         skip_bad=skip_bad,
         progress=True,
     )
-    return tell(study, out)
+    return tell(study, out, html)
 
 
 def layers(
@@ -82,6 +83,7 @@ def layers(
     counts: Counts = "",
     least: Least = 1,
     skip_bad: SkipBad = False,
+    html: Html = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def layers(
         skip_bad=skip_bad,
         progress=True,
     )
-    return tell(study, out)
+    return tell(study, out, html)
 
 
 def categories(
@@ -126,13 +128,14 @@ def categories(
     relation: Annotated[list[str] | None, typer.Option(help="relation_id; may be repeated; default: all.")] = None,
     seeds: Seeds = 1,
     skip_bad: SkipBad = False,
+    html: Html = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> dict[str, Any]:
     """Facts of one relation edited together: which are easy to change (MEMIT, figure 6)?"""
     given = inputs(model, data, moments, device, dtype, method, params)
     options = dict(edits=edits, relations=relation, seeds=list(range(seeds)), skip_bad=skip_bad, progress=True)
-    return tell(ke.studies.categories(given.model, given.records, method, out, **given.options(), **options), out)
+    return tell(ke.studies.categories(given.model, given.records, method, out, **given.options(), **options), out, html)
 
 
 def mixes(
@@ -146,6 +149,7 @@ def mixes(
     counts: Counts = "",
     seeds: Seeds = 1,
     skip_bad: SkipBad = False,
+    html: Html = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> dict[str, Any]:
@@ -155,7 +159,7 @@ def mixes(
     options = dict(
         pairs=pairs, counts=numbers(counts), seeds=list(range(seeds)), skip_bad=skip_bad, progress=True
     )  # fmt: skip
-    return tell(ke.studies.mixes(given.model, given.records, method, out, **given.options(), **options), out)
+    return tell(ke.studies.mixes(given.model, given.records, method, out, **given.options(), **options), out, html)
 
 
 def layer_token(
@@ -172,6 +176,7 @@ def layer_token(
     generation: Generation = False,
     snippets: Snippets = None,
     skip_bad: SkipBad = False,
+    html: Html = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> dict[str, Any]:
@@ -195,7 +200,7 @@ def layer_token(
         skip_bad=skip_bad,
         progress=True,
     )
-    return tell(study, out)
+    return tell(study, out, html)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from .options import (
     ContextSeed,
     Device,
     Dtype,
+    Html,
     Limit,
     ModelName,
     MomentsFolder,
@@ -38,13 +39,14 @@ def attention(
     facts: Facts = 50,
     seed: ContextSeed = 0,
     skip_bad: SkipBad = False,
+    html: Html = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> dict[str, Any]:
     """How each head looks from the last token at the subject, before and after an edit."""
     given = inputs(model, data, moments, device, dtype, method, params)
     options = dict(facts=facts, seed=seed, skip_bad=skip_bad, progress=True)
-    return tell(ke.studies.attention(given.model, given.records, method, out, **given.options(), **options), out)
+    return tell(ke.studies.attention(given.model, given.records, method, out, **given.options(), **options), out, html)
 
 
 def reversal(
@@ -58,13 +60,14 @@ def reversal(
     candidates: Annotated[int, typer.Option(min=2, help="Subjects that are compared, the edited one with them.")] = 50,
     seed: ContextSeed = 0,
     skip_bad: SkipBad = False,
+    html: Html = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> dict[str, Any]:
     """Is an edit known the other way round, from the object to the subject?"""
     given = inputs(model, data, moments, device, dtype, method, params)
     options = dict(facts=facts, candidates=candidates, seed=seed, skip_bad=skip_bad, progress=True)
-    return tell(ke.studies.reversal(given.model, given.records, method, out, **given.options(), **options), out)
+    return tell(ke.studies.reversal(given.model, given.records, method, out, **given.options(), **options), out, html)
 
 
 def severed(
@@ -77,13 +80,14 @@ def severed(
     seed: ContextSeed = 1,
     compat: Annotated[str | None, typer.Option(help='"reference": the published code\'s quirks too.')] = None,
     group: Annotated[int, typer.Option(min=1, help="Facts computed together.")] = 8,
+    html: Html = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> dict[str, Any]:
     """What is left of a restored state's effect without the MLPs, or the attention, of its token."""
     facts = data_of(model, data)
     options = dict(samples=samples, noise=number_or_rule(noise), seed=seed, compat=compat, group=group, progress=True)
-    return tell(ke.studies.severed(load(model, device, dtype), facts, out, limit=limit, **options), out)
+    return tell(ke.studies.severed(load(model, device, dtype), facts, out, limit=limit, **options), out, html)
 
 
 def pairs(

@@ -117,7 +117,10 @@ def numbers(text: str) -> list[int] | None:
     return [int(part) for part in parts]
 
 
-def tell(study: Findings, out: Path, page: str = "study.md") -> dict[str, Any]:
+def tell(study: Findings, out: Path, html: Path | None = None, page: str = "study.md") -> dict[str, Any]:
     say(study.table() if study.rows or study.notes else "all of it is being computed by other processes")
     say(out / page)
+    if html is not None:
+        study.to_html(html)
+        say(html)
     return {**study.to_dict(), "file": out / page}

@@ -15,6 +15,7 @@ from .names import PROBLEM_NAMES
 from .options import (
     Device,
     Dtype,
+    Html,
     ModelName,
     MomentsFolder,
     data_of,
@@ -48,6 +49,7 @@ def localization(
     essence: Annotated[bool, typer.Option(help="Also the perplexity of texts about the subject.")] = False,
     compat: Annotated[str | None, typer.Option(help='"hase": problems, edits and scores as released.')] = None,
     group: Annotated[int, typer.Option(min=1, help="Facts computed together.")] = 8,
+    html: Html = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> dict[str, Any]:
@@ -88,4 +90,7 @@ def localization(
     )
     say(results.table())
     say(out / "study.html")
+    if html is not None:
+        results.to_html(html)
+        say(html)
     return {"rows": results.rows, "file": out / "study.html"}

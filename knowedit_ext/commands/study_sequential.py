@@ -11,7 +11,18 @@ import knowedit_ext as ke
 
 from ..world.store import WORLD, load_world
 from .ability import TaskNames, TasksFolder
-from .options import WORLD_DATA, Device, Dtype, ModelName, MomentsFolder, data_of, data_to_read, folder_to_fill, load
+from .options import (
+    WORLD_DATA,
+    Device,
+    Dtype,
+    Html,
+    ModelName,
+    MomentsFolder,
+    data_of,
+    data_to_read,
+    folder_to_fill,
+    load,
+)
 from .study_inputs import Data, GivenParams, params_by_method, tell, world_moments
 
 
@@ -40,6 +51,7 @@ def sequential(
     task: TaskNames = None,
     tasks_folder: TasksFolder = None,
     tasks_limit: Annotated[int | None, typer.Option(min=1, help="Of each task only the first N questions.")] = None,
+    html: Html = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> dict[str, Any]:
@@ -86,4 +98,4 @@ def sequential(
         tasks_limit=tasks_limit,
         progress=True,
     )
-    return tell(study, out)
+    return tell(study, out, html)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from .options import (
     LARGEST_SEED,
     Device,
     Dtype,
+    Html,
     Limit,
     MaxRows,
     ModelName,
@@ -45,7 +47,7 @@ def trace(
     out: Annotated[Path | None, folder_to_fill("Folder for a data set's cases, summary and figures.")] = None,
     plot: Annotated[Path | None, figure_to_write("Heat map of one trace (.png, .pdf, .svg).")] = None,
     save: Annotated[Path | None, file_to_write("The trace as .npz.")] = None,
-    html: Annotated[Path | None, file_to_write("A page to click (.html), of one trace or of a data set.")] = None,
+    html: Html = None,
     window: Annotated[
         int | None,
         typer.Option(min=1, help="Layers restored together (mlp, attn); default: 10, or half of a shallow model's."),
@@ -95,7 +97,7 @@ def trace(
     if kind == [KNOCKOUT]:
         return _knock_out(load(model, device, dtype), fact, window, max_rows, plot, save)
     kinds = kinds_of(kind or ["state"])
-    return _trace_one(load(model, device, dtype), fact, kinds, (plot, save, html), common)
+    return _trace_one(load(model, device, dtype), fact, kinds, (plot, save), html, common)
 
 
 def _written(path: Path | None, write: Callable[[Path], object]) -> list[Path]:
@@ -111,10 +113,11 @@ def _trace_one(
     model: ke.EditableModel,
     fact: ke.Fact,
     kinds: Sequence[str],
-    paths: tuple[Path | None, Path | None, Path | None],
+    paths: tuple[Path | None, Path | None],
+    html: Path | None,
     common: dict[str, Any],
 ) -> dict[str, Any]:
-    found = []
+    found, traces = [], []
     for kind in kinds:
         trace = ke.trace(model, fact, kind=kind, **common)
         token, layer = divmod(int(trace.scores.argmax()), trace.scores.shape[1])
@@ -124,14 +127,15 @@ def _trace_one(
         )
         if trace.refined:
             say(f"  {len(trace.refined)} cells exact; correlation with their estimates {trace.agreement:.3f}")
-        files = []
-        for path, write in zip(paths, (trace.plot, trace.save, trace.to_html), strict=True):
+        files, traces = [], [*traces, trace]
+        for path, write in zip(paths, (trace.plot, trace.save), strict=True):
             several = path is not None and len(kinds) > 1
             files += _written(path.with_stem(f"{path.stem}_{kind}") if several else path, write)
         named = ("kind", "answer", "high_score", "low_score", "tokens", "subject_range", "scores")
         best = {"token": token, "layer": layer, "score": float(trace.scores.max())}
         found.append({name: getattr(trace, name) for name in named} | {"best": best, "files": files})
-    return {"prompt": fact.text, "traces": found}
+    _written(html, partial(traces[0].to_html, also=traces[1:]))
+    return {"prompt": fact.text, "traces": found, "page": html}
 
 
 def _knock_out(

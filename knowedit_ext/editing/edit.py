@@ -18,6 +18,7 @@ from ..model.identity import Checksums, differing_weights, fingerprint
 from ..model.load import EditableModel
 from ..model.weights import Weight
 from ..model.weights import weight_is_input_first as weight_is_input_first
+from ..notebook import html_table
 from ..runs.files import read_tensors, write_tensors
 from ..runs.interrupts import uninterrupted, whole_contexts
 from .belongs import base_checksums, check_base
@@ -111,6 +112,19 @@ class Edit:
             rank = f"rank {change.rank}" if isinstance(change, LowRank) else "dense"
             lines.append(f"  {name}: {rank}, norm {float(self.delta(name).norm()):.4g}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """What was asked for and which weights change, in a notebook."""
+        asked = [[r["prompt"].replace("{}", r["subject"]), r.get("target_true") or "", r.get("target_new", "")]
+                 for r in self.requests if r.get("prompt") and r.get("subject")]  # fmt: skip
+        more = "" if len(asked) <= 10 else f" (the first 10 of {len(asked)})"
+        changed = [
+            [name, f"rank {change.rank}" if isinstance(change, LowRank) else "dense", float(self.delta(name).norm())]
+            for name, change in self.changes.items()
+        ]
+        return html_table(f"{self!r}{more}", ["prompt", "before", "after"], asked[:10]) + html_table(
+            "weights", ["weight", "change", "norm"], changed
+        )
 
     # -- on a model ------------------------------------------------------------------------------------------------
 
@@ -256,6 +270,12 @@ class Edit:
             raise ValueError(f"'{path}' lacks part of the edit or has too much: {error}") from error
         except ValueError as error:
             raise ValueError(f"'{path}' holds no sound edit: {error}") from error
+
+    def to_html(self, path: str | Path, model: EditableModel, prompts: Sequence[str] | None = None) -> None:
+        """What the model says without the edit and with it, as a page to click; see `evaluation.before_after`."""
+        from ..evaluation.before_after import before_after
+
+        before_after(model, self, prompts).to_html(path)
 
     def to_peft(self, folder: str | Path) -> None:
         """The edit as a LoRA adapter that `peft` loads (same logits); see `editing.peft`."""

@@ -158,7 +158,7 @@ def evaluate(
             job.name_all()
         ranks.wait()
         by_id = {case["case_id"]: case for case in Report.load(out).cases}
-        report = Report([by_id[record["case_id"]] for record in loaded], _report_settings(settings), left_out)
+        report = Report([by_id[record["case_id"]] for record in loaded], _report_settings(settings), left_out, loaded)
         if whole and ranks.first:
             report.save(out)
         ranks.wait()

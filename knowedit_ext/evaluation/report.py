@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..checks import typed
 from ..datasets.questions import asked_texts, rewrites_of
 from ..frames import frame
+from ..notebook import html_table
+from ..plots import png_of
 from ..runs.files import atomic_write, json_bytes, load_json, write_json
 from .cases import WHEN, read_cases
 from .mean import Mean
@@ -29,11 +31,12 @@ MAY_LACK = {"paraphrase_prompts": "PS, PM and PA", "neighborhood_prompts": "NS, 
 @dataclass
 class Report:
     """cases: a dict a record in the published layout. settings: what was evaluated, and how. skipped: records left out,
-    with the reason."""
+    with the reason. records: what was asked, where it is at hand: cases do not hold the words of all prompts."""
 
     cases: list[dict[str, Any]]
     settings: dict[str, Any] = field(default_factory=dict)
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    records: Sequence[Mapping[str, Any]] = field(default=(), repr=False, compare=False)
 
     def summary(self, when: str = "post") -> dict[str, Mean]:
         """Column -> mean with standard error and n, times 100 (see `scores`); empty where there is no such side."""
@@ -79,14 +82,23 @@ class Report:
         from ..pages.page import write_page
         from ..pages.results import report_page
 
-        write_page(path, report_page(self))
+        write_page(path, report_page(self, self.records))
 
     def __repr__(self) -> str:
         return f"Report({len(self.cases)} cases, {', '.join(self.rows()) or 'nothing measured'})"
 
-    def _repr_markdown_(self) -> str:
+    def _repr_html_(self) -> str:
         """The table, in a notebook."""
-        return self.table()
+        sides = self.rows()
+        columns = [name for name in COLUMNS if any(name in row for row in sides.values())]
+        rows = [[side, max(m.n for m in row.values()), *(_cell(row.get(name), name) for name in columns)]
+                for side, row in sides.items()]  # fmt: skip
+        caption = f"{_records(len(self.cases))}, {len(self.skipped)} skipped; times 100, standard errors in brackets"
+        return html_table(caption, ["model", "n", *columns], rows)
+
+    def _repr_png_(self) -> bytes | None:
+        """Successes by relation, where a notebook takes no HTML."""
+        return png_of(self.plot()) if self.cases else None
 
     def by_relation(self, when: str = "post") -> dict[str, dict[str, Mean]]:
         """Summary of each relation's records, the largest relation first (MEMIT, figure 6)."""

@@ -1,14 +1,16 @@
-"""What stands on the pages of a trace, of a data set's effects, and of an evaluation."""
+"""What stands on the pages of traces, of a data set's effects, and of an evaluation."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..datasets.questions import asked_texts
-from ..plots import OKABE_ITO
+from ..datasets.questions import asked_texts, rewrites_of
+from ..runs.interrupts import imported
+from .charts import bars, line
 from .page import Chart, Page, Record, Table
 
 if TYPE_CHECKING:
@@ -17,118 +19,185 @@ if TYPE_CHECKING:
     from ..tracing.trace import Trace
 
 LEAST = 1e-6  # of a scale
+NORMAL = 1.96
+SHADES = 41
+NO_SHARES = ("EM", "PM", "NM", "GE", "RS", "essence")  # columns that are no share of prompts
 
 
-def trace_page(trace: Trace) -> Page:
-    """The map of scores; a click on a cell shows its noise samples."""
+def trace_page(traces: Sequence[Trace]) -> Page:
+    """Of one prompt, a map a kind, all on one scale; a click on a cell shows its noise samples and their interval."""
+    from ..plots import shown_text
+
+    first = traces[0]
+    prompt = "".join(first.tokens)
+    if any("".join(trace.tokens) != prompt for trace in traces):
+        raise ValueError("a page of several traces is of one prompt")
+    lead = (
+        f"The answer {first.answer!r} has {first.high_score:.3f} in the clean run and {first.low_score:.3f} with the "
+        "subject (marked *) corrupted. Each cell: the score when something of the clean run is restored there."
+    )
+    shown = [x for trace in traces for x in (trace.low_score, *trace.scores[np.isfinite(trace.scores)])]
+    scale = min(shown), max(*shown, min(shown) + LEAST)
+    charts = [_map(trace, *scale) for trace in traces]
+    return Page(f"{shown_text(prompt)} →{shown_text(first.answer)}", lead, charts, switch="What is restored")
+
+
+def _map(trace: Trace, low: float, high: float) -> Chart:
+    from ..plots import shown_text
     from ..tracing.kinds import KINDS
 
-    kind, errors = KINDS[trace.kind], trace.standard_error
-    tokens = [f"{n} {token}" for n, token in enumerate(trace.tokens)]
+    kind = KINDS[trace.kind]
+    first, after = trace.subject_range
+    tokens = [f"{n} {shown_text(t)}{'*' if first <= n < after else ''}" for n, t in enumerate(trace.tokens)]
     layers = [f"layer {n}" for n in range(trace.scores.shape[1])]
-    reach = max(LEAST, float(np.nanmax(np.abs(trace.indirect_effect))))
+    half = NORMAL * trace.standard_error
     heat = {
         "type": "heatmap",
         "z": _plain(trace.scores),
         "x": layers,
         "y": tokens,
-        "customdata": [[_cell(trace, n, layer, errors) for layer in range(len(layers))] for n in range(len(tokens))],
-        "hovertemplate": "%{customdata}<extra></extra>",
-        "colorscale": kind.colours,
-        "zmin": trace.low_score - reach,
-        "zmax": trace.low_score + reach,
+        "customdata": [[_cell(trace, n, layer, half) for layer in range(len(layers))] for n in range(len(tokens))],
+        "colorscale": _colours(kind.colours, low, trace.low_score, high),
+        "zmin": low,
+        "zmax": high,
+        "xgap": 1,
+        "ygap": 1,
+        "colorbar": {"title": {"text": "score", "side": "right"}, "thickness": 14},
     }
-    prompt = "".join(trace.tokens)
-    lead = (
-        f"The answer{trace.answer!r} has {trace.high_score:.3f} in the clean run and {trace.low_score:.3f} with the "
-        f"subject corrupted. Each cell: its score when the clean {kind.label} is restored there"
-        f"{f', in {trace.window} layers around it' if kind.windowed else ''}."
-    )
-    title = f"{prompt} →{trace.answer} ({kind.label})"
-    layout = {"yaxis": {"autorange": "reversed", "automargin": True}, "xaxis": {"automargin": True}}
+    layout = {
+        "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
+        "xaxis": {"automargin": True, "showgrid": False},
+        "margin": {"t": 10, "l": 10, "r": 10},
+    }
     rows = [[token, *row] for token, row in zip(tokens, _plain(trace.scores), strict=True)]
-    chart = Chart("Scores by token and layer", [heat], layout)
-    return Page(title, lead, [chart], [Table("Scores", ["token", *layers], rows)])
+    what = f"{kind.label}, {trace.window} layers around each" if kind.windowed else f"one {kind.label}"
+    return Chart(what, [heat], layout, [Table(f"Scores: {what}", ["token", *layers], rows)], rows=len(tokens))
 
 
-def _cell(trace: Trace, n: int, layer: int, errors: np.ndarray) -> str:
+def _colours(name: str, low: float, middle: float, high: float) -> list[list[Any]]:
+    """The part of a diverging scale from `low` to `high`: white in the middle, as strong for as much either way."""
+    reach = max(middle - low, high - middle)
+    places = np.linspace((low - middle) / reach, (high - middle) / reach, SHADES) / 2 + 0.5
+    colours = imported("plotly.colors").sample_colorscale(name, places.clip(0, 1).tolist())
+    return [[n / (SHADES - 1), colour] for n, colour in enumerate(colours)]
+
+
+def _cell(trace: Trace, n: int, layer: int, half: np.ndarray) -> str:
     score = f"{trace.tokens[n]!r}, layer {layer}: {trace.scores[n, layer]:.4f}"
-    if math.isfinite(errors[n, layer]):
-        score += f" ± {errors[n, layer]:.4f} (standard error)"
+    if math.isfinite(half[n, layer]):
+        score += f" ± {half[n, layer]:.4f} (95 %)"
     samples = [f"{x:.3f}" for x in trace.sample_scores[:, n, layer]] if len(trace.sample_scores) else []
+    samples = [x for x in samples if x != "nan"]
     return score + (f"; noise samples {', '.join(samples)}" if samples else "")
 
 
 def effects_page(effects: Effects) -> Page:
     """By kind the average indirect effect of each token role over the layers, with 95 % intervals."""
+    from ..tracing.kinds import KINDS
+
     charts = []
-    for name, kind in effects.kinds.items():
-        traces = []
-        for colour, (role, mean) in zip(OKABE_ITO * 2, kind.aie.items(), strict=False):
+    for kind in effects.kinds.values():
+        layers = list(range(kind.layers))
+        lines, rows = [], []
+        for number, (role, mean) in enumerate(kind.aie.items()):
             half = mean.half_width or [None] * kind.layers
             said = [f"{role}, layer {n}: {x:.4f}{'' if h is None else f' ± {h:.4f}'} (n = {mean.n})"
                     for n, (x, h) in enumerate(zip(mean.mean, half, strict=True))]  # fmt: skip
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers",
-                    "name": role,
-                    "x": list(range(kind.layers)),
-                    "y": list(mean.mean),
-                    "error_y": {"type": "data", "array": half, "thickness": 1},
-                    "line": {"color": colour if colour != "#000000" else "#CC79A7"},  # seen on dark paper, too
-                    "customdata": said,
-                    "hovertemplate": "%{customdata}<extra></extra>",
-                }
-            )
+            lines.append(line(number, role, layers, list(mean.mean), half, said))
+            rows += [[role, n, x, h, mean.n] for n, (x, h) in enumerate(zip(mean.mean, half, strict=True))]
+        row = KINDS[kind.kind]
+        what = f"{kind.window} {row.label} layers" if row.windowed else f"one {row.label}"
+        title = f"{what}: {kind.cases} prompts, {kind.skipped} not known"
+        columns = ["token role", "layer", "AIE", "± 95 %", "n"]
         layout = {"xaxis": {"title": {"text": "layer"}}, "yaxis": {"title": {"text": "average indirect effect"}}}
-        charts.append(Chart(f"{name}: {kind.cases} prompts, {kind.skipped} not known", traces, layout))
-    columns = ["token role", "kind", "layer", "AIE", "± 95 %", "n"]
-    rows = [[r["role"], r["kind"], r["layer"], r["aie"], r["half_width"], r["n"]] for r in effects.rows()]
-    return Page("Average indirect effects", effects.summary(), charts, [Table("All values", columns, rows)])
+        charts.append(Chart(title, lines, layout, [Table(f"Average indirect effect: {what}", columns, rows)]))
+    return Page("Average indirect effects", effects.summary(), charts, switch="What is restored")
 
 
-def report_page(report: Report) -> Page:
-    """Summaries, a line a record, and each record's prompts with the probabilities of both targets."""
+def report_page(report: Report, records: Iterable[Mapping[str, Any]] = ()) -> Page:
+    """Shares before and after, a line a record, and each record's prompts with the probabilities of both targets.
+
+    records: what was asked, for the words of the prompts; by their case_id.
+    """
     from ..evaluation.report import COLUMNS
 
     sides = report.rows()
     columns = [name for name in COLUMNS if any(name in row for row in sides.values())]
     means = [[name, *(row[c].mean if c in row else None for c in columns)] for name, row in sides.items()]
-    tidy = report.to_rows()
-    own = [name for name in columns if any(name in row for row in tidy)]
+    own = [name for name in columns if name != "S"]
     head = ["prompt", "case", "side", "new target", "true target", *own]
+    number = {case["case_id"]: n for n, case in enumerate(report.cases)}
+    tidy = report.to_rows()
     lines = [
         [row["prompt"], row["case_id"], row["when"], row["target_new"], row["target_true"], *(row.get(c) for c in own)]
         for row in tidy
     ]
-    records = [Record(f"Case {case['case_id']}: {_asked(case)}", _prompts(case)) for case in report.cases]
+    words = {record["case_id"]: record for record in records}
+    opened = [
+        Record(f"Case {case['case_id']}: {_asked(case)}", _prompts(case, words.get(case["case_id"], {})))
+        for case in report.cases
+    ]
+    table = Table("Records", head, lines, [number[row["case_id"]] for row in tidy])
     return Page(
         "Evaluation",
         f"{len(report.cases)} records, {len(report.skipped)} left out. Shares and differences are times 100.",
-        tables=[Table("Means over the records", ["model", *columns], means), Table("Records", head, lines)],
-        records=records,
+        _shares(report, columns),
+        [Table("Means over the records", ["model", *columns], means), table],
+        opened,
     )
 
 
-def _asked(case: dict[str, Any]) -> str:
+def _shares(report: Report, columns: Sequence[str]) -> list[Chart]:
+    """A bar a column and side, with 95 % intervals."""
+    shares = [name for name in columns if not name.startswith(NO_SHARES)]
+    groups = []
+    for number, (name, row) in enumerate(report.rows().items()):
+        means = [row.get(column) for column in shares]
+        half = [None if m is None or m.stderr is None else NORMAL * m.stderr for m in means]
+        said = ["" if m is None else f"{name}, {column}: {m.mean:.1f}{'' if h is None else f' ± {h:.1f}'} (n = {m.n})"
+                for column, m, h in zip(shares, means, half, strict=True)]  # fmt: skip
+        groups.append(bars(number, name, shares, [None if m is None else m.mean for m in means], half, said))
+    layout = {"yaxis": {"title": {"text": "%"}, "range": [0, 102]}, "barmode": "group"}
+    return [Chart("Shares", groups, layout)] if shares else []
+
+
+def _asked(case: Mapping[str, Any]) -> str:
     texts = asked_texts(case)
     return f"{texts['prompt']} → {texts['target_new']}"
 
 
-def _prompts(case: dict[str, Any]) -> list[Table]:
-    """Of each side: p(new) and p(true) behind every prompt whose negative log-likelihoods were measured."""
-    tables = []
-    for when in ("pre", "post"):
-        rows = []
-        for key, values in case.get(when, {}).items():
-            if key.endswith("_probs") and values and isinstance(values[0], dict):
-                for n, nll in enumerate(values):
-                    chances = [math.exp(-nll[name]) if name in nll else None for name in ("target_new", "target_true")]
-                    rows.append([f"{key.removesuffix('_prompts_probs').removesuffix('_probs')} {n}", *chances])
-        if rows:
-            tables.append(Table({"pre": "Before", "post": "After"}[when], ["prompt", "p(new)", "p(true)"], rows))
-    return tables
+def _prompts(case: Mapping[str, Any], record: Mapping[str, Any]) -> list[Table]:
+    """p(new) and p(true) behind every prompt whose negative log-likelihoods were measured, before and after."""
+    sides = [when for when in ("pre", "post") if when in case]
+    keys = dict.fromkeys(
+        key
+        for when in sides
+        for key, values in case[when].items()
+        if key.endswith("_probs") and values and isinstance(values[0], dict)
+    )
+    rows = []
+    for key in keys:
+        sort = key.removesuffix("_probs").removesuffix("_prompts")
+        measured = [case[when].get(key, ()) for when in sides]
+        texts = _texts(case, record, key.removesuffix("_probs"))
+        for n in range(max(map(len, measured))):
+            chances = [
+                math.exp(-values[n][name]) if n < len(values) and name in values[n] else None
+                for values in measured
+                for name in ("target_new", "target_true")
+            ]
+            rows.append([texts[n] if n < len(texts) else f"{sort} {n}", sort, *chances])
+    names = {"pre": "before", "post": "after"}
+    head = ["prompt", "sort", *(f"p({target}) {names[when]}" for when in sides for target in ("new", "true"))]
+    return [Table("Mean probability of a token of either target", head, rows)] if rows else []
+
+
+def _texts(case: Mapping[str, Any], record: Mapping[str, Any], key: str) -> list[str]:
+    """The prompts of a sort in words, where they are known."""
+    if key == "rewrite_prompts":
+        return [rewrite["prompt"].replace("{}", rewrite["subject"]) for rewrite in rewrites_of(case)]
+    prompts = record.get(key, ())
+    return [each if isinstance(each, str) else str(each.get("prompt", "")) for each in prompts]
 
 
 def _plain(values: np.ndarray) -> list[list[float | None]]:

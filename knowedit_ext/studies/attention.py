@@ -112,8 +112,9 @@ def heads(study: Findings) -> Figure:
     layers, count = len(study.names("layer")), len(study.names("head"))
     for row, name in zip(panels, MEASURES, strict=True):
         shown = [("before", methods[0], "unedited")] + [("change", method, f"change by {method}") for method in methods]
+        reach = max(abs(line[f"{name}_change"]) for line in study.rows) or 1e-6  # one scale for all methods
         for axes, (when, method, title) in zip(row, shown, strict=True):
             values = [line[f"{name}_{when}"] for line in study.chosen(method=method)]
-            heat_map(figure, axes, np.array(values).reshape(layers, count), both_ways=when == "change")
+            heat_map(figure, axes, np.array(values).reshape(layers, count), reach if when == "change" else None)
             named(axes, "head", "layer", f"{TITLES[name]}\n{title}")
     return figure

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks import Count, Seed, typed
 from ..datasets.records import Record, Records
+from ..datasets.relations import NAMES, relation_name
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..moments import Moments
@@ -99,7 +100,7 @@ def by_relation_bars(study: Findings) -> Figure:
     for method in _methods(study):
         rows = [(study.chosen(method=method, relation=name) or [{}])[0] for name in relations]
         series[method] = [(row.get("S", 0.0), row.get("S_half") or 0.0) for row in rows]
-    grouped_bars(axes, relations, series)
+    grouped_bars(axes, [relation_name(name) for name in relations], series)
     named(axes, None, "score S", f"{study.settings['edits']} facts of one relation")
     legend(figure)
     return figure
@@ -114,7 +115,9 @@ def specificity(study: Findings) -> Figure:
         style = {name: value for name, value in look(number).items() if name != "linestyle"}
         axes.scatter([row["PS"] for row in rows], [row["NS"] for row in rows], s=16, label=method, **style)
         for row in rows:
-            axes.annotate(row["relation"], (row["PS"], row["NS"]), fontsize=SMALL - 2, alpha=0.6)
+            axes.annotate(
+                NAMES.get(row["relation"], row["relation"]), (row["PS"], row["NS"]), fontsize=SMALL - 2, alpha=0.6
+            )
     named(axes, "generalisation PS, %", "specificity NS, %")
     legend(figure)
     return figure

@@ -60,6 +60,13 @@ class Findings:
         """The rows as a DataFrame (needs pandas)."""
         return frame(self.rows)
 
+    def to_html(self, path: str | Path) -> None:
+        """One self-contained page: a chart a measure, and the rows (needs plotly and jinja2)."""
+        from ..pages.page import write_page
+        from ..pages.study import study_page
+
+        write_page(path, study_page("Study", self.rows, self.keys, self.settings, "\n".join(self.notes)))
+
     def _repr_markdown_(self) -> str:
         """The table, in a notebook."""
         return self.table()

@@ -102,6 +102,22 @@ class Localization:
 
         return plot_all(self, Path(folder), formats)
 
+    def to_html(self, path: str | Path) -> None:
+        """One self-contained page: mean scores by layer, problem and method (needs plotly and jinja2)."""
+        from ..pages.page import write_page
+        from ..pages.study import HALF, study_page
+
+        rows = []
+        for mean in self.means():
+            row = {name: value for name, value in mean.items() if not name.endswith("_sd")}
+            spread = {name.removesuffix("_sd"): value for name, value in mean.items() if name.endswith("_sd")}
+            half = {n + HALF: None if sd is None else 1.96 * sd / mean["n"] ** 0.5 for n, sd in spread.items()}
+            rows.append(row | half)
+        lead = f"{len(self.effects)} facts, {len(self.rows)} edits."
+        write_page(
+            path, study_page("Does localization inform editing?", rows, ("problem", "method"), self.settings, lead)
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "settings": self.settings,

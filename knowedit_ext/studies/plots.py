@@ -56,13 +56,13 @@ def grouped_bars(axes: Axes, groups: Sequence[str], series: Mapping[str, Sequenc
         x = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
         heights, halves = zip(*values, strict=True)
         axes.bar(x, heights, width, yerr=halves, color=look(number)["color"], label=label, error_kw={"linewidth": 0.6})
-    axes.set_xticks(range(len(groups)), groups, rotation=60 if len(groups) > 6 else 0, fontsize=SMALL)
+    crowded = sum(map(len, groups)) > 9 * axes.figure.get_figwidth()
+    axes.set_xticks(range(len(groups)), groups, rotation=60 if crowded else 0, fontsize=SMALL)
 
 
-def heat_map(figure: Figure, axes: Axes, values: np.ndarray, both_ways: bool) -> None:
-    """[rows, columns]; both_ways: white is 0, colours go as far to either side."""
-    reach = float(np.abs(values).max()) or 1e-6
-    limits = {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach} if both_ways else {"cmap": "Blues", "vmin": 0.0}
+def heat_map(figure: Figure, axes: Axes, values: np.ndarray, reach: float | None = None) -> None:
+    """[rows, columns]. reach: of a signed scale, white is 0 and colours go as far to either side; None: from 0 up."""
+    limits = {"cmap": "Blues", "vmin": 0.0} if reach is None else {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}
     bar = figure.colorbar(axes.pcolormesh(values, **limits), ax=axes)
     bar.ax.tick_params(labelsize=SMALL)
     axes.set_xticks(np.arange(0, values.shape[1], max(1, values.shape[1] // 10)) + 0.5)

@@ -128,6 +128,22 @@ class Sequential:
         legend(figure)
         return finish(figure, path)
 
+    def to_html(self, path: str | Path) -> None:
+        """One self-contained page: a chart a measure, means over seeds with 95 % intervals (needs plotly, jinja2)."""
+        from ..pages.page import write_page
+        from ..pages.study import HALF, study_page
+
+        rows: dict[tuple[str, int], dict[str, Any]] = {}
+        for method in self.methods():
+            for name in self.columns():
+                for edits, seeds in self.at(method, name).items():
+                    row = rows.setdefault((method, edits), {"method": method, "edits": edits, "seeds": seeds.n})
+                    row |= {name: seeds.mean, name + HALF: seeds.half_width}
+        labels = {name: title for name, (*_, title) in COLUMNS.items()}
+        write_page(
+            path, study_page("Edits, one after the other", list(rows.values()), ("method",), self.settings, "", labels)
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {"settings": self.settings, "rows": self.rows, "ended": self.ended}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import numpy as np
 
 from ..checks import Natural, as_type
 from ..frames import frame
+from ..notebook import html_table, shades
+from ..plots import png_of
 from ..runs.files import load_json, write_json
 from .interval import Interval
 from .kinds import KINDS, kind_of_file
@@ -121,9 +124,26 @@ class Effects:
     def __repr__(self) -> str:
         return f"Effects({', '.join(f'{kind}: {each.cases} prompts' for kind, each in self.kinds.items())})"
 
-    def _repr_markdown_(self) -> str:
-        """The table, in a notebook."""
-        return self.table()
+    def _repr_html_(self) -> str:
+        """The averages as tables, in a notebook: roles of tokens by layers."""
+        means = {kind: np.array([mean.mean for mean in each.aie.values()]) for kind, each in self.kinds.items()}
+        reach = max((float(np.abs(each).max()) for each in means.values()), default=0.0)
+        tables = []
+        for kind, each in self.kinds.items():
+            rows = [[role, *mean.mean] for role, mean in each.aie.items()]
+            hover = [
+                [f"{x:.4f}{'' if mean.half_width is None else f' ± {mean.half_width[n]:.4f}'} (n = {mean.n})"
+                 for n, x in enumerate(mean.mean)]
+                for mean in each.aie.values()
+            ]  # fmt: skip
+            caption = f"average indirect effect of the {KINDS[kind].label} by layer, {each.cases} prompts"
+            colours = shades(means[kind], KINDS[kind].colours, reach)
+            tables.append(html_table(caption, ["", *map(str, range(each.layers))], rows, colours, hover))
+        return "".join(tables) or escape(repr(self))
+
+    def _repr_png_(self) -> bytes | None:
+        """The curves, where a notebook takes no HTML."""
+        return png_of(self.plot()) if self.kinds else None
 
     def table(self) -> str:
         """Markdown: for each kind and role the AIE at its best layer, with its confidence interval and n."""

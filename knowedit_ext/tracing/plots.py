@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..plots import MARKERS, OKABE_ITO, figure_of, finish
+from ..plots import COLUMN, MARKERS, OKABE_ITO, PAGE, drawn_text, figure_of, finish
 from .kinds import KINDS, Kind
 from .roles import ROLES
 
@@ -25,18 +26,24 @@ UNITS = {"probability": "p", "logprob": "log p", "logit_difference": "logit diff
 
 
 def plot_trace(trace: Trace, path: str | Path | None = None, *, title: str | None = None) -> Figure:
-    """Heat map tokens x layers of one trace; subject tokens carry a star. The corrupted score is white."""
+    """Heat map tokens x layers of one trace; subject tokens carry a star. The corrupted score is white.
+
+    title: None: the prompt with its answer, and what is restored.
+    """
     tokens, layers = trace.scores.shape
     kind = KINDS[trace.kind]
-    figure = figure_of(max(4.0, 0.14 * layers + 2.2), max(2.2, 0.19 * tokens + 1.2))
+    figure = figure_of(max(COLUMN, 0.11 * layers + 1.9), max(2.2, 0.17 * tokens + 1.3))
     axes = figure.add_subplot()
     first, after = trace.subject_range
-    labels = [_readable(t) + ("*" if first <= n < after else "") for n, t in enumerate(trace.tokens)]
+    labels = [drawn_text(t) + ("*" if first <= n < after else "") for n, t in enumerate(trace.tokens)]
     _heat_map(axes, trace.scores, labels, kind, trace.window, trace.low_score, _reach([trace.indirect_effect]))
-    axes.set_title(title or f"Impact of restoring {kind.label} after corrupted input", fontsize=9)
+    asked = drawn_text(f"{''.join(trace.tokens).strip()} →{trace.answer}")
+    title = title or f"{asked}\nrestored: {kind.label}, the subject* corrupted"
+    letters = int(12 * figure.get_figwidth())  # of a line
+    axes.set_title("\n".join(fill(line, letters) for line in title.split("\n")), fontsize=8)
     bar = _colour_bar(figure, axes, [trace.scores], trace.low_score)
     unit = UNITS.get(str(trace.settings.get("score")), "p")
-    bar.set_label(f"{unit}({_readable(trace.answer).strip()})", fontsize=8)
+    bar.set_label(f"{unit}({drawn_text(trace.answer).strip()})", fontsize=8)
     return finish(figure, path)
 
 
@@ -48,12 +55,12 @@ def plot_effects(effects: Effects, path: str | Path | None = None, style: str = 
     if not effects.kinds:
         raise ValueError("no traces to plot: the model predicted none of the facts")
     kinds = list(effects.kinds.values())
-    figure = figure_of(4.6 * len(kinds), 3.4)
+    figure = figure_of(COLUMN if len(kinds) == 1 else PAGE, 2.9)
     panels = figure.subplots(1, len(kinds), sharey=style == "lines", squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
         row = KINDS[kind.kind]
         what = f"{kind.window} {row.label} layers" if row.windowed else f"a single {row.label}"
-        axes.set_title(f"AIE of {what}, {kind.cases} prompts", fontsize=9)
+        axes.set_title(f"AIE of {what}\n{kind.cases} prompts", fontsize=8)
     (_lines if style == "lines" else _role_maps)(figure, panels, kinds)
     return finish(figure, path)
 
@@ -75,7 +82,11 @@ def _lines(figure: Figure, panels: Sequence[Axes], kinds: Sequence[KindEffects])
         axes.tick_params(labelsize=7)
     panels[0].set_ylabel("average indirect effect", fontsize=8)
     figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3 if len(kinds) > 1 else 2,
+        fontsize=7,
+        frameon=False,
     )
 
 
@@ -119,11 +130,4 @@ def _colour_bar(figure: Figure, axes: Axes, shown: Sequence[np.ndarray], centre:
 def _layer_axis(axes: Axes, layers: int, kind: Kind, window: int, offset: float) -> None:
     ticks = np.arange(0, layers, max(1, round(layers / 10)))
     axes.set_xticks(ticks + offset, [str(t) for t in ticks], fontsize=7)
-    axes.set_xlabel(
-        f"centre of {window} restored {kind.label} layers" if kind.windowed else "single restored layer", fontsize=8
-    )
-
-
-def _readable(token: str) -> str:
-    """A token as a label: line breaks shown, no characters that would be drawn as maths or boxes."""
-    return token.replace("\n", "\\n").replace("\t", "\\t").replace("$", r"\$").replace("\ufffd", "·")
+    axes.set_xlabel(f"centre of {window} restored layers" if kind.windowed else "restored layer", fontsize=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ import numpy as np
 
 from ..checks import typed
 from ..frames import frame
+from ..notebook import html_table, shades
+from ..plots import png_of, shown_text
 from ..runs.files import load_npz, write_npz
 from .attribution import agreement
 from .kinds import KINDS, kind_of_saved
@@ -99,12 +101,15 @@ class Trace:
         """`rows` as a DataFrame (needs pandas)."""
         return frame(self.rows())
 
-    def to_html(self, path: str | Path) -> None:
-        """One self-contained page: the map to click, its noise samples and a table (needs plotly and jinja2)."""
+    def to_html(self, path: str | Path, also: Sequence[Trace] = ()) -> None:
+        """One self-contained page: the map to click, its noise samples and a table (needs plotly and jinja2).
+
+        also: traces of the same prompt, of other kinds, that the page can switch to.
+        """
         from ..pages.page import write_page
         from ..pages.results import trace_page
 
-        write_page(path, trace_page(self))
+        write_page(path, trace_page([self, *also]))
 
     def __repr__(self) -> str:
         size = f"{self.scores.shape[0]} tokens x {self.scores.shape[1]} layers"
@@ -115,13 +120,26 @@ class Trace:
         """Heat map in the papers' style; written to `path` (.png, .pdf, ...) where given. Returns the figure."""
         return plot_trace(self, path, **kwargs)
 
+    def _repr_html_(self) -> str:
+        """The map as a table, in a notebook."""
+        kind, layers = KINDS[self.kind], range(self.scores.shape[1])
+        first, after = self.subject_range
+        rows = [
+            [shown_text(token) + "*" * (first <= n < after), *map(float, self.scores[n])]
+            for n, token in enumerate(self.tokens)
+        ]
+        errors = self.standard_error
+        hover = [[f"{x:.4f}{'' if np.isnan(e) else f' ± {e:.4f} (standard error)'}" for x, e in zip(*pair, strict=True)]
+                 for pair in zip(self.scores, errors, strict=True)]  # fmt: skip
+        text = shown_text("".join(self.tokens) + " →" + self.answer)
+        caption = f"{text}: {self.high_score:.3f} clean, {self.low_score:.3f} with the subject* corrupted; by layer "
+        caption += f"where the clean {kind.label} is restored"
+        columns = ["", *map(str, layers)]
+        return html_table(caption, columns, rows, shades(self.indirect_effect, kind.colours), hover)
+
     def _repr_png_(self) -> bytes:
         """The heat map, inline in a notebook."""
-        import io
-
-        out = io.BytesIO()
-        self.plot().savefig(out, format="png", bbox_inches="tight")
-        return out.getvalue()
+        return png_of(self.plot())
 
     def save(self, path: str | Path) -> None:
         """Write an .npz with the published keys (rome, causal_trace.py:115-119, 356-367), atomically."""

@@ -1,0 +1,50 @@
+"""What the relations of CounterFact, zsRE and the built-in world are called (the labels of Wikidata's properties)."""
+
+from __future__ import annotations
+
+NAMES = {
+    "P17": "country",
+    "P19": "place of birth",
+    "P20": "place of death",
+    "P27": "citizenship",
+    "P30": "continent",
+    "P36": "capital",
+    "P37": "official language",
+    "P39": "position held",
+    "P101": "field of work",
+    "P103": "native language",
+    "P106": "occupation",
+    "P108": "employer",
+    "P127": "owner",
+    "P131": "located in",
+    "P136": "genre",
+    "P138": "named after",
+    "P140": "religion",
+    "P159": "headquarters",
+    "P176": "manufacturer",
+    "P178": "developer",
+    "P190": "twin city",
+    "P264": "record label",
+    "P276": "location",
+    "P279": "subclass of",
+    "P364": "original language",
+    "P407": "language of work",
+    "P413": "playing position",
+    "P449": "broadcaster",
+    "P463": "member of",
+    "P495": "country of origin",
+    "P527": "has part",
+    "P530": "diplomatic relation",
+    "P641": "sport",
+    "P740": "place founded",
+    "P937": "work location",
+    "P1001": "jurisdiction",
+    "P1303": "instrument",
+    "P1376": "capital of",
+    "P1412": "languages spoken",
+}
+
+
+def relation_name(relation_id: str) -> str:
+    """ "P103" -> "native language (P103)"; an id without a name is its own."""
+    return f"{NAMES[relation_id]} ({relation_id})" if relation_id in NAMES else relation_id

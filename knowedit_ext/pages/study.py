@@ -1,0 +1,111 @@
+"""The page of a study: its rows as a table, and a chart a measure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..datasets.relations import relation_name
+from .charts import bars, level, line
+from .page import Chart, Page, Record, Table
+
+HALF = "_half"  # behind a measure's name: half the width of its 95 % interval
+AXES = ("layer", "edits", "n")  # what lines go over, the first that rows differ in
+TOLD_APART = ("head", "first", "seed")  # columns that tell rows apart where they differ, beside a study's own
+Rows = Sequence[Mapping[str, Any]]
+
+
+def study_page(
+    title: str,
+    rows: Rows,
+    keys: Sequence[str],
+    settings: Mapping[str, Any],
+    lead: str = "",
+    labels: Mapping[str, str] | None = None,
+) -> Page:
+    """rows: tidy, of a mean also half the width of its interval ("ES", "ES_half"). keys: columns that tell rows apart.
+    labels: of measures, where they are called otherwise than their column.
+
+    Lines over the first of `AXES` in which rows differ; a row without it is a level. Else bars.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    axis = next((name for name in AXES if len(_values(rows, name)) > 1), None)
+    apart = [n for n in columns if _tells_apart(rows, n, keys) and n != axis]
+    measures = [name for name in columns if _is_measure(rows, name, (*keys, *AXES))]
+    charts = [_chart(rows, name, (labels or {}).get(name, name), axis, apart) for name in measures]
+    ordered = [name for name in keys if name in columns] + [name for name in columns if name not in keys]
+    shown = [name for name in ordered if not all(isinstance(row.get(name), (Mapping, list)) for row in rows)]
+    heads = [f"{name.removesuffix(HALF)} ± 95 %" if name.endswith(HALF) else name for name in shown]
+    table = Table("All rows", heads, [[_cell(row.get(name)) for name in shown] for row in rows])
+    asked = Record("Settings", (), json.dumps(settings, indent=1, sort_keys=True, default=str))
+    return Page(title, lead, charts, [table], [asked] if settings else [], switch="Measure")
+
+
+def _cell(value: Any) -> Any:
+    return relation_name(value) if isinstance(value, str) else value
+
+
+def _values(rows: Rows, name: str) -> set[Any]:
+    return {row[name] for row in rows if row.get(name) is not None and not isinstance(row[name], (Mapping, list))}
+
+
+def _tells_apart(rows: Rows, name: str, keys: Sequence[str]) -> bool:
+    values = _values(rows, name)
+    return len(values) > 1 and (name in keys or name in TOLD_APART and not any(isinstance(x, float) for x in values))
+
+
+def _is_measure(rows: Rows, name: str, keys: Sequence[str]) -> bool:
+    return name not in keys and not name.endswith(HALF) and any(isinstance(row.get(name), float) for row in rows)
+
+
+def _chart(rows: Rows, measure: str, label: str, axis: str | None, apart: Sequence[str]) -> Chart:
+    rows = [row for row in rows if row.get(measure) is not None]
+    y = {"title": {"text": label}}
+    if axis is None:
+        return Chart(label, _bars(rows, measure, label, apart), {"yaxis": y, "barmode": "group"})
+    over = sorted(_values(rows, axis))
+    traces = []
+    for number, (name, each) in enumerate(_series(rows, apart).items()):
+        placed = sorted((row for row in each if row.get(axis) is not None), key=lambda row: row[axis])
+        if placed:
+            said = [_said(name, measure, row, axis) for row in placed]
+            half = [row.get(measure + HALF) for row in placed]
+            x, heights = [row[axis] for row in placed], [row[measure] for row in placed]
+            traces.append(line(number, name or label, x, heights, half, said))
+        elif over:
+            said = _said(name, measure, each[0], None)
+            traces.append(level(number, name, [over[0], over[-1]], each[0][measure], said))
+    scale = {"type": "log"} if axis == "n" and over and over[0] > 0 else {}
+    return Chart(label, traces, {"xaxis": {"title": {"text": axis}} | scale, "yaxis": y, "showlegend": True})
+
+
+def _bars(rows: Rows, measure: str, label: str, apart: Sequence[str]) -> list[dict[str, Any]]:
+    """A group a value of the last column that tells rows apart, a bar of it for each of the others."""
+    *others, group = apart or ("",)
+    traces = []
+    for number, (name, each) in enumerate(_series(rows, others).items()):
+        groups = [_shown(row.get(group), label) for row in each]
+        said = [_said(", ".join(filter(None, (name, place))), measure, row, None)
+                for place, row in zip(groups, each, strict=True)]  # fmt: skip
+        half = [row.get(measure + HALF) for row in each]
+        traces.append(bars(number, name or label, groups, [row[measure] for row in each], half, said))
+    return traces
+
+
+def _series(rows: Rows, names: Sequence[str]) -> dict[str, list[Mapping[str, Any]]]:
+    series: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        told = ", ".join(_shown(row[name]) for name in names if row.get(name) is not None)
+        series.setdefault(told, []).append(row)
+    return series
+
+
+def _shown(value: Any, otherwise: str = "") -> str:
+    return otherwise if value is None else relation_name(str(value))
+
+
+def _said(name: str, measure: str, row: Mapping[str, Any], axis: str | None) -> str:
+    where = "" if axis is None else f", {axis} {row[axis]}"
+    half = row.get(measure + HALF)
+    return f"{name}{where}: {measure} {row[measure]:.4g}{'' if half is None else f' ± {half:.2g}'}".removeprefix(", ")
