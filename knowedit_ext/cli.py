@@ -22,6 +22,7 @@ from .commands.download import download
 from .commands.edit import edit
 from .commands.editors import convert_editor, train_editor
 from .commands.evaluate import evaluate
+from .commands.explore import explore
 from .commands.generate import generate
 from .commands.methods import methods
 from .commands.mistakes import explain
@@ -48,7 +49,7 @@ app.add_typer(world, name="world")
 app.add_typer(study, name="study")
 of_editors = (train_editor, convert_editor)
 of_edits = (edit, check_edit, apply, generate, evaluate, suggest, ability)
-for command in (trace, moments, *of_edits, *of_editors, report, compare, methods, download, demo, doctor):
+for command in (trace, moments, *of_edits, *of_editors, report, compare, explore, methods, download, demo, doctor):
     app.command()(running(command))
 world.command()(running(train))
 of_studies = (localization, sequential, scaling, layers, categories, mixes, layer_token)

@@ -11,6 +11,7 @@ EXTRAS = {
     "datasets": ("datasets", "a data set by its name"),
     "plotly": ("plotly", "a page to click"),
     "jinja2": ("jinja2", "a page to click"),
+    "gradio": ("gradio", "exploring a model in the browser"),
     "pandas": ("pandas", "a table as a DataFrame"),
     "peft": ("peft", "loading an adapter"),
     "gguf": ("gguf", "loading a GGUF file"),
