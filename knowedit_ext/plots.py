@@ -85,7 +85,7 @@ def _fonts_for(letters: frozenset[str], usual: tuple[str, ...]) -> tuple[str, ..
     """Families that have, together, the letters which `usual` lacks; matplotlib warns of what no font here has."""
     fonts = imported("matplotlib.font_manager")
     missing = {ord(x) for x in letters if x.isprintable()}
-    missing -= _has(fonts.findfont(fonts.FontProperties(list(usual))))
+    missing -= _has(fonts.findfont(fonts.FontProperties(family=list(usual))))
     chosen = []
     for path in sorted(fonts.findSystemFonts()) if missing else ():
         if "lastresort" in Path(path).name.lower():  # boxes with the names of alphabets
