@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..extras import require
-from ..runs.files import atomic_write
 from ..runs.interrupts import imported
 
 FEW = 20  # rows that need no filter
@@ -74,6 +73,8 @@ class Page:
 
 def write_page(path: str | Path, page: Page) -> None:
     """The page as one .html file, atomically. `MissingExtraError` where Plotly or Jinja2 is not installed."""
+    from ..runs.files import atomic_write  # with torch; `check_name` is asked before it is needed
+
     check_name(path)
     text = rendered(page)
     atomic_write(path, lambda file: file.write(text.encode()))
