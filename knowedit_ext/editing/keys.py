@@ -13,10 +13,32 @@ from ..sweep.packed import PackedPrompts, parts_of
 from .tokenized import TokenizedRequest
 
 
-class KeyRows:
-    """The prompts of many requests in their contexts, cut behind the token whose key is edited, as packed rows.
+class OverContexts:
+    """What is read of the facts of many requests, to one for each request.
 
     weights: of a request's contexts, whose mean a key is, see `context_weights`.
+    """
+
+    def __init__(self, requests: Sequence[TokenizedRequest], weights: Sequence[float]) -> None:
+        self.draws = [request.draws for request in requests]
+        counts = torch.tensor([len(request.facts) for request in requests])
+        self._owner = torch.arange(len(requests)).repeat_interleave(counts)
+        self._weights = torch.tensor([w / n for n in self.draws for w in weights for _ in range(n)])
+        self._bare = (counts.cumsum(0) - counts).tolist()
+
+    def mean(self, rows: torch.Tensor) -> torch.Tensor:
+        """[prompts, d] -> [requests, d], the weighted mean over a request's contexts, in float64."""
+        weighted = rows.double() * self._weights.to(rows.device, torch.float64)[:, None]
+        return weighted.new_zeros(len(self.draws), rows.shape[-1]).index_add(0, self._owner.to(rows.device), weighted)
+
+    def bare(self, rows: torch.Tensor) -> torch.Tensor:
+        """[prompts, d] -> [requests, d] of the bare prompts, the mean over their draws of noise, in float64."""
+        return torch.stack([rows[at : at + n].double().mean(0) for at, n in zip(self._bare, self.draws, strict=True)])
+
+
+class KeyRows(OverContexts):
+    """The prompts of many requests in their contexts, cut behind the token whose key is edited, as packed rows.
+
     max_rows: rows that one pass holds; None: from free memory. `start` is what enters layer 0, a tensor a pass.
     """
 
@@ -27,12 +49,8 @@ class KeyRows:
         weights: Sequence[float],
         max_rows: int | None = None,
     ) -> None:
+        super().__init__(requests, weights)
         self.model = model
-        self.draws = [request.draws for request in requests]
-        counts = torch.tensor([len(request.facts) for request in requests])
-        self._owner = torch.arange(len(requests)).repeat_interleave(counts)
-        self._weights = torch.tensor([w / n for n in self.draws for w in weights for _ in range(n)])
-        self._bare = (counts.cumsum(0) - counts).tolist()
         ids = [f.ids[: at + 1] for r in requests for f, at in zip(r.facts, r.lookups, strict=True)]
         noises = [noise for request in requests for noise in request.inputs()]
         self.parts: list[tuple[PackedPrompts, torch.Tensor]] = []  # prompts, and their last tokens' rows
@@ -66,15 +84,6 @@ class KeyRows:
                 packed.run(rows, first, value_layer + 1)
             pairs.append((kept[0], kept[1]))
         return tuple(torch.cat(columns) for columns in zip(*pairs, strict=True))
-
-    def mean(self, rows: torch.Tensor) -> torch.Tensor:
-        """[prompts, d] -> [requests, d], the weighted mean over a request's contexts, in float64."""
-        weighted = rows.double() * self._weights.to(rows.device, torch.float64)[:, None]
-        return weighted.new_zeros(len(self.draws), rows.shape[-1]).index_add(0, self._owner.to(rows.device), weighted)
-
-    def bare(self, rows: torch.Tensor) -> torch.Tensor:
-        """[prompts, d] -> [requests, d] of the bare prompts, the mean over their draws of noise, in float64."""
-        return torch.stack([rows[at : at + n].double().mean(0) for at, n in zip(self._bare, self.draws, strict=True)])
 
 
 def bare_pass(

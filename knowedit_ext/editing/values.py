@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from tqdm import tqdm
@@ -53,12 +53,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Values:
-    """Optimised values [edits, hidden], the initial ones, and the last loss and number of steps of each."""
+    """Optimised values [edits, hidden], the initial ones, the last loss computed (before the last step) and the number
+    of steps of each. What was read beside them of each request's facts, in order: keys [facts, d_in], what the down
+    projection reads, and outputs [facts, hidden], what the site puts out; None unless asked for.
+    """
 
     values: torch.Tensor
     initial: torch.Tensor
     loss: torch.Tensor
     steps: torch.Tensor
+    keys: torch.Tensor | None = None
+    outputs: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,7 @@ def optimise_values(
     rule: Rule | None = None,
     compat: str | None = None,
     more_to_minimise: int = 0,
+    keys: bool = False,
 ) -> Values:
     """The values of many requests at `site` ("mlp": ROME's delta, "layer": MEMIT's) of `layer`.
 
@@ -119,7 +125,8 @@ def optimise_values(
     loss_layer: behind which the loss is read; None: the last. nll_factor: of the target's negative log-probability.
     compat: "hase": no edit stops early, and one with nothing behind it has the value it begins with.
     more_to_minimise: updates that an edit which minimises gets beyond the others'; such a one never stops early.
-    Raises ValueError where a loss is not finite, or no gradient reaches a value.
+    keys: give those too; not where noise is drawn anew for every pass.
+    Raises ValueError where a loss or a value is not finite, or no gradient reaches a value.
     """
     after = model.num_layers if loss_layer is None else max(loss_layer, layer) + 1
     prompts = [_prompts(model, n, request, params.fact_token) for n, request in enumerate(requests)]
@@ -151,14 +158,17 @@ def optimise_values(
                 after,
                 nll_factor,
                 rule,
+                keys,
             )
             parts.append(task.optimise())
-    names = ("values", "initial", "loss", "steps")
-    optimised = Values(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-    for request, loss in zip(requests, optimised.loss.tolist(), strict=True):
-        if not math.isfinite(loss):
-            text = request.facts[0].fact.text
-            raise ValueError(f"the loss of {quoted(text)} became {loss}: NaN or infinity in weights or activations")
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(Values))
+    optimised = Values(*(None if column[0] is None else torch.cat(column) for column in columns))
+    finite = optimised.values.isfinite().all(1).tolist()
+    for request, loss, known in zip(requests, optimised.loss.tolist(), finite, strict=True):
+        if not (math.isfinite(loss) and known):
+            text, what = quoted(request.facts[0].fact.text), "value" if math.isfinite(loss) else "loss"
+            became = "no number" if what == "value" else loss
+            raise ValueError(f"the {what} of {text} became {became}: NaN or infinity in weights or activations")
     return optimised
 
 
@@ -210,9 +220,10 @@ class _Batch:
         after: int,
         nll_factor: float,
         rule: Rule | None,
+        keys: bool,
     ) -> None:
         self.model, self.params, self.sites, self.layer, self.after = model, params, sites, layer, after
-        self.nll_factor, self.rule = nll_factor, rule
+        self.nll_factor, self.rule, self.keys = nll_factor, rule, keys
         self.prompts = prompts
         self.count = len(prompts)
         self.draws = [request.draws for request in requests]
@@ -226,14 +237,18 @@ class _Batch:
         params, n = self.params, self.count
         planned = list(range(n))
         self._freeze(planned)
+        read = self._read_facts() if self.keys else (None, None)
         # The values of the bare prompts, which are the first of an edit's prompts: [edits, sites, hidden].
         values, firsts = self.frozen.initial.to(compute_dtype(self.model.dtype)), self.bare.tolist()
         initial = torch.stack([values[at : at + k].mean(0) for at, k in zip(firsts, self.draws, strict=True)])
         self.now = now = InProgress.begin(initial, self.nll_factor, self.minimise, self.updates, self.impatient)
         delta, losses, steps = torch.zeros_like(initial), torch.zeros(n), torch.zeros(n, dtype=torch.int64)
-        for step in range(params.v_num_grad_steps):
+        drawn = 1
+        # The published loop has a pass behind the last update, which says what the loss has become and nothing else.
+        for step in range(int(self.updates.max())):
             if step and self.redrawn:
                 self._freeze(planned)
+                drawn += 1
             variable = now.delta.requires_grad_()
             loss, vanished, seen = self._loss(variable, planned)
             going = now.alive & ~((loss.detach() < STOP_LOSS) & now.impatient) & ~vanished & (step < now.updates)
@@ -248,9 +263,7 @@ class _Batch:
             losses[planned] = torch.where(counted > 0, found.float(), losses[planned])
             now.alive = going
             if not goes.any():
-                if not self.redrawn or step == params.v_num_grad_steps - 1:
-                    break
-                continue  # as released, the passes draw on
+                break
             with backward_products(self.model.precision):
                 (gradient,) = torch.autograd.grad(loss.sum(), variable, allow_unused=True)
             now.move(torch.zeros_like(variable) if gradient is None else gradient, step, params)
@@ -264,7 +277,16 @@ class _Batch:
                 self._number(planned)
         self._check_moved(now.stuck.cpu(), planned)
         delta[planned] = now.delta.detach()
-        return Values((initial + delta)[:, 0], initial[:, 0], losses, steps)
+        if self.redrawn:  # as released, the passes draw on
+            for _ in range(drawn, params.v_num_grad_steps):
+                for edit in planned:
+                    self._noises(edit)
+        return Values((initial + delta)[:, 0], initial[:, 0], losses, steps, *read)
+
+    def _read_facts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and outputs of all prompts but those of the KL term."""
+        facts = [n for n, p in enumerate(prompt for each in self.prompts for prompt in each) if p.targets]
+        return self.frozen.keys[facts], self.frozen.initial[facts, 0]
 
     def _check_moved(self, stuck: torch.Tensor, planned: Sequence[int]) -> None:
         """ValueError where the last gradient was exactly zero for an edit that goes on: it would never move."""
@@ -285,7 +307,7 @@ class _Batch:
         noises = [noise for edit in planned for noise in self._noises(edit)]
         packed = PackedPrompts.sharing(self.model, [prompt.ids for prompt in chosen], noises)
         tokens, readout = [p.token for p in chosen], [p.readout for p in chosen]
-        self.frozen = FrozenPrompts(packed, self.sites, self.layer, tokens, readout, self.after)
+        self.frozen = FrozenPrompts(packed, self.sites, self.layer, tokens, readout, self.after, self.keys)
         self._number(planned)
 
     def _number(self, planned: Sequence[int]) -> None:

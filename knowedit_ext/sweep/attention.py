@@ -109,7 +109,8 @@ def _attend(
             f"{type(module).__name__} adds to scores by the key's position (ALiBi), so a sweep cannot keep a token "
             "from seeing itself: cut other edges (groups= of a knockout, without the last token)"
         )
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [rows, heads, d]
+    # The gradient of squeeze is a view; that of [0] is filled with zeros and copied.
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # [rows, heads, d]
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     width = v.shape[-1]
     if width < q.shape[-1]:  # latent attention (DeepSeek): keys are wider than values

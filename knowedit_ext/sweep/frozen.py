@@ -34,8 +34,9 @@ class FrozenPrompts:
     each prompt the positions whose final state is wanted, none left of its token. depth: layers computed (the model's
     number, or fewer when the loss is read from an earlier layer).
 
-    `initial` [prompts, sites, hidden] is the sites' own output at those tokens. Calling it with [prompts, sites,
-    hidden] to add gives the states behind the final norm, [all readouts in order, hidden].
+    `initial` [prompts, sites, hidden] is the sites' own output at those tokens; `keys` [prompts, d_in] what the layer's
+    down projection reads there, None unless asked for by `keys`. Calling it with [prompts, sites, hidden] to add gives
+    the states behind the final norm, [all readouts in order, hidden].
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class FrozenPrompts:
         tokens: Sequence[int],
         readout: Sequence[Sequence[int]],
         depth: int | None = None,
+        keys: bool = False,
     ) -> None:
         if any(min(positions) < token for token, positions in zip(tokens, readout, strict=True)):
             raise ValueError("a state is read left of the token that is changed, where nothing changes")
@@ -54,7 +56,8 @@ class FrozenPrompts:
         self._tokens, self._positions = list(tokens), [tuple(positions) for positions in readout]
         self._left, self._left_rows = packed.left_of(tokens)
         self._plan()
-        self._frozen_run()
+        self.keys: torch.Tensor | None = None
+        self._frozen_run(keys)
 
     def only(self, prompts: Sequence[int]) -> FrozenPrompts:
         """The same of some of the prompts, by slices of what is there: nothing is computed or planned again."""
@@ -145,7 +148,7 @@ class FrozenPrompts:
             self._read_arguments = RowArguments(self.packed.prompts, self._index[self._readout].to(last))
 
     @torch.no_grad()
-    def _frozen_run(self) -> None:
+    def _frozen_run(self, keys: bool) -> None:
         """Run the prompts once; keep keys and values, the rows that newborn ones are copies of, the sites' outputs."""
         packed = self.packed
         rows = torch.tensor([packed.row(prompt, token) for prompt, token in enumerate(self._tokens)])
@@ -157,8 +160,13 @@ class FrozenPrompts:
         def record(site: str, out: torch.Tensor) -> None:
             states[site] = out[0, rows.to(out.device)].clone()
 
+        def record_keys(args: tuple, kwargs: dict) -> None:
+            self.keys = args[0].reshape(-1, args[0].shape[-1])[rows.to(args[0].device)].clone()
+
         hidden = packed.start
         with Hooks() as hooks:
+            if keys:
+                hooks.before(self.model.modules.down_projection(self.edited), record_keys)
             for site in self.sites:
                 hooks.behind(self.model.modules.site(site, self.edited), partial(record, site))
             for layer in range(self._whole):
@@ -196,7 +204,7 @@ class FrozenPrompts:
 
         def inject(place: int, out: torch.Tensor) -> torch.Tensor:
             at = self._at_there[place].to(out.device)
-            return out[0].index_add(0, at, added[:, place].to(out.device, out.dtype))[None]
+            return out.squeeze(0).index_add(0, at, added[:, place].to(out.device, out.dtype))[None]
 
         with tree_attention_in(modules), Hooks() as hooks:
             if self.sites == ("mlp",):  # nothing changes what it reads
@@ -213,7 +221,7 @@ class FrozenPrompts:
                     for module, out in self._projected:
                         _known(hooks, module, self._at_there[0], out)
                 if "layer" in self.sites and number == self.edited + 1:
-                    hidden = inject(self.sites.index("layer"), hidden[None])[0]
+                    hidden = inject(self.sites.index("layer"), hidden[None]).squeeze(0)
                 if hidden is None or number == self.depth:
                     continue
                 arguments, segments, frozen = self._arguments, self._segments[number], self._keys_values.get(number)
@@ -242,7 +250,7 @@ def _known(hooks: Hooks, module: nn.Module, changed: torch.Tensor, known: torch.
     def put(out: torch.Tensor) -> torch.Tensor:
         whole = out.new_empty(given, out.shape[-1])
         whole[given - len(known) :] = known
-        return whole.index_copy(0, changed.to(out.device), out[0, : len(changed)])[None]
+        return whole.index_copy(0, changed.to(out.device), out.squeeze(0)[: len(changed)])[None]
 
     hooks.callback(module.register_forward_pre_hook(without).remove)
     hooks.behind(module, put)

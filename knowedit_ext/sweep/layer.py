@@ -31,7 +31,7 @@ def run_layer(
     hidden = on_device(hidden, layer)
     with attending(modules.attn(number), segments, frozen, nearest, **arguments.whole(number)) as attended:
         out = layer(hidden[None], **arguments.layer(number, len(hidden), hidden.device))
-    return first_of(out)[0], attended.recorded
+    return first_of(out).squeeze(0), attended.recorded
 
 
 def keys_values(modules: ModuleMap, number: int, hidden: torch.Tensor, arguments: RowArguments) -> KeysValues:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from knowedit_ext.editing.keys import KeyRows
 from knowedit_ext.editing.params import FACT_TOKENS
 from knowedit_ext.editing.request import EditRequest
 from knowedit_ext.editing.tokenized import context_weights, tokenize_requests
+from knowedit_ext.editing.values import optimise_values
 
 from ..support.families import FAMILIES, tiny_model
 from .plain import plain_group_key, plain_key
@@ -70,6 +73,21 @@ def test_rows_held_at_once_change_nothing_but_rounding() -> None:
     both = [rows.pass_through(rows.run(rows.start, 0, 1), 1, LAYER, LAYER, "mlp") for rows in (whole, parts)]
     for one, other in zip(*both, strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-5 * float(one.abs().max()))
+
+
+@pytest.mark.parametrize("batch", [None, 1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_beside_values_are_those_of_a_pass_of_their_own(family: str, batch: int | None) -> None:
+    model, params = tiny_model(family), ke.ROMEParams(layers=(LAYER,), v_num_grad_steps=2)
+    noisy = replace(REQUESTS[1], noise=ke.SubjectNoise(0.2, samples=2))
+    requests = tokenize_requests(model, [*REQUESTS, noisy], [c for g in GROUPS for c in g], "subject_last")
+    rows = KeyRows(model, requests, context_weights(GROUPS))
+    inputs, outputs = rows.pass_through(rows.start, 0, LAYER, LAYER, "mlp")
+    values = optimise_values(model, requests, params, "mlp", LAYER, batch, keys=True)
+    for got, want in ((values.keys, inputs), (values.outputs, outputs)):
+        assert got.shape == want.shape
+        assert torch.allclose(got, want, rtol=0, atol=1e-5 * float(want.abs().max()))
+    assert optimise_values(model, requests[:1], params, "mlp", LAYER).keys is None
 
 
 @pytest.mark.parametrize("prompt, context", [("w3 w7 w5 {} w9", "{}"), ("w5 {} w9", "w3 w7 w3 w7. {}")])

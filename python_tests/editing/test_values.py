@@ -42,8 +42,9 @@ def close(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-4) -> Non
 def as_published(got: Values, number: int, want: PlainValue) -> None:
     close(got.initial[number], want.initial, 1e-5)
     close(got.values[number], want.value)
-    assert got.loss[number] == pytest.approx(want.losses[-1], rel=1e-3, abs=1e-4)
-    assert got.steps[number] == len(want.losses) - 1
+    steps = len(want.losses) - 1  # an edit that ends by itself is known by its last loss, one that is stopped is not
+    assert got.steps[number] == steps
+    assert any(got.loss[number] == pytest.approx(loss, rel=1e-3, abs=1e-4) for loss in want.losses[-2:])
 
 
 @pytest.mark.parametrize("site", ["mlp", "layer"])

@@ -23,7 +23,7 @@ from ..anchor import anchored
 from ..contexts import rome_contexts
 from ..edit import Edit
 from ..history import earlier_keys
-from ..keys import KeyRows, bare_pass
+from ..keys import KeyRows, OverContexts, bare_pass
 from ..method import Method
 from ..metric import Plain, Preserving, prepare, solve_in_keys
 from ..params import EditParams
@@ -186,17 +186,21 @@ def _one_layer(
     one_key: OneKey | None,
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     """Keys [requests, d_in]; u [d_in, 1] and v [d_out, 1] of each request."""
-    rows = KeyRows(model, requests, weights)
-    inputs, outputs = rows.pass_through(rows.start, 0, layer, layer, "mlp")
+    redrawn = any(request.stream for request in requests)
+    if redrawn:  # as released, keys have noise of their own
+        rows: OverContexts = KeyRows(model, requests, weights)
+        inputs, outputs = rows.pass_through(rows.start, 0, layer, layer, "mlp")
+    more = 1 if compat == "hase" else 0
+    options = dict(compat=compat, more_to_minimise=more, keys=not redrawn)
+    optimised = optimise_values(model, requests, params, "mlp", layer, batch, progress, **options)
+    if not redrawn:
+        rows = OverContexts(requests, weights)
+        inputs, outputs = optimised.keys, optimised.outputs
     bare = [rows.bare(x) for x in (inputs, outputs)]
     mean = [rows.mean(x) for x in (inputs, outputs)]
     keys = (bare if one_key == "bare" else mean)[0]  # k*, [requests, d_in]
-    more = 1 if compat == "hase" else 0
-    optimised = optimise_values(
-        model, requests, params, "mlp", layer, batch, progress, compat=compat, more_to_minimise=more
-    )
     targets = anchored(model, requests, params, optimised, "mlp", layer, compat)
-    if any(request.stream for request in requests):  # the bare prompt is noised anew
+    if redrawn:  # the bare prompt is noised anew
         bare = bare_pass(model, requests, layer, "mlp")
     keys_now, values_now = mean if one_key == "mean" else bare
     factors = []
