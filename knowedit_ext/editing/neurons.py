@@ -159,24 +159,21 @@ def _scores(model: EditableModel, reads: Sequence[_Read], layers: Sequence[int],
     targets = torch.tensor([[*each, *each[:1] * (wide - len(each))] for each in tokens])  # [places, targets]
     share = torch.tensor([[1.0 / len(each)] * len(each) + [0.0] * (wide - len(each)) for each in tokens])
     rows = NewbornRows(model, clean_runs(model, [read.ids for read in reads]), places)
-    alpha = torch.linspace(0, 1, steps)[:-1, None]  # the last point, 1, is the clean run, whatever the layer
+    alpha = torch.linspace(0, 1, steps)[:-1]  # the last point, 1, is the clean run, whatever the layer
     scores = np.zeros((len(reads), model.num_layers, max(neurons_of(model, n) for n in layers)), dtype=np.float32)
     for part in rows.jobs(layers, steps):
-        clean = {n: rows.neurons[n] for n in part}
-        patched = {n: (a.float()[:, None] * alpha.to(a.device)).to(model.dtype) for n, a in clean.items()}
-        moved = {n: torch.zeros_like(a) for n, a in clean.items()}
-        asked = [x.requires_grad_() for x in (*patched.values(), *moved.values())]
-        states = rows.run(patched, moved)
+        born = rows.run(part, alpha)
+        asked = [by_layer[n] for by_layer in (born.patched, born.moved) for n in part]
         each = lambda x: torch.cat([x, x.repeat_interleave(steps - 1, 0).repeat(len(part), 1)])  # noqa: B023, E731
-        p = log_probabilities(model, states, each(targets)).exp()
+        p = log_probabilities(model, born.states, each(targets)).exp()
         gradients = torch.autograd.grad((p * each(share).to(p.device)).sum(), asked)
         for layer, inner, last in zip(part, gradients, gradients[len(part) :], strict=False):
             total = inner.float().sum(1) + last.float()
-            score = (clean[layer].float() / steps * total).cpu().numpy()  # [places, neurons]
+            score = (born.clean[layer].float() / steps * total).cpu().numpy()  # [places, neurons]
             for number, read in enumerate(reads):
                 own = [n for n, (prompt, _) in enumerate(places) if prompt == number]
                 scores[number, layer, : score.shape[1]] = score[own].sum(0) / len(read.at)
-    return scores, int(likeliest(model, rows.states[:1]))
+    return scores, int(likeliest(model, born.states[:1].detach()))
 
 
 def _above(scores: np.ndarray, threshold: float) -> list[Neuron]:

@@ -1,19 +1,21 @@
-"""Rows born in the MLP of every layer, over frozen prompts, with gradients: integrated gradients as one job.
+"""Rows born in the MLP of every layer, beside the prompts, with gradients: integrated gradients as one job.
 
 A row that stands at a prompt's last token differs from the clean run from its layer's MLP on, and in nothing else: keys
 and values of all tokens before it are the clean ones. So L layers with S rows each cost S L (L + 1) / 2 row-layers
-forward and as many backward, which is the floor, and S L more rows behind the last layer; each layer's weights are read
-once for all of them. The clean row itself is one for all layers. (A layer runs its attention for newborn rows too,
-whose result is the clean one: the blocks of all families stay the model's own.)
+forward and as many backward, which is the floor, and S L more rows behind the last layer. The prompts run with them,
+so that each layer's weights are read once for all; where rows are born they get what the attention's projections put
+out for the clean ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from ..model.head import final_states
 from ..model.hooks import Hooks
@@ -22,43 +24,34 @@ from ..model.weights import find_weight
 from .attention import tree_attention_in
 from .capture import CleanRun, RowArguments
 from .engine import default_max_rows, free_bytes, row_bytes
-from .layer import KeysValues, run_layer
+from .layer import run_layer
 from .packed import PackedPrompts
+from .whole import mixes_whole
+
+
+@dataclass
+class Newborn:
+    """Of one job. By layer: clean [places, neurons], what the activation function reads in the clean run; patched
+    [places, copies, neurons], what it reads instead; moved [places, neurons], zeros that are added in the clean run,
+    which is one row for all layers.
+
+    states: behind the final norm [places + layers * places * copies, hidden], the clean ones first; differentiable in
+    patched and moved.
+    """
+
+    clean: dict[int, torch.Tensor] = field(default_factory=dict)
+    patched: dict[int, torch.Tensor] = field(default_factory=dict)
+    moved: dict[int, torch.Tensor] = field(default_factory=dict)
+    states: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class NewbornRows:
-    """Rows at some places of prompts, each place [prompt, position].
-
-    neurons: by layer [places, neurons], what the activation function reads there in the clean run (of gated MLPs: the
-    gate projection's output); states: [places, hidden] behind the final norm, clean.
-    """
+    """Rows at some places of prompts, each place [prompt, position]."""
 
     def __init__(self, model: EditableModel, prompts: Sequence[CleanRun], places: Sequence[tuple[int, int]]) -> None:
         self.model, self.places = model, list(places)
         self._packed = PackedPrompts(model, prompts)
-        self._keys_values: dict[int, KeysValues] = {}
-        self._entering: list[torch.Tensor] = []  # by layer [places, hidden]
-        self.neurons: list[torch.Tensor] = []
-        self._widths: list[int] = []  # of what the projections put out, of which neurons may be a part
-        self._clean_run()
-
-    @torch.no_grad()
-    def _clean_run(self) -> None:
-        model, packed = self.model, self._packed
-        rows = torch.tensor([packed.row(*place) for place in self.places])
-
-        def record(width: int, out: torch.Tensor) -> None:
-            self.neurons.append(out[0, rows.to(out.device), :width].clone())
-            self._widths.append(out.shape[-1])
-
-        hidden = packed.start
-        with Hooks() as hooks:
-            for layer in range(model.num_layers):
-                hooks.behind(model.modules.gate_projection(layer), partial(record, neurons_of(model, layer)))
-            for layer in range(model.num_layers):
-                self._entering.append(hidden[rows.to(hidden.device)])
-                hidden = packed.run(hidden, layer, layer + 1, self._keys_values)
-        self.states = final_states(model, hidden[rows.to(hidden.device)])
+        self._rows = torch.tensor([self._packed.row(*place) for place in self.places])  # among the prompts'
 
     def jobs(self, layers: Sequence[int], copies: int) -> list[list[int]]:
         """Layers to run together, so that what the backward pass needs stays within half of the free memory."""
@@ -74,63 +67,100 @@ class NewbornRows:
             groups[-1].insert(0, layer)
         return groups
 
-    def run(self, patched: dict[int, torch.Tensor], moved: dict[int, torch.Tensor]) -> torch.Tensor:
-        """patched: by layer, ascending, [places, copies, neurons], what the activation function is to read instead.
-        moved: of the same layers [places, neurons], what is added to it in the clean run, which is one row for all.
-
-        States behind the final norm [places + layers * places * copies, hidden]; differentiable in both.
-        """
-        modules, first = self.model.modules, next(iter(patched))
-        clean, copies = len(self.places), patched[first].shape[1]
-        arguments = self._arguments(len(patched), copies)
-        hidden = self._entering[first]
+    def run(self, layers: Sequence[int], shares: torch.Tensor) -> Newborn:
+        """Rows born in `layers`, ascending, in which the activation function reads shares [copies] of the clean."""
+        modules, packed, first, copies = self.model.modules, self._packed, layers[0], len(shares)
+        born, arguments = Newborn(), self._arguments(len(layers), copies)
+        with torch.no_grad():
+            hidden = packed.run(packed.start, 0, first)
+        hidden = torch.cat([hidden, hidden[self._rows.to(hidden.device)]])
         with tree_attention_in(modules), torch.enable_grad():
             for number in range(first, self.model.num_layers):
                 with Hooks() as hooks:
-                    if number in patched:
-                        newborn = self._entering[number].repeat_interleave(copies, 0)
-                        hidden = torch.cat([hidden, newborn.to(hidden.device)])
-                        new = patched[number].flatten(0, 1)
-                        computed = self._widths[number] > new.shape[1]
-                        _overwrite(hooks, modules.gate_projection(number), new, moved[number], computed)
-                    segments = self._segments((len(hidden) - clean) // (clean * copies), copies)
-                    hidden, _ = run_layer(modules, number, hidden, arguments, segments, self._keys_values[number])
-            return final_states(self.model, hidden)
+                    if number in layers:
+                        hidden = torch.cat([hidden, self._copies(hidden, copies)])
+                        self._bear(hooks, number, shares, born, len(hidden))
+                    hidden, _ = run_layer(modules, number, hidden, arguments, self._segments(len(hidden), copies))
+            born.states = final_states(self.model, hidden[packed.rows :])
+        return born
+
+    def _copies(self, x: torch.Tensor, copies: int) -> torch.Tensor:
+        """Of all rows those at the places, as they are."""
+        return x.detach()[self._rows.to(x.device)].repeat_interleave(copies, 0)
+
+    def _bear(self, hooks: Hooks, layer: int, shares: torch.Tensor, born: Newborn, rows: int) -> None:
+        """Hooks under which the last of `rows` are born in a layer."""
+        modules, copies, neurons = self.model.modules, len(shares), neurons_of(self.model, layer)
+        older = rows - copies * len(self.places)
+
+        def attended(out: torch.Tensor) -> torch.Tensor:
+            out = out.squeeze(0)
+            return torch.cat([out, self._copies(out, copies)])[None]
+
+        def read(out: torch.Tensor) -> torch.Tensor:
+            out = out.squeeze(0)
+            clean = out.detach()[self._rows.to(out.device), :neurons]
+            patched = (clean.float()[:, None] * shares.to(out.device)[:, None]).to(out.dtype).requires_grad_()
+            moved = torch.zeros_like(clean, requires_grad=True)
+            born.clean[layer], born.patched[layer], born.moved[layer] = clean, patched, moved
+            others = self._copies(
+                out[:, neurons:], copies
+            )  # what else the projection puts out: a gated MLP's other half
+            return _Overwritten.apply(out, moved, patched.flatten(0, 1), others, self._packed.rows)[None]
+
+        if not mixes_whole(modules):
+            for module in modules.attn(layer).modules():
+                if not list(module.children()) and list(module.parameters()):
+                    _put(hooks, module, rows, older, attended)
+        _put(hooks, modules.gate_projection(layer), rows, older, read)
 
     def _arguments(self, layers: int, copies: int) -> RowArguments:
-        index = torch.tensor([int(self._packed.offsets[prompt]) + position for prompt, position in self.places])
-        return RowArguments(self._packed.prompts, torch.cat([index, index.repeat_interleave(copies).repeat(layers)]))
+        every = torch.arange(self._packed.rows)
+        own = every[self._rows]
+        return RowArguments(self._packed.prompts, torch.cat([every, own, own.repeat_interleave(copies).repeat(layers)]))
 
-    def _segments(self, layers: int, copies: int) -> torch.Tensor:
-        """A line for each prompt, without queries, and one for each row: its lone token behind that prompt."""
-        packed = self._packed
-        prompts = [(-1, packed.row(n, 0), 0, len(run.ids), -1) for n, run in enumerate(packed.prompts)]
-        rows = self.places + [place for place in self.places for _ in range(copies)] * layers
-        own = [(n, packed.rows + n, position, 1, prompt) for n, (prompt, position) in enumerate(rows)]
+    def _segments(self, rows: int, copies: int) -> torch.Tensor:
+        """A line for each prompt, and one for each other row: its lone token behind that prompt."""
+        packed, count = self._packed, len(self.places)
+        prompts = [(packed.row(n, 0), packed.row(n, 0), 0, len(run.ids), -1) for n, run in enumerate(packed.prompts)]
+        layers = (rows - packed.rows - count) // (count * copies)
+        others = self.places + [place for place in self.places for _ in range(copies)] * layers
+        own = [(n, n, position, 1, prompt) for n, (prompt, position) in enumerate(others, packed.rows)]
         return torch.tensor(prompts + own, dtype=torch.int32)
 
 
-def _overwrite(hooks: Hooks, gate: nn.Module, new: torch.Tensor, moved: torch.Tensor, computed: bool) -> None:
-    """What the module puts out for the last rows begins with `new` [born, neurons]; to the first ones `moved` is added.
+def _put(hooks: Hooks, module: nn.Module, rows: int, older: int, whole: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """A module that is given packed rows computes the first `older` of them; whole: from their output to all rows'."""
+    cut = False
 
-    computed: the module's own is needed for the last rows too, of which `new` is but a part.
-    """
-    born, clean = len(new), len(moved)
+    def without(module: nn.Module, args: tuple) -> tuple | None:
+        nonlocal cut
+        cut = len(args) == 1 and args[0].dim() < 4 and args[0].shape[-2] == rows == args[0].shape[:-1].numel()
+        return (args[0][..., :older, :],) if cut else None
 
-    def without(module: nn.Module, args: tuple) -> tuple:
-        return (args[0][:, :-born], *args[1:])
+    hooks.callback(module.register_forward_pre_hook(without).remove)
+    hooks.behind(module, lambda out: whole(out) if cut else None)
 
-    def put(out: torch.Tensor) -> torch.Tensor:
-        own, added = (x.to(out.device, out.dtype) for x in (new, moved))
-        added = nn.functional.pad(added, (0, out.shape[-1] - added.shape[1]))
-        if not computed:
-            return torch.cat([out[0, :clean] + added, out[0, clean:], own])[None]
-        own = torch.cat([own, out[0, -born:, own.shape[1] :]], 1)
-        return torch.cat([out[0, :clean] + added, out[0, clean:-born], own])[None]
 
-    if not computed:
-        hooks.callback(gate.register_forward_pre_hook(without).remove)
-    hooks.behind(gate, put)
+class _Overwritten(torch.autograd.Function):
+    """To rows [older, width] others are added that begin with `new` [born, neurons]; behind the first `start` rows
+    `moved` is added. In one copy, whose gradients are views (torch's own fill and copy the whole for each slice)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, out: torch.Tensor, moved: torch.Tensor, new: torch.Tensor, others: torch.Tensor, start: int
+    ) -> torch.Tensor:
+        ctx.start, ctx.moved, ctx.born = start, moved.shape, len(new)
+        whole = torch.cat([out, torch.cat([new, others], 1) if others.shape[1] else new])
+        whole[start : start + len(moved), : moved.shape[1]] += moved
+        return whole
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        count, neurons = ctx.moved
+        moved, new = grad[ctx.start : ctx.start + count, :neurons], grad[-ctx.born :, :neurons]
+        return grad[: -ctx.born], moved, new, None, None
 
 
 def neurons_of(model: EditableModel, layer: int) -> int:
