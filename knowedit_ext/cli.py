@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -97,6 +99,15 @@ def main() -> None:
     sys.exit(status)
 
 
+def _refuse_empty(arguments: list[str]) -> None:
+    """ValueError for an option given as "" (say, by an unset shell variable): a path would be the current folder."""
+    for option, value in pairwise([*arguments, "end"]):
+        if option == "--prompt":  # a BOS token may do
+            continue
+        if re.fullmatch("--[a-z-]+", option) and value == "" or re.fullmatch("--[a-z-]+=", option):
+            raise ValueError(f"{option.rstrip('=')} is empty")
+
+
 def _run() -> int | None:
     """None, or the status of what typer ends by itself: 130 after Ctrl-C inside a command."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
@@ -104,6 +115,7 @@ def _run() -> int | None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what it only warns of, `model.pretrained` refuses
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    _refuse_empty(sys.argv[1:])
     return app(standalone_mode=False)
 
 

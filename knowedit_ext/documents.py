@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+PARAMETER_FILES = (".json", ".yaml", ".yml")
 LINES = (".jsonl", ".ndjson", ".jsonlines")  # what files of JSON lines are called
 
 

@@ -94,6 +94,13 @@ def test_the_words(value: object, kind: object, message: str) -> None:
         as_type("it", value, kind)
 
 
+def test_the_current_folder_is_not_taken_for_no_folder() -> None:
+    with pytest.raises(ValueError, match="out is '': expected a path, and the current folder is '.'"):
+        as_type("out", "", str | Path | None)
+    for place in (None, ".", Path("."), "folder"):
+        assert as_type("out", place, str | Path | None) == place
+
+
 def test_text_of_another_type() -> None:
     with pytest.raises(TypeError, match=r"it must be a string, not list: \['a'\]"):
         text("it", ["a"])

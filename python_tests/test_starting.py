@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 import knowedit_ext as ke
-from knowedit_ext.commands.names import FILE_NAMES, METHOD_NAMES, PROBLEM_NAMES, TOKEN_NAMES
+from knowedit_ext.commands.names import FILE_NAMES, KIND_NAMES, METHOD_NAMES, PROBLEM_NAMES, TOKEN_NAMES, may_be_preset
 from knowedit_ext.datasets.download import FILES
 from knowedit_ext.studies.layer_token import TOKENS
+from knowedit_ext.tracing.kinds import KINDS, KNOCKOUT
 
 FACT = ke.world_facts()[0]
 TRACE = ["trace", "world", "--prompt", FACT["prompt"].replace(FACT["subject"], "{}"), "--subject", FACT["subject"]]
+ONE = ["--prompt", "{} is", "--subject", "Ann", "--target", "here"]
 TELL = """
 import sys
 from knowedit_ext.cli import main
@@ -35,6 +37,19 @@ LIGHT = [  # arguments, exit status, what is said
     (["trace", "world", "--nothing"], 2, "No such option"),
     (["trace", "world", "--facts", "absent.json", "--out", "o"], 2, "there is no file 'absent.json'"),
     (["edit", "world", "--method", "romee"], 2, "unknown method 'romee'"),
+    (["edit", "world", "--method", "rome", "--params", "gpt9", *ONE, "--out", "e"], 2, "no rome preset 'gpt9'"),
+    (["edit", "gpt9", "--method", "rome", *ONE, "--out", "e"], 2, "--params missing"),
+    (["edit", "world", "--params", "absent.yaml", *ONE, "--out", "e"], 2, "there is no file 'absent.yaml'"),
+    (["edit", "world", "--prompt", "Ann is"], 2, "--prompt 'Ann is' has no '{}'"),
+    (["evaluate", "world", "--out", ""], 2, "--out is empty"),
+    (["evaluate", "world", "--out="], 2, "--out is empty"),
+    (["evaluate", "world", "--out", "o", "--problem", "x"], 2, "unknown problem 'x'"),
+    (["evaluate", "world", "--out", "o", "--method", "rome", "--params", "gpt9"], 2, "no rome preset 'gpt9'"),
+    (["trace", "world", "--kind", "x"], 2, "unknown kind 'x'"),
+    (["trace", "world", "--sever", "x"], 2, "unknown sever 'x'"),
+    (["trace", "world", "--method", "x"], 2, "unknown method 'x'"),
+    (["moments", "world", "world", "--layers", "1", "--out", "m", "--stop", "x"], 2, "unknown stop 'x'"),
+    (["study", "scaling", "world", "--method", "romee:mu=1", "--out", "s"], 2, "unknown method 'romee'"),
     (["edit", "world", "--prompt", "{} is"], 2, "--subject, --target, --out missing"),
     (["evaluate", "gpt2-xl", "--out", "o"], 2, "--data FILE is missing"),
     (["download", "x"], 2, "unknown file 'x'"),
@@ -51,6 +66,8 @@ def test_said_without_torch(tmp_path: Path, arguments: list[str], status: int, m
 
 def test_the_names_that_help_tells_are_those_there_are() -> None:
     assert sorted(METHOD_NAMES) == sorted(ke.METHODS)
+    assert KIND_NAMES == (*KINDS, KNOCKOUT)
+    assert all(may_be_preset(name) for method in ke.METHODS.values() for name in method.presets)
     assert (PROBLEM_NAMES, TOKEN_NAMES, FILE_NAMES) == (tuple(ke.PROBLEMS), TOKENS, tuple(FILES))
 
 

@@ -26,6 +26,7 @@ from .options import (
     load,
     meaningless,
     preset_or,
+    template,
 )
 from .running import say
 from .study_inputs import world_moments
@@ -34,7 +35,7 @@ from .study_inputs import world_moments
 def edit(
     model: Annotated[str | None, typer.Argument(help='Hub name or folder; "world": the built-in one.')] = None,
     method: Annotated[str, typer.Option(help=f"{', '.join(METHOD_NAMES)}.")] = "memit",
-    prompt: Annotated[str | None, typer.Option(help='One fact: a template with one {}, e.g. "{} plays the".')] = None,
+    prompt: Annotated[str | None, template('One fact: a template with one {}, e.g. "{} plays the".')] = None,
     subject: Annotated[str | None, typer.Option(help="What goes into the {}.")] = None,
     target: Annotated[str | None, typer.Option(help="What is to follow.")] = None,
     requests: Annotated[Path | None, data_to_read("Many: a JSON list of requests or CounterFact records")] = None,
@@ -78,6 +79,8 @@ def edit(
         edit_requests = [ke.EditRequest(prompt, subject, target)]
     else:
         edit_requests = [ke.EditRequest.of(record) for record in read_records(requests)[:limit]]
+    if not edit_requests:
+        raise ValueError(f"'{requests}' holds no edit requests")
     if chosen.single and len(edit_requests) != 1:
         raise ValueError(
             f"{method} edits one fact at a time, '{requests}' has {len(edit_requests)}: use --limit 1 or memit"

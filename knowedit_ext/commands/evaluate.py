@@ -22,6 +22,7 @@ from .options import (
     ModelName,
     MomentsFolder,
     Params,
+    choice,
     data_of,
     data_to_read,
     file_to_read,
@@ -66,7 +67,8 @@ def evaluate(
     baseline: Annotated[bool, typer.Option(help="Also measure the unedited model.")] = True,
     skip_bad: Annotated[bool, typer.Option(help="Leave bad records out, and count them.")] = False,
     problem: Annotated[
-        str | None, typer.Option(help=f"What to make of each record: {', '.join(PROBLEM_NAMES)}.")
+        str | None,
+        choice("problem", PROBLEM_NAMES, f"What to make of each record: {', '.join(PROBLEM_NAMES)}."),
     ] = None,
     noise: Annotated[str, typer.Option(help='Of the subject, for --problem: "s3", or a number.')] = "s3",
     compat: Annotated[

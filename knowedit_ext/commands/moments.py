@@ -10,7 +10,7 @@ import typer
 
 import knowedit_ext as ke
 
-from .options import Device, Dtype, ModelName, folder_to_fill, load
+from .options import Device, Dtype, ModelName, choice, folder_to_fill, load
 from .running import say
 
 
@@ -27,7 +27,9 @@ def moments(
         int | None, typer.Option(min=0, help="Seed to shuffle the texts; 1: the published sample.")
     ] = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a forward pass.")] = 8192,
-    stop: Annotated[str | None, typer.Option(help='"tolerance": stop when solutions have settled.')] = None,
+    stop: Annotated[
+        str | None, choice("stop", ("tolerance",), '"tolerance": stop when solutions have settled.')
+    ] = None,
     tolerance: Annotated[float, typer.Option(help="Relative error of solutions to stop at.")] = 0.1,
     npz: Annotated[Path | None, folder_to_fill("Also write the published .npz files below this folder.")] = None,
     device: Device = None,

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from ..checks import quoted
 
+_PRESET = re.compile(r'"([a-z][\w.-]*(?:/[\w-]+)?)"')
 _METHOD = re.compile(r'^METHOD = Method\(\s*"([^"]+)"', re.MULTILINE)
 _FILES = sorted((Path(__file__).parent.parent / "editing" / "methods").glob("*.py"))
-METHOD_NAMES = tuple(name for file in _FILES for name in _METHOD.findall(file.read_text(encoding="utf-8")))
+_TEXTS = tuple(file.read_text(encoding="utf-8") for file in _FILES)
+METHOD_NAMES = tuple(name for text in _TEXTS for name in _METHOD.findall(text))
+KIND_NAMES = ("state", "mlp", "attn", "knockout")
 PROBLEM_NAMES = ("error_injection", "tracing_reversal", "fact_erasure", "fact_amplification", "fact_forcing")
 TOKEN_NAMES = ("subject_first", "subject_last", "subject_first_after_last", "last")
 FILE_NAMES = ("known_1000", "zsre", "counterfact", "attribute_snippets", "idf", "tfidf_vocab")
@@ -22,3 +25,10 @@ def check_method(name: str, *others: str) -> None:
     known = (*others, *(METHOD_NAMES if table is None else table.METHODS))
     if name not in known:
         raise ValueError(f"unknown method {quoted(name)}: expected one of {', '.join(known)}")
+
+
+def may_be_preset(name: str) -> bool:
+    """False for what no method calls a preset of its own; else the table has to be asked, which takes torch."""
+    if "knowedit_ext.editing.methods" in sys.modules:
+        return True
+    return any(name in (preset, preset.partition("/")[0]) for text in _TEXTS for preset in _PRESET.findall(text))

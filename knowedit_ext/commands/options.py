@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +12,11 @@ import typer
 
 import knowedit_ext as ke
 
+from ..checks import one_of, quoted
+from ..documents import PARAMETER_FILES
 from ..plots import figure_format
 from ..world.store import WORLD
+from .names import may_be_preset
 
 LARGEST_SEED = 2**32 - 1
 WORLD_DATA = Path(WORLD)
@@ -86,6 +89,30 @@ def _data(path: Path) -> Path:
     return path
 
 
+def choice(name: str, allowed: Sequence[str], help: str) -> Any:
+    """An option, or a list of them, of these values alone, if it is given."""
+
+    def check(given: Any) -> Any:
+        values = [] if given is None else [given] if isinstance(given, str) else given
+        for value in values:
+            one_of(name, value, allowed)
+        return given
+
+    return typer.Option(help=help, callback=check)
+
+
+def template(help: str) -> Any:
+    return typer.Option(help=help, callback=_template)
+
+
+def _template(prompt: str | None) -> str | None:
+    if prompt is not None and (slots := prompt.count("{}")) != 1:
+        raise ValueError(
+            f"--prompt {quoted(prompt)} has {slots or 'no'} '{{}}': exactly one must mark where the subject goes"
+        )
+    return prompt
+
+
 def folder_to_read(help: str) -> Any:
     return typer.Option(help=help, exists=True, file_okay=False, readable=True)
 
@@ -118,10 +145,20 @@ def data_of(model: str, data: Path | None) -> Path:
 
 
 def preset_or(given: str, method: str, model: str) -> str:
-    """--params, or the preset that is called as the model is; "" where there is none."""
+    """--params, or the preset that is called as the model is; "" where there is none. ValueError for what is neither a
+    preset nor a file."""
+    name = given or Path(model).name.lower()
+    if Path(given).suffix in PARAMETER_FILES:
+        if not Path(given).is_file():
+            raise ValueError(f"--params: there is no file {quoted(given)}")
+        return given
+    if not may_be_preset(name):
+        if given:
+            files = ", ".join(PARAMETER_FILES)
+            raise ValueError(f"no {method} preset {quoted(given)}: `knowedit methods` lists them; or a file ({files})")
+        return ""
     from ..editing.methods import method_of
 
-    name = Path(model).name.lower()
     return given or (name if name in method_of(method).presets else "")
 
 

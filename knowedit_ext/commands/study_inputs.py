@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,8 @@ def inputs(
     """All is checked before the model is loaded. every_layer: moments of all are needed, not of the methods' own."""
     source, world = data_of(model, data), model == WORLD
     shared, by_method = params_by_method(params or ([WORLD] if world else []))
+    for label in labels:
+        check_method(re.split(r"[+:]", label, maxsplit=1)[0].strip())
     from ..studies.treatment import treatments
 
     lines = treatments(labels, shared, by_method)

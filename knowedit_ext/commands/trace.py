@@ -11,6 +11,7 @@ import typer
 
 import knowedit_ext as ke
 
+from .names import KIND_NAMES
 from .options import (
     LARGEST_SEED,
     Device,
@@ -19,6 +20,7 @@ from .options import (
     Limit,
     MaxRows,
     ModelName,
+    choice,
     data_to_read,
     figure_to_write,
     file_to_write,
@@ -26,6 +28,7 @@ from .options import (
     load,
     meaningless,
     number_or_rule,
+    template,
 )
 from .running import say
 
@@ -37,11 +40,11 @@ KNOCKOUT = "knockout"
 
 def trace(
     model: ModelName,
-    prompt: Annotated[str | None, typer.Option(help='Template with one {}, e.g. "{} plays the".')] = None,
+    prompt: Annotated[str | None, template('Template with one {}, e.g. "{} plays the".')] = None,
     subject: Annotated[str | None, typer.Option(help="What goes into the {}.")] = None,
     target: Annotated[str | None, typer.Option(help="Answer to follow; default: what the model says.")] = None,
     kind: Annotated[
-        list[str] | None, typer.Option(help="state, mlp or attn; may be repeated. Or knockout (one prompt).")
+        list[str] | None, choice("kind", KIND_NAMES, "state, mlp or attn; may be repeated. Or knockout (one prompt).")
     ] = None,
     facts: Annotated[Path | None, data_to_read("JSON file of facts in the known_1000 format")] = None,
     out: Annotated[Path | None, folder_to_fill("Folder for a data set's cases, summary and figures.")] = None,
@@ -55,8 +58,12 @@ def trace(
     samples: Annotated[int, typer.Option(min=1, help="Noise samples.")] = 10,
     noise: Annotated[str, typer.Option(help="A number, or a rule: s3, u0.1.")] = "s3",
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="1 reproduces the published noise.")] = 1,
-    sever: Annotated[str | None, typer.Option(help="Hold the restored token's mlp or attn outputs corrupted.")] = None,
-    method: Annotated[str, typer.Option(help="exact; or attribution: estimates, many times cheaper.")] = "exact",
+    sever: Annotated[
+        str | None, choice("sever", ("mlp", "attn"), "Hold the restored token's mlp or attn outputs corrupted.")
+    ] = None,
+    method: Annotated[
+        str, choice("method", ("exact", "attribution"), "exact; or attribution: estimates, many times cheaper.")
+    ] = "exact",
     refine: Annotated[int, typer.Option(min=0, help="So many of the strongest estimates exactly.")] = 0,
     limit: Limit = None,
     max_rows: MaxRows = None,

@@ -277,6 +277,7 @@ class Edit:
 
         before_after(model, self, prompts).to_html(path)
 
+    @typed
     def to_peft(self, folder: str | Path) -> None:
         """The edit as a LoRA adapter that `peft` loads (same logits); see `editing.peft`."""
         to_peft(self.changes, folder, self.model.get("name"))

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..documents import PARAMETER_FILES
 from ..model.load import EditableModel
 from .edit import Edit
 from .params import LayerParams
-
-FILES = (".json", ".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,15 @@ class Method:
         """Parameters from a preset's name, a JSON or YAML file with the published keys, those keys, or as they are."""
         if isinstance(given, Mapping):
             params = self.params.from_dict(dict(given))
-        elif isinstance(given, (str, Path)) and Path(given).suffix in FILES:
+        elif isinstance(given, (str, Path)) and Path(given).suffix in PARAMETER_FILES:
             params = self.params.from_file(given)
         elif isinstance(given, str):
             name = next((n for n in (f"{given}/{self.name}", given) if n in self.params.presets), None)
             if name is None:
                 there = ", ".join(self.presets)
-                raise ValueError(f"no {self.name} preset '{given}': there are {there}; or a file ({', '.join(FILES)})")
+                raise ValueError(
+                    f"no {self.name} preset '{given}': there are {there}; or a file ({', '.join(PARAMETER_FILES)})"
+                )
             params = self.params.preset(name)
         elif isinstance(given, self.params):
             params = given

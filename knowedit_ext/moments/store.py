@@ -172,6 +172,7 @@ class Moments:
         layers = sorted({layer for part in parts for layer in part.layers})
         return cls({layer: _merged([part[layer] for part in parts if layer in part]) for layer in layers})
 
+    @typed
     def save(self, folder: str | Path) -> None:
         """Write `layer_13.safetensors` (lower triangle of the mean by rows) and `layer_13.json` for each layer."""
         for layer in self.layers:
