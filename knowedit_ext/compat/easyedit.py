@@ -10,7 +10,7 @@ Without EasyEdit the functions here stand alone, with its signatures and for any
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from . import ahead, stats
 from .closed_form import ALPHAEDIT, EMMET, MEMIT, PMET
 from .contexts import generate_fast
 from .editing import Editors
-from .metrics_easyedit import compute_edit_quality, test_prediction_acc
+from .metrics_easyedit import compute_edit_quality, expecting, test_prediction_acc
 from .neurons import get_refined_neurons
 from .swap import Backend, MovedError, Swap, Upstream
 from .translate import Library
@@ -154,8 +154,13 @@ def _edit_requests(
     upstream: Upstream,
     **kwargs: Any,
 ) -> Any:
-    """BaseEditor's loop; where it puts the model back after each request, what they need is computed together."""
-    with nullcontext() if sequential_edit else ahead.planned(requests):
+    """BaseEditor's loop: first metrics of all requests, then edits; where it puts the model back after each of them,
+    what they need is computed together."""
+    with ExitStack() as stack:
+        if not sequential_edit:
+            stack.enter_context(ahead.planned(requests))
+            if kwargs.get("pre_edit") is None:
+                stack.enter_context(expecting(requests))
         return upstream.function(editor, requests, sequential_edit, *args, **kwargs)
 
 

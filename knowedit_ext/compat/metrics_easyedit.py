@@ -7,10 +7,11 @@ tokens. Ours have the positions that each of its calls would have, so that the n
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from knowedit_ext.model.wrappers import eager
 from .swap import Upstream
 
 Texts = str | Sequence[str]
+REQUESTS = 32  # that are answered in advance
+TOKENS = 1024  # with padding, that one pass holds
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,30 @@ def test_prediction_acc(
     if asked is None or question not in asked.questions:
         return _answers(model, tok, hparams, [question])[0]
     if not asked.answers:
-        asked.answers = dict(zip(asked.questions, _answers(model, tok, hparams, asked.questions), strict=True))
+        expected, answer = _EXPECTED.get(), partial(_answers, model, tok, hparams)
+        known = None if expected is None else expected.take(asked.record, model, answer)
+        asked.answers = known or dict(zip(asked.questions, answer(asked.questions), strict=True))
     return list(asked.answers[question])
 
 
 # -- asked together ----------------------------------------------------------------------------------------------------
 
 
+def questions_of(record: Mapping[str, Any]) -> list[Question]:
+    """What EasyEdit asks of a request."""
+    pairs = [("prompt", "target_new"), ("rephrase_prompt", "target_new")]
+    questions = [Question.of(record[p], record[t], False) for p, t in pairs if record.get(p) is not None]
+    for kind in ("locality", "portability"):
+        for part in (record.get(kind) or {}).values():
+            questions.append(Question.of(part["prompt"], part["ground_truth"], kind == "locality"))
+    return list(dict.fromkeys(questions))
+
+
 @dataclass
 class Asked:
     """Questions that will be asked of one model, one after the other; answered with the first of them."""
 
+    record: Mapping[str, Any]
     questions: list[Question]
     answers: dict[Question, list[Any]]
 
@@ -82,16 +98,62 @@ _ASKED: ContextVar[Asked | None] = ContextVar("asked", default=None)
 @contextmanager
 def asking(record: Mapping[str, Any]) -> Iterator[None]:
     """Inside, one model is asked what EasyEdit asks of a request."""
-    pairs = [("prompt", "target_new"), ("rephrase_prompt", "target_new")]
-    questions = [Question.of(record[p], record[t], False) for p, t in pairs if record.get(p) is not None]
-    for kind in ("locality", "portability"):
-        for part in (record.get(kind) or {}).values():
-            questions.append(Question.of(part["prompt"], part["ground_truth"], kind == "locality"))
-    token = _ASKED.set(Asked(list(dict.fromkeys(questions)), {}))
+    token = _ASKED.set(Asked(record, questions_of(record), {}))
     try:
         yield
     finally:
         _ASKED.reset(token)
+
+
+@dataclass
+class Expected:
+    """Requests whose metrics will be asked for before the model changes; each is answered in advance once."""
+
+    records: Sequence[Mapping[str, Any]]
+    known: dict[int, dict[Question, list[Any]]] = field(default_factory=dict)  # by place
+    asked: int = 0  # places before it have been answered
+    state: Any = None
+
+    def take(
+        self, record: Mapping[str, Any], model: Any, answer: Callable[[Sequence[Question]], list[list[Any]]]
+    ) -> dict[Question, list[Any]] | None:
+        """The answers to what is asked of `record`, with which those to the next ones come; None where it has been
+        answered already, or the model has changed since."""
+        state = _state(model)
+        if state is None or self.state not in (None, state):
+            self.records, self.known = (), {}
+        place = next((n for n, one in enumerate(self.records) if one is record), None)
+        if place is None:
+            return None
+        if place >= self.asked:
+            chosen = range(place, min(place + REQUESTS, len(self.records)))
+            asked = {n: questions_of(self.records[n]) for n in chosen}
+            every = list(dict.fromkeys(question for questions in asked.values() for question in questions))
+            answers = dict(zip(every, answer(every), strict=True))
+            self.known |= {n: {question: answers[question] for question in asked[n]} for n in chosen}
+            self.asked, self.state = chosen.stop, state
+        return self.known.pop(place, None)
+
+
+_EXPECTED: ContextVar[Expected | None] = ContextVar("expected", default=None)
+
+
+@contextmanager
+def expecting(records: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+    """Inside, metrics of each of `records` (these very objects) will be asked for before anything is edited."""
+    token = _EXPECTED.set(Expected(list(records)))
+    try:
+        yield
+    finally:
+        _EXPECTED.reset(token)
+
+
+def _state(model: Any) -> Any:
+    """Another one once a weight has been written to; None where that cannot be told."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return id(model), [(id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors]
 
 
 def compute_edit_quality(
@@ -132,10 +194,23 @@ class Sheet:
 
 
 def _answers(model: Any, tok: Any, hparams: Any, questions: Sequence[Question]) -> list[list[Any]]:
+    """In passes over sheets of about the same width."""
     sheets = [_sheet(tok, hparams, question) for question in questions]
     taken = inspect.signature(model.forward).parameters
-    groups = [sheets] if "position_ids" in taken else [[sheet] for sheet in sheets]
-    return [answer for group in groups for answer in _read(model, group, "logits_to_keep" in taken)]
+    together, groups = "position_ids" in taken, []
+    rows = 0
+    for number in sorted(range(len(sheets)), key=lambda n: sheets[n].ids.shape[1], reverse=True):
+        count, widest = len(sheets[number].ids), sheets[groups[-1][0] if groups else number].ids.shape[1]
+        if not groups or not together or (rows + count) * widest > TOKENS:
+            groups.append([])
+            rows = 0
+        groups[-1].append(number)
+        rows += count
+    answers: dict[int, list[Any]] = {}
+    for group in groups:
+        read = _read(model, [sheets[number] for number in group], "logits_to_keep" in taken)
+        answers |= dict(zip(group, read, strict=True))
+    return [answers[number] for number in range(len(sheets))]
 
 
 def _sheet(tok: Any, hparams: Any, question: Question) -> Sheet:

@@ -13,7 +13,7 @@ import torch
 from transformers import T5Config
 
 import knowedit_ext as ke
-from knowedit_ext.compat import ahead, easyedit, rome
+from knowedit_ext.compat import ahead, easyedit, metrics_easyedit, rome
 from knowedit_ext.compat.metrics_easyedit import asking
 from knowedit_ext.compat.runner import CudaIsCPU, main
 from knowedit_ext.compat.swap import NotServed, Upstream
@@ -284,6 +284,61 @@ def test_accuracy_is_that_of_the_padded_batch(model) -> None:
                 assert got == want and all(isinstance(g, list if locality else np.float64) for g in got)
         assert len(passes) == (2 if together else 5)  # the last call is none of the record's
     assert model.tokenizer.padding_side == "right"
+
+
+RECORDS = [
+    {"prompt": "w5 w3 w7 w9", "target_new": "w20", "rephrase_prompt": "w9 w8 w3 w7", "locality": {}, "portability": {}},
+    {
+        "prompt": "w33 w9",
+        "target_new": "w20 w21",
+        "rephrase_prompt": None,
+        "locality": {"near": {"prompt": ["w1 w2 w3", "w4"], "ground_truth": ["w5", "w6 w7"]}},
+        "portability": {"far": {"prompt": "w30 w31 w32 w33 w34", "ground_truth": "w9"}},
+    },
+    {"prompt": "w5 w3 w7 w9", "target_new": "w20"},  # asks what the first one asks
+]
+
+
+@pytest.mark.parametrize("changed", [None, 0, 1, 2], ids=lambda after: f"after {after}")
+@pytest.mark.parametrize("at_once", [1, 2, 32])
+def test_metrics_of_requests_to_come_are_read_together_while_the_model_stays(
+    model, monkeypatch, changed, at_once
+) -> None:
+    passes, options = [], types.SimpleNamespace(max_length=40)
+    monkeypatch.setattr(metrics_easyedit, "REQUESTS", at_once)
+    model.hf.register_forward_hook(lambda *_: passes.append(1))
+    weight = model.hf.get_parameter("transformer.h.1.mlp.c_proj.weight")
+
+    def asked(record: dict) -> list:
+        with metrics_easyedit.asking(record):
+            questions = metrics_easyedit.questions_of(record)
+            return [
+                easyedit.test_prediction_acc(
+                    model.hf, model.tokenizer, options, q.prompts, q.targets, "cpu", q.locality
+                )
+                for q in questions
+            ]
+
+    def walk() -> list:
+        said = []
+        for number, record in enumerate(RECORDS):
+            said.append(asked(record))
+            if number == changed:
+                with torch.no_grad():
+                    weight.mul_(-30.0)
+        return said + [asked(record) for record in RECORDS]  # and once more
+
+    unchanged, before, clean = [asked(record) for record in RECORDS], weight.detach().clone(), walk()
+    with torch.no_grad():
+        weight.copy_(before)
+    passes.clear()
+    with metrics_easyedit.expecting(RECORDS):
+        assert walk() == clean
+    first = {1: 3, 2: 2, 32: 1}[at_once] if changed is None else len(passes) - 3
+    assert len(passes) == first + 3
+    if changed is not None:
+        assert clean[3:] != unchanged  # it matters
+    assert metrics_easyedit._EXPECTED.get() is None
 
 
 def test_generated_text_depends_on_torchs_seed_and_counts_the_prompt(model) -> None:
