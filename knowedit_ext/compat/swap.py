@@ -13,11 +13,12 @@ import inspect
 import logging
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from .finder import Finder
@@ -67,6 +68,40 @@ class Swap:
             return f"{where} (it takes no {', '.join(lacking)})"
         return None
 
+    def arguments(self, function: Callable[..., Any]) -> Callable[[tuple, dict[str, Any]], tuple[tuple, dict]]:
+        """From a call of the library's `function` to one of ours: by name, wherever a version has them.
+
+        NotServed: arguments that ours does not know, but at their defaults; and a call that `function` itself refuses.
+        """
+        signature, known = inspect.signature(function), inspect.signature(self.ours).parameters
+        kinds = {name: p.kind for name, p in signature.parameters.items()}
+        anything = any(p.kind is p.VAR_KEYWORD for p in known.values())
+
+        def given(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+            try:
+                named = signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                raise NotServed(str(error)) from error
+            if inspect.Parameter.VAR_POSITIONAL in kinds.values():
+                return args, kwargs
+            for name in [n for n, kind in kinds.items() if kind is inspect.Parameter.VAR_KEYWORD]:
+                named |= named.pop(name, {})
+            own = (named.pop(next(iter(kinds))),) if "." in self.name else ()  # of a method: what it belongs to
+            if not anything:
+                more = [name for name in named if name not in known]
+                defaults = {name: p.default for name, p in signature.parameters.items()}
+                if asked := [n for n in more if n not in defaults or not _same(named[n], defaults[n])]:
+                    raise NotServed(f"it is given {', '.join(asked)}, which ours does not know")
+                named = {name: value for name, value in named.items() if name in known}
+            return own, named
+
+        return given
+
+
+def _same(value: Any, default: Any) -> bool:
+    plain = (bool, int, float, str, type(None))
+    return value is default or (type(value) is type(default) and isinstance(value, plain) and value == default)
+
 
 @dataclass(frozen=True)
 class Upstream:
@@ -92,6 +127,7 @@ class Backend:
         self.modules = frozenset(swap.module for swap in table)
         self._lock = threading.RLock()
         self._calls: Counter[str] = Counter()
+        self._made: weakref.WeakSet[FunctionType] = weakref.WeakSet()
         self._logged: set[str] = set()
         self._active = self._asked = False
         self._blocks = 0
@@ -163,12 +199,16 @@ class Backend:
                 f"{' or '.join(self.roots)})"
             )
         expected = {swap.module for swap in self.table if swap.module.split(".")[0] in roots}
+        needed = {*roots, *(swap.module for swap in self.table if not swap.optional)}
         for name in (*roots, *sorted(expected)):
             try:
                 importlib.import_module(name)
-            except ModuleNotFoundError as error:
-                if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            except ImportError as error:
+                gone = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
+                if name in needed and not gone:
                     raise  # something else is missing; that the module itself is gone is said with all the others
+                if not gone:
+                    logger.info("%s is left out: it cannot be imported (%s)", name, error)
         return expected
 
     def _check(self, swaps: Sequence[Swap]) -> None:
@@ -227,15 +267,21 @@ class Backend:
         return [module for name, module in modules if name.split(".")[0] in self.packages]
 
     def _is_ours(self, value: Any) -> bool:
-        return getattr(value, "__dict__", {}).get("_knowedit_backend") is self
+        """Not by its attributes: a wrapper around ours that somebody made with `functools.wraps` has them too."""
+        return isinstance(value, FunctionType) and value in self._made
 
     # -- a swapped function ----------------------------------------------------------------------------------------
 
     def _wrapped(self, swap: Swap, upstream: Upstream) -> Callable[..., Any]:
+        given = swap.arguments(upstream.function)
+
         @functools.wraps(upstream.function)
         def ours(*args: Any, **kwargs: Any) -> Any:
+            if not self._active:  # somebody has kept it
+                return upstream.function(*args, **kwargs)
             try:
-                result = swap.ours(*args, **kwargs, upstream=upstream)
+                own, named = given(args, kwargs)
+                result = swap.ours(*own, **named, upstream=upstream)
             except NotServed as reason:
                 self._say(f"{self.library}'s own {swap.name} runs: {reason}")
                 return upstream.function(*args, **kwargs)
@@ -244,6 +290,7 @@ class Backend:
             return result
 
         ours._knowedit_backend = self
+        self._made.add(ours)
         return ours
 
     def _say(self, line: str) -> None:

@@ -67,15 +67,18 @@ def _is_value(hparams: Any, name: str) -> bool:
 
 
 def params_of(kind: type, hparams: Any, algorithm: str, **given: Any) -> Any:
-    """`kind` with the values that hparams have for its fields. ValueError: another method's, values that are missing
-    or make no sense."""
+    """`kind` with the values that hparams have for its fields. NotServed: another method's, values that are missing
+    or make no sense to us."""
     values = values_of(hparams)
     named = values.get("alg_name", algorithm)
     if named != algorithm:
-        raise ValueError(f"these hyper-parameters are {named}'s; here is {algorithm}")
+        raise NotServed(f"these hyper-parameters are {named}'s; here is {algorithm}")
     names = {field.name for field in fields(kind)}
     chosen = {name: value for name, value in values.items() if name in names} | given
-    return kind.from_dict(chosen)
+    try:
+        return kind.from_dict(chosen)
+    except (TypeError, ValueError) as error:
+        raise NotServed(str(error)) from error
 
 
 def check_modules(model: ke.EditableModel, hparams: Any, layers: Sequence[int]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import threading
+import types
+from dataclasses import replace
 
 import pytest
 
@@ -191,6 +194,89 @@ def test_what_we_do_not_serve_is_theirs_with_one_line(library, caplog) -> None:
         assert easyedit.calls() == before
     messages = [r.message for r in caplog.records if "execute_memit" in r.message]
     assert len(messages) <= 1 and all("not in ascending order" in line for line in messages)
+
+
+@pytest.mark.parametrize(
+    ("signature", "call", "kept"),
+    [
+        ("request, hparams, model, tok", "(request, hparams, model, tok)", True),  # another order
+        ("model, tok, request, hparams, device=None", "(model, tok, request, hparams, None)", True),
+        ("model, tok, request, hparams, device=None", "(model, tok, request, hparams, device='cpu')", False),
+        ("model, tok, request, hparams, **more", "(model, tok, request, hparams=hparams)", True),
+        ("model, tok, request, hparams, **more", "(model, tok, request, hparams, device='cpu')", False),
+        ("*args, **kwargs", "(model, tok, request, hparams)", True),
+    ],
+)
+def test_arguments_are_those_of_the_version_by_name(signature, call, kept, folder, monkeypatch) -> None:  # noqa: F811
+    file, seen = "easyeditor/models/rome/rome_main.py", []
+    theirs = f"def execute_rome({signature}):\n    return 'theirs'\n"
+    first = fakes.EASYEDIT[file].split("def execute_rome")[0]
+    fakes.write(folder, fakes.EASYEDIT | {file: first + theirs})
+
+    def ours(model, tok, request, hparams, cache_template=None, *, upstream=None):
+        seen.append((model, tok, request, hparams, cache_template))
+        return "ours"
+
+    table = [replace(s, ours=ours) if s.name == "execute_rome" else s for s in easyedit.TABLE]
+    monkeypatch.setattr(easyedit.BACKEND, "table", table)
+    with easyedit.installed():
+        main = sys.modules["easyeditor.models.rome.rome_main"]
+        given = {name: name for name in ("model", "tok", "request", "hparams")}
+        got = eval(f"main.execute_rome{call}", {"main": main, **given})
+        with pytest.raises(TypeError):  # its own
+            main.execute_rome() if "*args" not in signature else main.execute_rome(1, 2, 3, 4, 5, 6, 7)
+    assert got == ("ours" if kept else "theirs")
+    assert seen[:1] == ([("model", "tok", "request", "hparams", None)] if kept else [])
+
+
+def test_what_somebody_kept_is_theirs_once_uninstalled(library) -> None:
+    """A user's import while installed; a wrapper around ours that stands in its place."""
+    main = sys.modules["easyeditor.models.ft.ft_main"]
+    easyedit.install()
+    kept, before = main.execute_ft, easyedit.calls()
+    main.execute_ft = wrapper = lambda *args: kept(*args)  # noqa: E731
+    easyedit.uninstall()
+    assert main.execute_ft is wrapper
+    assert kept(0, 0, 0, 0) == wrapper(0, 0, 0, 0) == "their execute_ft" and easyedit.calls() == before
+
+
+def test_a_users_wrapper_that_looks_like_ours_stays(library) -> None:
+    """`functools.wraps` copies attributes, ours among them."""
+    main = sys.modules["easyeditor.models.rome.rome_main"]
+    original = main.execute_rome
+    for _ in range(2):
+        easyedit.install()
+        ours = main.execute_rome
+        main.execute_rome = wrapper = functools.wraps(ours)(lambda *args: ("seen", ours(*args)))  # noqa: B023
+        easyedit.uninstall()
+        assert main.execute_rome is wrapper and main.execute_rome(0, 0, 0, 0) == ("seen", "their execute_rome")
+        assert sys.modules["easyeditor.editors.editor"].execute_rome is original
+        main.execute_rome = original
+    assert same(globals_now(), library)
+
+
+def test_an_optional_method_that_cannot_be_imported_is_left_out(folder) -> None:  # noqa: F811
+    name, needed = "easyeditor/models/pmet/pmet_main.py", "easyeditor/models/memit/memit_main.py"
+    for broken in ("import no_such_package\n", "from os import no_such_name\n"):
+        fakes.forget(("easyeditor",))
+        fakes.write(folder, fakes.EASYEDIT | {name: broken + fakes.EASYEDIT[name]})
+        with easyedit.installed():
+            assert swapped() == {pair for pair in EVERYWHERE if "pmet" not in pair[0]}
+        fakes.forget(("easyeditor",))
+        fakes.write(folder, fakes.EASYEDIT | {needed: broken + fakes.EASYEDIT[needed]})
+        with pytest.raises(ImportError, match="no_such"):
+            easyedit.install()
+        assert not swapped()
+
+
+@pytest.mark.parametrize("module", sorted(m for m in HEAVY if HEAVY[m][0].startswith("execute_") and "pmet" not in m))
+def test_hyper_parameters_that_we_do_not_read_are_the_librarys_to_judge(module, library) -> None:
+    name = HEAVY[module][0]
+    for others in ({"alg_name": "theirs"}, {"clamp_norm_factor": "much", "lr": "much"}):
+        with easyedit.installed():
+            hparams = types.SimpleNamespace(layers=[1], **others)
+            assert getattr(sys.modules[module], name)(None, None, {}, hparams) == f"their {name}"
+    assert sum(line.startswith(f"EasyEdit's own {name} runs: ") for line in easyedit.BACKEND._logged) >= 2
 
 
 def test_a_module_that_is_loaded_again_is_ours_and_comes_back(library) -> None:
