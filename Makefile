@@ -14,6 +14,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
+# The versions that tests passed on; Python 3.10, which some of them are too new for, takes what there is.
+INSTALL = $(PIP) install --quiet $(shell $(BIN)/python -c \
+    "import sys; print('-c constraints.txt' * (sys.version_info >= (3, 11)))")
 PYTEST := PYTHONSAFEPATH=1 KNOWEDIT_TEST_INSTALLED=1 $(BIN)/python -m pytest
 SOURCES := $(shell find knowedit_ext csrc -type f -not -name '*.pyc' -not -name '*.so') \
            setup.py CMakeLists.txt pyproject.toml constraints.txt $(wildcard README.md) LICENSE
@@ -81,6 +84,8 @@ clean:
 	rm -rf build dist *.egg-info knowedit_ext/_C*.so .pytest_cache .ruff_cache .benchmarks $(VENV)/.installed
 
 $(VENV)/.created:
+	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; v >= (3, 10) or sys.exit('knowedit needs Python 3.10 or newer, \
+	and $(PYTHON) is %d.%d: make PYTHON=python3.12 ...' % v)"
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
@@ -92,18 +97,19 @@ $(VENV)/.torch: | $(VENV)/.created
 
 # build/lib would carry deleted modules into the wheel.
 $(VENV)/.installed: $(SOURCES) | $(VENV)/.torch
+	@echo "Into $(VENV): some minutes, and more with nvcc on PATH (KNOWEDIT_CUDA=OFF leaves the CUDA kernels out)."
 	rm -rf build/lib* build/bdist*
-	$(PIP) install --quiet -c constraints.txt ".[test]"
+	$(INSTALL) ".[test]"
 	touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.created
-	$(call REQUIREMENTS,['project']['optional-dependencies']['dev']) | xargs $(PIP) install --quiet -c constraints.txt
+	$(call REQUIREMENTS,['project']['optional-dependencies']['dev']) | xargs $(INSTALL)
 	touch $@
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/.created
-	$(call REQUIREMENTS,['project']['optional-dependencies']['docs']) | xargs $(PIP) install --quiet -c constraints.txt
+	$(call REQUIREMENTS,['project']['optional-dependencies']['docs']) | xargs $(INSTALL)
 	touch $@
 
 $(VENV)/.build: pyproject.toml | $(VENV)/.created
-	$(call REQUIREMENTS,['build-system']['requires']) | xargs $(PIP) install --quiet -c constraints.txt
+	$(call REQUIREMENTS,['build-system']['requires']) | xargs $(INSTALL)
 	touch $@
