@@ -200,8 +200,8 @@ def test_no_permission(run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("package", EXTRAS)
 def test_missing_extras_name_the_line_to_type(monkeypatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    pip, _, extra = EXTRAS[package]
-    with pytest.raises(MissingExtraError, match=rf'{pip}.*: pip install "knowedit_ext\[{extra}\]"'):
+    pip, _ = EXTRAS[package]
+    with pytest.raises(MissingExtraError, match=f"needs {pip}, .*: pip install {pip}$"):
         require(package)
     assert issubclass(MissingExtraError, ImportError) and issubclass(MissingExtraError, ValueError)
 
@@ -224,7 +224,7 @@ def test_python_callers_are_told_as_early(monkeypatch) -> None:
     model, records = ke.load_model(load_world().folder), load_world().records()[:1]
     monkeypatch.setitem(sys.modules, "nltk", None)
     monkeypatch.setattr("knowedit_ext.evaluation.job.Job.run", lambda *args: pytest.fail("work was done"))
-    with pytest.raises(MissingExtraError, match=r"knowedit_ext\[eval\]"):
+    with pytest.raises(MissingExtraError, match="pip install nltk"):
         ke.evaluate(model, records)
 
 
