@@ -23,7 +23,7 @@ def app_of(session: Session, prompt: str = "", subject: str = "") -> Any:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing leaves the machine
     require("gradio")
     gradio = imported("gradio")
-    folder = Path(tempfile.mkdtemp(prefix="knowedit_explore_"))
+    folder = tempfile.TemporaryDirectory(prefix="knowedit_explore_")  # goes with the page
 
     def told(act: Callable[..., Any]) -> Callable[..., Any]:
         """A mistake is said on the page, in words."""
@@ -37,8 +37,9 @@ def app_of(session: Session, prompt: str = "", subject: str = "") -> Any:
         return safely
 
     def saved() -> str:
-        session.save(folder / "edit.safetensors")
-        return str(folder / "edit.safetensors")
+        path = Path(folder.name) / "edit.safetensors"
+        session.save(path)
+        return str(path)
 
     def changed(act: Callable[[], object]) -> str:
         act()
