@@ -116,10 +116,17 @@ def test_the_probabilities_of_a_record() -> None:
     case, record = REPORT.cases[0], RECORDS[0]
     sides = [case[when]["rewrite_prompts_probs"][0] for when in ("pre", "post")]
     chances = [math.exp(-nll[target]) for nll in sides for target in ("target_new", "target_true")]
-    assert table.rows[0] == [FACT.text, "rewrite", *chances]
+    head = list(table.columns)
+    shown_of = dict(zip(head, table.rows[0], strict=True))
+    assert [shown_of[f"p({a}) {s}"] for s in ("before", "after") for a in ("new", "true")] == chances
+    assert table.rows[0][:2] == [FACT.text, "rewrite"]
+    own = [row[head.index("p(own answer) after")] for row in table.rows if row[1] == "same_subject"]
+    measured = case["post"]["same_subject_prompts_probs"]
+    assert own == [math.exp(-each["target"]) for each in measured] and len(own) > 1
     shown = {row[1]: [each[0] for each in table.rows if each[1] == row[1]] for row in table.rows}
     assert shown["paraphrase"] == record["paraphrase_prompts"]
     assert shown["neighborhood"] == record["neighborhood_prompts"]
+    assert REPORT.records and all(row[0] in str(record) or row[1] == "rewrite" for row in table.rows)
     [without] = report_page(REPORT).records[0].tables
     assert without.rows[1][0] == "paraphrase 0" and [r[1:] for r in without.rows] == [r[1:] for r in table.rows]
 

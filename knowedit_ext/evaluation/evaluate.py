@@ -137,7 +137,7 @@ def evaluate(
     if out is None:
         job = job_of(asked)
         _compute(job, asked, ranks, progress, together)
-        return Report(job.cases, _report_settings(asked), left_out)
+        return Report(job.cases, _report_settings(asked), left_out, loaded)
     with alone(out, ranks):
         # Chosen by the machine and the memory that was free then; rounding depends on them.
         adopted = ("generation_batch", "model.name") if group else ("generation_batch", "model.name", "group")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 LEAST = 1e-6  # of a scale
 NORMAL = 1.96
 SHADES = 41
+# what a prompt's answers are called; a prompt with one answer of its own has the last
+ANSWERS = {"target_new": "new", "target_true": "true", "target": "own answer"}
 NO_SHARES = ("EM", "PM", "NM", "GE", "RS", "essence")  # columns that are no share of prompts
 
 
@@ -167,7 +169,7 @@ def _asked(case: Mapping[str, Any]) -> str:
 
 
 def _prompts(case: Mapping[str, Any], record: Mapping[str, Any]) -> list[Table]:
-    """p(new) and p(true) behind every prompt whose negative log-likelihoods were measured, before and after."""
+    """What each answer has behind every prompt whose negative log-likelihoods were measured, before and after."""
     sides = [when for when in ("pre", "post") if when in case]
     keys = dict.fromkeys(
         key
@@ -175,6 +177,8 @@ def _prompts(case: Mapping[str, Any], record: Mapping[str, Any]) -> list[Table]:
         for key, values in case[when].items()
         if key.endswith("_probs") and values and isinstance(values[0], dict)
     )
+    asked = {name for when in sides for key in keys for each in case[when].get(key, ()) for name in each}
+    answers = {name: label for name, label in ANSWERS.items() if name in asked}
     rows = []
     for key in keys:
         sort = key.removesuffix("_probs").removesuffix("_prompts")
@@ -184,12 +188,12 @@ def _prompts(case: Mapping[str, Any], record: Mapping[str, Any]) -> list[Table]:
             chances = [
                 math.exp(-values[n][name]) if n < len(values) and name in values[n] else None
                 for values in measured
-                for name in ("target_new", "target_true")
+                for name in answers
             ]
             rows.append([texts[n] if n < len(texts) else f"{sort} {n}", sort, *chances])
     names = {"pre": "before", "post": "after"}
-    head = ["prompt", "sort", *(f"p({target}) {names[when]}" for when in sides for target in ("new", "true"))]
-    return [Table("Mean probability of a token of either target", head, rows)] if rows else []
+    head = ["prompt", "sort", *(f"p({label}) {names[when]}" for when in sides for label in answers.values())]
+    return [Table("Probability of an answer's tokens (geometric mean)", head, rows)] if rows else []
 
 
 def _texts(case: Mapping[str, Any], record: Mapping[str, Any], key: str) -> list[str]:
