@@ -1,12 +1,14 @@
 """Where each architecture keeps its embedding, decoder layers, attention, MLP and its projections, norm and head.
 
-Supporting another Hugging Face decoder is one more line in `FAMILIES` (and a tiny random config in the tests).
+Supporting another Hugging Face decoder is one more line in `FAMILIES` (and a tiny random config in the tests). A
+container (of text and images, ...) needs none where its text part has one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ class Family:
     and up_projection are for the methods that ask for them (KN, MEND, KE); others do without.
     """
 
-    base: str  # module that owns embedding, layers and final norm
+    base: str  # module that owns embedding, layers and final norm; in a container it is looked for
     layers: str
     embedding: str
     final_norm: str
@@ -48,7 +50,6 @@ def _gpt(base: str, layers: str, embedding: str, norm: str, attn: str, down: str
 
 
 def _llama_like(
-    base: str = "model",
     up: str = "up_proj",
     gate: str = "gate_proj",
     down: str = "down_proj",
@@ -56,23 +57,23 @@ def _llama_like(
     mlp_norm: str = "",
 ) -> Family:
     projections = (f"mlp.{down}", f"mlp.{up}", f"mlp.{gate}")
-    return Family(base, "layers", "embed_tokens", norm, "self_attn", "mlp", *projections, mlp_norm)
+    return Family("model", "layers", "embed_tokens", norm, "self_attn", "mlp", *projections, mlp_norm)
 
 
-def _post_norm(base: str = "model", mlp_norm: str = "post_feedforward_layernorm") -> Family:
-    return _llama_like(base, mlp_norm=mlp_norm)
+def _post_norm(mlp_norm: str = "post_feedforward_layernorm") -> Family:
+    return _llama_like(mlp_norm=mlp_norm)
 
 
-def _fused(base: str = "model") -> Family:
-    return _llama_like(base, up="gate_up_proj", gate="gate_up_proj")
+def _fused() -> Family:
+    return _llama_like(up="gate_up_proj", gate="gate_up_proj")
 
 
 def _ungated(up: str, down: str, norm: str = "norm") -> Family:
     return _llama_like(up=up, gate=up, down=down, norm=norm)
 
 
-def _experts(base: str = "model", mlp: str = "mlp") -> Family:
-    return Family(base, "layers", "embed_tokens", "norm", "self_attn", mlp)
+def _experts(mlp: str = "mlp", attn: str = "self_attn", without: tuple[str, ...] = ()) -> Family:
+    return Family("model", "layers", "embed_tokens", "norm", attn, mlp, without=without)
 
 
 FAMILIES: dict[str, Family] = {
@@ -92,12 +93,12 @@ FAMILIES: dict[str, Family] = {
         (
             "llama mistral qwen2 qwen3 gemma olmo stablelm smollm3 "
             "ministral ministral3 seed_oss ernie4_5 hunyuan_v1_dense helium vaultgemma internlm3 cwm bitnet "
-            "cohere cohere2 granite granite_swa minicpm3 youtu"
+            "cohere cohere2 granite granite_swa minicpm3 youtu qwen2_vl_text qwen2_5_vl_text "
+            "qwen3_vl_text exaone iquestcoder"
         ).split(),
         _llama_like(),
     ),
     **dict.fromkeys("gemma2 gemma3_text gemma4_text olmo2 olmo3 exaone4".split(), _post_norm()),
-    **dict.fromkeys(("gemma3", "gemma4"), _post_norm("model.language_model")),
     "hyperclovax": _post_norm(mlp_norm="post_norm2"),
     "glm4": dataclasses.replace(_fused(), mlp_norm="post_mlp_layernorm"),
     "arcee": _ungated("up_proj", "down_proj"),
@@ -109,11 +110,11 @@ FAMILIES: dict[str, Family] = {
     "phi": _ungated("fc1", "fc2", norm="final_layernorm"),
     "persimmon": _ungated("dense_h_to_4h", "dense_4h_to_h", norm="final_layernorm"),
     **dict.fromkeys(("phi3", "glm"), _fused()),
-    **dict.fromkeys("mistral3 qwen2_vl qwen2_5_vl qwen3_vl".split(), _llama_like("model.language_model")),
     **dict.fromkeys(
         (
             "mixtral qwen2_moe qwen3_moe olmoe deepseek_v2 deepseek_v3 gpt_oss glm4_moe phimoe ernie4_5_moe dots1 "
-            "hunyuan_v1_moe flex_olmo exaone_moe"
+            "hunyuan_v1_moe flex_olmo exaone_moe afmoe axk1 cohere2_moe flint glm4_moe_lite hy_v3 kolibri1 laguna "
+            "mellum mimo_v2_flash minimax_m2 solar_open sarvam_moe sarvam_mla qwen3_vl_moe_text"
         ).split(),
         _experts(),
     ),
@@ -145,8 +146,7 @@ FAMILIES: dict[str, Family] = {
     ),
     **dict.fromkeys(("diffllama", "doge"), dataclasses.replace(_llama_like(), whole=True)),
     "qwen3_5_text": dataclasses.replace(_llama_like(), attn="self_attn linear_attn"),
-    "qwen3_5": dataclasses.replace(_llama_like("model.language_model"), attn="self_attn linear_attn"),
-    **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text"), dataclasses.replace(_experts(), attn="self_attn linear_attn")),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text"), _experts(attn="self_attn linear_attn")),
     "olmo_hybrid": dataclasses.replace(_llama_like(), attn="self_attn linear_attn"),
     "lfm2_moe": Family("model", "layers", "embed_tokens", "embedding_norm", "self_attn conv", "feed_forward"),
     "lfm2": Family(
@@ -161,12 +161,14 @@ FAMILIES: dict[str, Family] = {
         "feed_forward.w1",
     ),
     **dict.fromkeys(
-        ("mamba", "mamba2"), Family("backbone", "layers", "embeddings", "norm_f", "mixer", "", without=("mlp",))
+        ("mamba", "mamba2", "falcon_mamba"),
+        Family("backbone", "layers", "embeddings", "norm_f", "mixer", "", without=("mlp",)),
     ),
     "granitemoe": _experts(mlp="block_sparse_moe"),
+    # Two modules add to the residual stream side by side.
+    **dict.fromkeys(("granitemoeshared", "granitemoe_swa"), _experts(mlp="", without=("mlp",))),
     # Its scale grows with the row's number, and it attends in chunks.
     "llama4_text": dataclasses.replace(_experts(mlp="feed_forward"), whole=True),
-    "llama4": dataclasses.replace(_experts("language_model.model", "feed_forward"), whole=True),
 }
 
 SITES = ("layer", "attn", "mlp")
@@ -182,8 +184,8 @@ class ModuleMap:
         config = hf.config
         self.model_type = config.model_type
         refuse_unsupported(config)
-        self.family = FAMILIES[self.model_type]
         self.config = config.get_text_config(decoder=True)
+        self.family = FAMILIES.get(self.model_type) or _contained(hf, self.config)
         self._hf = hf
         base = self._find(hf, self.family.base)
         self.embedding: nn.Module = self._find(base, self.family.embedding, self.family.base)
@@ -280,18 +282,37 @@ class ModuleMap:
         )
 
 
+def _contained(hf: nn.Module, text: Any) -> Family:
+    """The family of a container's text part, with where the container keeps it. text: that part's config."""
+    family = FAMILIES[text.model_type]
+    owns = family.layers.split(".")[0]
+    for name, module in hf.named_modules():
+        if getattr(getattr(module, "config", None), "model_type", None) == text.model_type and hasattr(module, owns):
+            return dataclasses.replace(family, base=name)
+    raise UnsupportedModelError(
+        f"{type(hf).__name__} (model_type '{hf.config.model_type}') has no module with the '{owns}' of a "
+        f"'{text.model_type}', which its config says it holds"
+    )
+
+
 def refuse_unsupported(config) -> None:
-    """Raise `UnsupportedModelError` for a config that is no decoder of a known family."""
+    """Raise `UnsupportedModelError` for a config that is neither a decoder of a known family nor holds one."""
     name = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"'{name}' is an encoder-decoder; causal tracing and editing need a decoder-only model"
         )
-    if name in FAMILIES:
+    try:
+        text = config.get_text_config(decoder=True).model_type
+    except ValueError as error:  # several
+        raise UnsupportedModelError(f"'{name}' is no single decoder: {error}") from error
+    if name in FAMILIES or text in FAMILIES:
         return
+    held = f" (its text part is a '{text}')" if text != name else ""
     raise UnsupportedModelError(
-        f"'{name}' is not supported: knowedit_ext.model.families.FAMILIES has no entry that says where it keeps "
-        f"embedding, layers, attention, MLP, down projection and final norm. Supported: {', '.join(sorted(FAMILIES))}"
+        f"'{name}'{held} is not supported: knowedit_ext.model.families.FAMILIES has no entry that says where it keeps "
+        f"embedding, layers, attention, MLP, down projection and final norm. Supported, alone and as the text part of "
+        f"another model: {', '.join(sorted(FAMILIES))}"
     )
 
 

@@ -60,7 +60,7 @@ def first_of(output: Any) -> torch.Tensor:
 
 
 def named_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A call's arguments by name, however they were passed."""
+    """A call's arguments by name, however they were passed, in the signature's order: of layers the rows are first."""
     named = dict(inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments)
     named.pop("self")
     named.update(named.pop("kwargs", {}))

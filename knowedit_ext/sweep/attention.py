@@ -72,6 +72,7 @@ _HARMLESS: dict[str, Callable[[Any], bool]] = {
     "use_cache": lambda value: not value,
     "output_attentions": lambda value: not value,
     "output_router_logits": lambda value: not value,
+    "logits_to_keep": lambda value: True,  # of the head
     "is_causal": lambda value: value is True,
     "dropout": lambda value: value == 0,
 }

@@ -77,7 +77,7 @@ def clean_run(model: EditableModel, ids: Sequence[int]) -> CleanRun:
     def keep(number: int, layer: nn.Module) -> Callable[[tuple, dict[str, Any]], None]:
         def act(args: tuple, kwargs: dict[str, Any]) -> None:
             named = named_arguments(layer, args, kwargs)
-            x = named.pop("hidden_states")
+            x = named.pop(next(iter(named)))
             if number == 0:
                 hidden.append(x.clone())
             arguments[number] = named
@@ -162,7 +162,7 @@ def _embedded(
     first = model.modules.layers[0]
 
     def stop(args: tuple, kwargs: dict[str, Any]) -> None:
-        embedded.append(named_arguments(first, args, kwargs)["hidden_states"])
+        embedded.append(next(iter(named_arguments(first, args, kwargs).values())))
         raise Stop
 
     with Hooks() as hooks:

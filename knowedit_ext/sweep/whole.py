@@ -37,7 +37,7 @@ def mixes_whole(modules: ModuleMap) -> bool:
 def passed_on(mixer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """By name what a mixer got in a clean run of one prompt; None for each tensor of rows, which a sweep hands over."""
     named = named_arguments(mixer, args, kwargs)
-    hidden = named["hidden_states"]
+    hidden = next(iter(named.values()))
     return {name: None if _is_rows(value, hidden) else value for name, value in named.items()}
 
 
@@ -48,7 +48,7 @@ def _is_rows(value: Any, hidden: torch.Tensor) -> bool:
 def mix_whole(mixer: nn.Module, own_forward: Any, layer: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """The mixer's output for packed rows [1, rows, hidden]; layer: the `Attending` in progress."""
     named = named_arguments(mixer, args, kwargs)
-    hidden = named["hidden_states"]
+    hidden = next(iter(named.values()))
     packed = {name: value[0] for name, value in named.items() if _is_rows(value, hidden)}
     layer.recorded = tuple(packed.values())
     if layer.segments is None:

@@ -1,5 +1,4 @@
-"""The tables of docs/families.md and README.md, from `FAMILIES` and what its tiny models give beside plain Hugging Face
-loops.
+"""The tables of docs/families.md and README.md, from what tiny models of all families give beside Hugging Face loops.
 
     python -m python_tests.support.families_table docs/families.md README.md     (from the repository; a minute)
 
@@ -19,13 +18,12 @@ import transformers
 import knowedit_ext as ke
 from knowedit_ext.editing.residual import measure_adding
 from knowedit_ext.evaluation.nll import score
-from knowedit_ext.model.families import FAMILIES
 from knowedit_ext.sweep.whole import mixes_whole
 
 from ..evaluation.test_nll import plain, some_questions
 from ..tracing.test_against_the_loop import FACTS, IDS, NOISE, noisy
 from .families import CONFIGS, tiny_model
-from .more_families import known, more_model
+from .more_families import DENSE, EXPERTS, known, more_model
 from .oracle import plain_trace
 
 COMMAND = "python -m python_tests.support.families_table"
@@ -96,7 +94,7 @@ def summary(rows: list[Row]) -> str:
 
 
 def main(pages: list[Path]) -> None:
-    rows = [row(family) for family in sorted(FAMILIES) if family in CONFIGS or family in known({family: {}})]
+    rows = [row(family) for family in sorted([*CONFIGS, *known(DENSE), *known(EXPERTS)])]
     for page in pages:
         text = page.read_text(encoding="utf-8")
         for kind, made in (("table", table), ("summary", summary)):

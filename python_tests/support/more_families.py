@@ -50,6 +50,7 @@ _GEMMA4 = (
         global_head_dim=8,
     )
 )
+_SPARSE = _PLAIN | _HEAD | _MOE | dict(num_experts=4)
 _HYBRID_MOE = _PLAIN | _HEAD | _LINEAR | _MIXED | _MOE | dict(num_experts=4, shared_expert_intermediate_size=16)
 
 DENSE: dict[str, dict] = {
@@ -113,6 +114,8 @@ DENSE: dict[str, dict] = {
         text_config=_PLAIN | _HEAD,
         vision_config=_QWEN_VISION | dict(deepstack_visual_indexes=[0]),
     ),
+    "exaone": _PLAIN | _HEAD,
+    "iquestcoder": _PLAIN | _HEAD,
     "qwen3_5": dict(text_config=_PLAIN | _HEAD | _LINEAR | _MIXED, vision_config=_QWEN_VISION),
     "gemma4_text": _GEMMA4,
     "gemma4": dict(text_config=_GEMMA4),
@@ -161,6 +164,31 @@ EXPERTS: dict[str, dict] = {
     | _MOE
     | dict(num_experts=4, shared_expert_intermediate_size=16),
     "qwen3_next": _HYBRID_MOE,
+    "afmoe": _SPARSE | _WINDOW | _HALF | dict(num_shared_experts=1, route_scale=1.5),
+    "axk1": _PLAIN | _MLA | _MOE | _ROUTED,
+    "cohere2_moe": _SPARSE | _WINDOW | dict(num_shared_experts=1, logit_scale=0.25),
+    "flint": _SPARSE | _WINDOW | _HALF,
+    "glm4_moe_lite": _PLAIN | _MLA | _MOE | _ROUTED,
+    "hy_v3": _SPARSE | dict(num_shared_experts=1),
+    "kolibri1": _SPARSE | _WINDOW | _HALF,
+    "laguna": _SPARSE | _WINDOW | _HALF,
+    "mellum": _SPARSE | _WINDOW | _HALF,
+    "mimo_v2_flash": _SPARSE | _WINDOW | _HALF | dict(n_routed_experts=4, n_group=1, topk_group=1, v_head_dim=8),
+    "minimax_m2": _PLAIN | _HEAD | dict(num_local_experts=4, num_experts_per_tok=2),
+    "solar_open": _PLAIN | _HEAD | _MOE | _ROUTED,
+    "sarvam_moe": _PLAIN | _HEAD | _MOE | _ROUTED,
+    "sarvam_mla": _PLAIN | _MLA | _MOE | _ROUTED,
+    "granitemoeshared": _PLAIN | _MUP | dict(num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=16),
+    "granitemoe_swa": _PLAIN
+    | _MUP
+    | _WINDOW
+    | _HALF
+    | dict(num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=16),
+    "qwen3_vl_moe": dict(
+        text_config=_SPARSE,
+        vision_config=_QWEN_VISION | dict(deepstack_visual_indexes=[0]),
+    ),
+    "falcon_mamba": _MAMBA | dict(time_step_rank=4),
     "mamba": _MAMBA | dict(time_step_rank=4),
     "mamba2": _MAMBA | dict(num_heads=8, head_dim=8, n_groups=1, chunk_size=8),
 }

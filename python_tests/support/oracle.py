@@ -15,8 +15,18 @@ from torch import nn
 
 # Where the families keep them; of names that a layer has more than one of, the first.
 SITE_NAMES = {
-    "attn": ("attn", "attention", "self_attn", "self_attention", "linear_attn", "conv", "mixer"),
-    "mlp": ("mlp.dense_4h_to_h", "mlp", "feed_forward", "block_sparse_moe", "fc2", "ffn.down_proj"),
+    "attn": (
+        "attn",
+        "attention",
+        "self_attn",
+        "self_attention",
+        "linear_attn",
+        "conv",
+        "mixer",
+        "mamba",
+        "temporal_block",
+    ),
+    "mlp": ("mlp.dense_4h_to_h", "mlp", "feed_forward", "block_sparse_moe", "fc2", "ffn.down_proj", "mlp_block"),
 }
 Site = tuple[str, int]  # ("layer" | "attn" | "mlp", layer)
 Change = Callable[[torch.Tensor], torch.Tensor]  # embeddings [copies, tokens, hidden] -> the same
