@@ -75,6 +75,12 @@ knowedit moments {gemma3} {data}/wikitext2_test.raw --layers 3-7 --max-tokens 20
 --dtype float32 --out {work}/moments_gemma3""",
     ),
     "tracing_smollm2": tracing("{smollm2}", 250, 3, "tracing_smollm2"),
+    "estimated_smollm2": Part(
+        "effects of all cells, estimated by attribution",
+        "knowedit trace {smollm2} --facts {data}/known_1000.json --limit 300 --method attribution --dtype float32 "
+        "--out {work}/attribution_smollm2 > effects.md",
+        ("attribution_smollm2/summary.json", "attribution_smollm2/aie_lines.png"),
+    ),
     "severed_smollm2": Part(
         "severed paths",
         "knowedit study severed {smollm2} --data {data}/known_1000.json --limit 120 --samples 3 --dtype float32 "
