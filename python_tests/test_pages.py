@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -20,9 +21,13 @@ pytest.importorskip("plotly", reason="the extra html is not installed")
 pytest.importorskip("jinja2", reason="the extra html is not installed")
 
 import knowedit_ext as ke  # noqa: E402
+from knowedit_ext.cli import study as study_commands  # noqa: E402
+from knowedit_ext.commands.study_inputs import tell  # noqa: E402
 from knowedit_ext.pages.page import Page, Table, rendered, write_page  # noqa: E402
 from knowedit_ext.pages.results import report_page, trace_page  # noqa: E402
 from knowedit_ext.studies.findings import Findings  # noqa: E402
+from knowedit_ext.studies.localization_results import Localization  # noqa: E402
+from knowedit_ext.studies.results import Sequential  # noqa: E402
 
 from .support.pages import EDIT, FACT, MODEL, PAGES, RECORDS, REPORT, SAID, STUDY, TRACES  # noqa: E402
 
@@ -196,3 +201,25 @@ def test_other_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a page is written as .html"):
         TRACES["state"].to_html(tmp_path / "x.pdf")
     assert not list(tmp_path.iterdir())
+
+
+def test_every_study_writes_its_page(tmp_path: Path) -> None:
+    """By the option that all of their commands have (pairs are a page already)."""
+    commands = {command.callback.__name__: command.callback for command in study_commands.registered_commands}
+    takes = {name for name, command in commands.items() if "html" in inspect.signature(command).parameters}
+    assert takes == set(commands) - {"pairs"} and len(takes) > 8
+    tell(Findings(STUDY, {}, ("method",)), tmp_path, tmp_path / "study.html")
+    assert Read((tmp_path / "study.html").read_text()).tables
+
+
+def test_sequential_edits_and_localization_are_pages(tmp_path: Path) -> None:
+    rows = [{"method": "rome", "seed": s, "edits": e, "rewrite": 10.0 * s + e, "tasks": {"t acc": 0.5}}
+            for s in (0, 1) for e in (0, 10)]  # fmt: skip
+    Sequential(rows, [], {}).to_html(tmp_path / "sequential.html")
+    tables = Read((tmp_path / "sequential.html").read_text()).tables
+    assert [dict(zip(tables[0][0], row, strict=True))["rewrite"] for row in tables[0][1:]] == ["5.000", "15.000"]
+    scores = dict.fromkeys(("rewrite", "paraphrase", "neighborhood", "overall"), 0.5)
+    rows = [{"problem": "p", "method": m, "layer": n, **scores} for m in ("rome", "ft") for n in (0, 1) for _ in "ab"]
+    Localization(rows, np.zeros((2, 2)), {}, [], []).to_html(tmp_path / "localization.html")
+    head, *rows = Read((tmp_path / "localization.html").read_text()).tables[-1]
+    assert len(rows) == 4 and dict(zip(head, rows[0], strict=True))["rewrite ± 95 %"] == "0.000"
