@@ -63,7 +63,7 @@ def _edits(model: ke.EditableModel) -> tuple[str, list[str]]:
         adding = measure_adding(model, range(model.num_layers))[0]
     except ke.UnsupportedModelError:
         experts = "mlp" not in model.modules.family.without
-        return "no", ["mixture of experts"] if experts else ["no MLP"]
+        return "no", ["mixture of experts"] if experts else ["no single MLP"]
     except ValueError:
         return "all but MEMIT and its kin", ["changes the MLP's output before adding it"]
     notes = [] if adding.weight is None else ["norm behind the MLP: MEMIT aims through it"]
