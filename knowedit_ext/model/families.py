@@ -100,9 +100,10 @@ FAMILIES: dict[str, Family] = {
     ),
     **dict.fromkeys("gemma2 gemma3_text gemma4_text olmo2 olmo3 exaone4".split(), _post_norm()),
     "hyperclovax": _post_norm(mlp_norm="post_norm2"),
-    "glm4": dataclasses.replace(_fused(), mlp_norm="post_mlp_layernorm"),
+    **dict.fromkeys(("glm4", "glm4v_text"), dataclasses.replace(_fused(), mlp_norm="post_mlp_layernorm")),
     "arcee": _ungated("up_proj", "down_proj"),
     "apertus": _ungated("up_proj", "down_proj"),
+    "apertus1p5_text": _ungated("up_proj", "down_proj"),
     "nemotron": _ungated("up_proj", "down_proj"),
     "jais2": _ungated("up_proj", "down_proj"),
     "starcoder2": _ungated("c_fc", "c_proj"),
@@ -114,7 +115,7 @@ FAMILIES: dict[str, Family] = {
         (
             "mixtral qwen2_moe qwen3_moe olmoe deepseek_v2 deepseek_v3 gpt_oss glm4_moe phimoe ernie4_5_moe dots1 "
             "hunyuan_v1_moe flex_olmo exaone_moe afmoe axk1 cohere2_moe flint glm4_moe_lite hy_v3 kolibri1 laguna "
-            "mellum mimo_v2_flash minimax_m2 solar_open sarvam_moe sarvam_mla qwen3_vl_moe_text"
+            "mellum mimo_v2_flash minimax minimax_m2 solar_open sarvam_moe sarvam_mla qwen3_vl_moe_text aria_text"
         ).split(),
         _experts(),
     ),
@@ -146,7 +147,7 @@ FAMILIES: dict[str, Family] = {
     ),
     **dict.fromkeys(("diffllama", "doge"), dataclasses.replace(_llama_like(), whole=True)),
     "qwen3_5_text": dataclasses.replace(_llama_like(), attn="self_attn linear_attn"),
-    **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text"), _experts(attn="self_attn linear_attn")),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text", "lara_mini"), _experts(attn="self_attn linear_attn")),
     "olmo_hybrid": dataclasses.replace(_llama_like(), attn="self_attn linear_attn"),
     "lfm2_moe": Family("model", "layers", "embed_tokens", "embedding_norm", "self_attn conv", "feed_forward"),
     "lfm2": Family(
@@ -167,6 +168,20 @@ FAMILIES: dict[str, Family] = {
     "granitemoe": _experts(mlp="block_sparse_moe"),
     # Two modules add to the residual stream side by side.
     **dict.fromkeys(("granitemoeshared", "granitemoe_swa"), _experts(mlp="", without=("mlp",))),
+    "granitemoehybrid": _experts(mlp="", attn="self_attn mamba", without=("mlp",)),
+    "jetmoe": _experts(attn="self_attention"),
+    "jamba": Family("model", "layers", "embed_tokens", "final_layernorm", "self_attn mamba", "feed_forward"),
+    "bamba": Family(
+        "model",
+        "layers",
+        "embed_tokens",
+        "final_layernorm",
+        "self_attn mamba",
+        "feed_forward",
+        "feed_forward.down_proj",
+        "feed_forward.up_proj",
+        "feed_forward.gate_proj",
+    ),
     # Its scale grows with the row's number, and it attends in chunks.
     "llama4_text": dataclasses.replace(_experts(mlp="feed_forward"), whole=True),
 }

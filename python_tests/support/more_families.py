@@ -35,6 +35,7 @@ _MOE = dict(moe_intermediate_size=16, num_experts_per_tok=2)
 _ROUTED = dict(n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1)
 _LLAMA4 = dict(num_local_experts=2, intermediate_size_mlp=48, interleave_moe_layer_step=2, no_rope_layers=[1, 0, 1, 1])
 _MAMBA = dict(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=LAYERS, state_size=4, conv_kernel=3)
+_SSM = dict(mamba_n_heads=8, mamba_d_head=8, mamba_d_state=4, mamba_n_groups=1)
 _QWEN_VISION = dict(depth=1, hidden_size=16, out_hidden_size=WIDTH, num_heads=2)
 _MROPE = dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[1, 1, 2]))
 _GEMMA4 = (
@@ -114,6 +115,19 @@ DENSE: dict[str, dict] = {
         text_config=_PLAIN | _HEAD,
         vision_config=_QWEN_VISION | dict(deepstack_visual_indexes=[0]),
     ),
+    "llava": dict(
+        text_config=_PLAIN | dict(model_type="llama"), vision_config=_VISION | dict(model_type="clip_vision_model")
+    ),
+    "smolvlm": dict(text_config=_PLAIN | dict(model_type="llama"), vision_config=_VISION),
+    "llava_onevision": dict(
+        text_config=_PLAIN | dict(model_type="qwen2"), vision_config=_VISION | dict(model_type="siglip_vision_model")
+    ),
+    "glm4v": dict(
+        text_config=_PLAIN | _HEAD | _MROPE,
+        vision_config=dict(depth=1, hidden_size=16, num_heads=2, out_hidden_size=WIDTH, intermediate_size=16),
+    ),
+    "apertus1p5_text": _PLAIN,
+    "bamba": _PLAIN | _SSM | dict(attn_layer_indices=[1, 3]),
     "exaone": _PLAIN | _HEAD,
     "iquestcoder": _PLAIN | _HEAD,
     "qwen3_5": dict(text_config=_PLAIN | _HEAD | _LINEAR | _MIXED, vision_config=_QWEN_VISION),
@@ -174,6 +188,9 @@ EXPERTS: dict[str, dict] = {
     "laguna": _SPARSE | _WINDOW | _HALF,
     "mellum": _SPARSE | _WINDOW | _HALF,
     "mimo_v2_flash": _SPARSE | _WINDOW | _HALF | dict(n_routed_experts=4, n_group=1, topk_group=1, v_head_dim=8),
+    "minimax": _PLAIN
+    | _HEAD
+    | dict(num_local_experts=4, num_experts_per_tok=2, layer_types=["linear_attention", "full_attention"] * 2),
     "minimax_m2": _PLAIN | _HEAD | dict(num_local_experts=4, num_experts_per_tok=2),
     "solar_open": _PLAIN | _HEAD | _MOE | _ROUTED,
     "sarvam_moe": _PLAIN | _HEAD | _MOE | _ROUTED,
@@ -184,9 +201,30 @@ EXPERTS: dict[str, dict] = {
     | _WINDOW
     | _HALF
     | dict(num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=16),
+    "jetmoe": _PLAIN | dict(num_local_experts=4, num_experts_per_tok=2, kv_channels=8),
     "qwen3_vl_moe": dict(
         text_config=_SPARSE,
         vision_config=_QWEN_VISION | dict(deepstack_visual_indexes=[0]),
+    ),
+    "aria_text": _PLAIN | _HEAD | dict(moe_topk=2),
+    "lara_mini": _HYBRID_MOE,
+    "granitemoehybrid": _PLAIN
+    | _MUP
+    | _SSM
+    | dict(
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        shared_intermediate_size=16,
+        layer_types=["mamba", "attention"] * (LAYERS // 2),
+    ),
+    "jamba": _PLAIN
+    | dict(
+        num_experts=4,
+        mamba_d_state=4,
+        mamba_dt_rank=4,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        use_mamba_kernels=False,
     ),
     "falcon_mamba": _MAMBA | dict(time_step_rank=4),
     "mamba": _MAMBA | dict(time_step_rank=4),
@@ -194,11 +232,18 @@ EXPERTS: dict[str, dict] = {
 }
 
 
-SCALES = {"youtu": 4.0}  # smaller than others', or a tiny model's rounding is no longer small
+# Off others': tiny models whose rounding is no longer small, whose experts change at a touch, or that hardly answer.
+SCALES = {"youtu": 4.0, "minimax": 6.0, "jetmoe": 16.0}
 
 
-# Before 5.24 transformers cannot build them from a config, or passes its layers what a sweep refuses.
-LATER = ("qwen2_vl", "qwen2_5_vl", "qwen3_5", "llama4", "doge")
+# Before 5.24 transformers cannot build them from a config, or passes its layers what a sweep refuses; or they were not
+# tried there.
+LATER = (
+    "qwen2_vl qwen2_5_vl qwen3_5 llama4 doge exaone iquestcoder afmoe axk1 cohere2_moe flint glm4_moe_lite hy_v3 kolibri1 "
+    "laguna mellum mimo_v2_flash minimax minimax_m2 solar_open sarvam_moe sarvam_mla granitemoeshared granitemoe_swa "
+    "qwen3_vl_moe falcon_mamba granitemoehybrid jetmoe jamba bamba llava llava_onevision smolvlm glm4v apertus1p5_text "
+    "aria_text lara_mini"
+).split()
 
 
 def known(families: dict[str, dict]) -> list[str]:
