@@ -57,7 +57,7 @@ class SweepResult:
         return len(self.plan.passes)
 
     def hidden(self, run: int) -> torch.Tensor:
-        return self.states[self.plan.index[run]]
+        return self.states[torch.from_numpy(self.plan.index[run])]
 
 
 @at_rest

@@ -79,11 +79,10 @@ def on_devices(tables: Sequence[torch.Tensor], devices: Sequence[torch.device]) 
 
 def lay_out(template: Template, num_layers: int) -> Layout:
     """Number the rows of a template and expand it over the copies."""
-    first: dict[int, int] = {}  # id(stretch) -> its first row
     born, rows, count = [], [], 0
     for layer in range(-1, num_layers + 1):
         for stretch in template.roots if layer < 0 else template.births.get(layer, ()):
-            first[id(stretch)] = count
+            stretch.row = count
             count += (stretch.stop - stretch.start) * stretch.copies
             born.append(stretch)
         if layer < 0:
@@ -99,11 +98,11 @@ def lay_out(template: Template, num_layers: int) -> Layout:
         root_rows=root_rows,
         position=torch.from_numpy(_ranges(np.repeat(starts, copies), np.repeat(lengths, copies))),
         prompt=torch.from_numpy(np.repeat(prompts, lengths * copies)),
-        births=[_sources(template.births.get(layer, ()), first) for layer in range(num_layers + 1)],
-        segments=_tables(template.entries, first, num_layers),
+        births=[_sources(template.births.get(layer, ())) for layer in range(num_layers + 1)],
+        segments=_tables(template.entries, num_layers),
         nearest=template.nearest,
-        restores={key: _restores(restores, first) for key, restores in template.restores.items()},
-        readout=_read_out(template, first),
+        restores={key: _restores(restores) for key, restores in template.restores.items()},
+        readout=_read_out(template),
     )
 
 
@@ -113,31 +112,34 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
 
 
-def _place(piece: Piece, first: dict[int, int]) -> tuple[int, int]:
-    """A piece's first row in the first copy, and how many rows on the next copy's is; a lone row serves all copies."""
-    stretch = piece.stretch
-    return first[id(stretch)] + piece.start - stretch.start, stretch.stop - stretch.start if stretch.copies > 1 else 0
+def _places(pieces: Iterable[Piece]) -> list[tuple[int, int]]:
+    """Each one's first row in the first copy, and how many rows on the next copy's is; a lone row serves all copies."""
+    return [
+        (stretch.row + start - stretch.start, stretch.stop - stretch.start if stretch.copies > 1 else 0)
+        for stretch, start, _ in pieces
+    ]
 
 
-def _read_out(template: Template, first: dict[int, int]) -> list[np.ndarray]:
+def _read_out(template: Template) -> list[np.ndarray]:
     """For every run the rows where it is read, [copies, positions]."""
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)
     for run, (pieces, copies) in enumerate(zip(template.readout, template.copies, strict=True)):
         alike[copies, len(pieces)].append(run)
     readout: list[np.ndarray] = [np.empty(0, np.int64)] * len(template.readout)
     for (copies, _), runs in alike.items():
-        places = np.array([[_place(piece, first) for piece in template.readout[run]] for run in runs])
+        places = np.array([_places(template.readout[run]) for run in runs])
         start, stride = places[:, None, :, 0], places[:, None, :, 1]
         for run, rows in zip(runs, start + stride * np.arange(copies)[:, None], strict=True):
             readout[run] = rows
     return readout
 
 
-def _sources(born: Iterable[Stretch], first: dict[int, int]) -> torch.Tensor:
+def _sources(born: Iterable[Stretch]) -> torch.Tensor:
     """The rows that those of some stretches are copies of."""
     parts = [(0, 0, 0, 0)]  # first row, rows to the next copy's, copies, length
     for stretch in born:
-        pieces = [(*_place(piece, first), piece.stop - piece.start) for piece in stretch.sources]
+        lengths = [piece.stop - piece.start for piece in stretch.sources]
+        pieces = [(*at, length) for at, length in zip(_places(stretch.sources), lengths, strict=True)]
         if len(pieces) == 1:
             start, stride, length = pieces[0]
             parts.append((start, stride, stretch.copies, length))
@@ -149,7 +151,7 @@ def _sources(born: Iterable[Stretch], first: dict[int, int]) -> torch.Tensor:
     return torch.from_numpy(_ranges(start + stride * _ranges(np.zeros_like(copies), copies), length))
 
 
-def _restores(restores: Sequence[Restore], first: dict[int, int]) -> list[RestoreRows]:
+def _restores(restores: Sequence[Restore]) -> list[RestoreRows]:
     """Batches of restores; a row that is restored twice is in two batches, in order."""
     batches: list[tuple[bool, torch.Tensor | None, list[Restore]]] = []
     held: set[tuple[int, int]] = set()  # what the last batch restores
@@ -163,15 +165,15 @@ def _restores(restores: Sequence[Restore], first: dict[int, int]) -> list[Restor
             batches.append((restore.add, tensor, [restore]))
             held = set()
         held.add(target)
-    return [_batch(add, tensor, some, first) for add, tensor, some in batches]
+    return [_batch(add, tensor, some) for add, tensor, some in batches]
 
 
-def _batch(add: bool, tensor: torch.Tensor | None, restores: Sequence[Restore], first: dict[int, int]) -> RestoreRows:
+def _batch(add: bool, tensor: torch.Tensor | None, restores: Sequence[Restore]) -> RestoreRows:
     copies = np.array([restore.target.stretch.copies for restore in restores])
     number = _ranges(np.zeros_like(copies), copies)  # of the copy
 
     def rows(pieces: Iterable[Piece]) -> torch.Tensor:
-        start, stride = np.array([_place(piece, first) for piece in pieces]).T
+        start, stride = np.array(_places(pieces)).T
         return torch.from_numpy(np.repeat(start, copies) + np.repeat(stride, copies) * number)
 
     if tensor is None:
@@ -182,7 +184,7 @@ def _batch(add: bool, tensor: torch.Tensor | None, restores: Sequence[Restore], 
     return RestoreRows(rows(restore.target for restore in restores), sources, tensor, add)
 
 
-def _tables(entries: list[Entry], first: dict[int, int], num_layers: int) -> list[torch.Tensor]:
+def _tables(entries: list[Entry], num_layers: int) -> list[torch.Tensor]:
     """One table a layer. Lines are in order of birth, so tables grow at the end (what a line sees may change)."""
     entries = sorted((e for e in entries if e.since < num_layers), key=lambda e: e.since)  # stable
     line: dict[int, int] = {}
@@ -198,10 +200,11 @@ def _tables(entries: list[Entry], first: dict[int, int], num_layers: int) -> lis
             if layer >= num_layers:
                 break
             above = (-1, 0) if parent is None else (line[id(parent)], int(parent.copies > 1))
-            changes[layer].append((at, entry.copies, *_place(keys, first), *above))
+            changes[layer].append((at, entry.copies, *_places([keys])[0], *above))
     copies = np.array([entry.copies for entry in entries])
     number = _ranges(np.zeros_like(copies), copies)
-    fixed = np.array([(*_place(e.piece, first), e.query, e.piece.start, e.piece.stop - e.piece.start) for e in entries])
+    fixed = [(e.query, e.piece.start, e.piece.stop - e.piece.start) for e in entries]
+    fixed = np.hstack([_places(e.piece for e in entries), fixed])
     row, stride, query, position, length = np.repeat(fixed, copies, 0).T
     table = np.empty((count, 5), dtype=np.int32)
     table[:, 0] = np.where(query, row + stride * number, -1)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from .interventions import Interventions, Patch, Root, Run
@@ -41,7 +42,7 @@ class SweepPlan:
     """
 
     passes: list[OnePass]
-    index: list[torch.Tensor]
+    index: list[np.ndarray]
     alike: list[tuple[list[int], torch.Tensor]]
     places: torch.Tensor
 
@@ -83,50 +84,53 @@ def _make(
 ) -> SweepPlan:
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     passes, index, places, states = [], [], [], 0
-    for runs in split_runs(interventions, max_rows):
-        used = set().union(*(roots_of(run, interventions.roots) for run in runs))
+    for runs, used in split_runs(interventions, max_rows):
         layout = lay_out(Planner(interventions.roots, used, len(devices)).plan(runs), len(devices))
-        flat = torch.cat([torch.from_numpy(rows).reshape(-1) for rows in layout.readout])
-        read, inverse = torch.unique(flat, return_inverse=True)  # many runs end in their root's very row
-        taken = (inverse + states).split([rows.size for rows in layout.readout])
-        index += [part.view(rows.shape) for part, rows in zip(taken, layout.readout, strict=True)]
+        flat = np.concatenate([rows.reshape(-1) for rows in layout.readout])
+        read, inverse = np.unique(flat, return_inverse=True)  # many runs end in their root's very row
+        taken, first = inverse + states, 0
+        for rows in layout.readout:
+            index.append(taken[first : first + rows.size].reshape(rows.shape))
+            first += rows.size
+        read = torch.from_numpy(read)
         at = offsets[layout.prompt] + layout.position
         places.append(at[read])
         states += len(read)
         passes.append(OnePass(sorted(used), layout, at, read).on(devices))
-    alike: dict[torch.Size, list[int]] = defaultdict(list)
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for run, where in enumerate(index):
         alike[where.shape].append(run)
-    together = [(runs, torch.stack([index[run] for run in runs])) for runs in alike.values()]
+    together = [(runs, torch.from_numpy(np.stack([index[run] for run in runs]))) for runs in alike.values()]
     plan = SweepPlan(passes, index, together, torch.cat(places))
     logger.debug("%d runs in %d sweeps of at most %d rows", len(index), len(passes), plan.rows)
     return plan
 
 
-def split_runs(interventions: Interventions, max_rows: int) -> Iterator[list[Run]]:
-    """Runs in order, cut into sweeps of about equal size; with their roots they stay within `max_rows` rows."""
+def split_runs(interventions: Interventions, max_rows: int) -> Iterator[tuple[list[Run], set[int]]]:
+    """Runs in order, cut into sweeps of about equal size; with the roots they need, which come along, they stay within
+    `max_rows` rows."""
     roots, runs = interventions.roots, interventions.runs
-    whole = sum(_most_rows(run, roots[run.root]) for run in runs) + sum(map(_root_rows, roots))
+    rows = [_most_rows(run, roots[run.root]) for run in runs]
+    whole = sum(rows) + sum(map(_root_rows, roots))
     share = -(-whole // max(1, -(-whole // max_rows)))
     part: list[Run] = []
     used: set[int] = set()
     held, warned = 0, False
-    for run in runs:
-        needed = used | roots_of(run, roots)
-        more = _most_rows(run, roots[run.root]) + sum(_root_rows(roots[number]) for number in needed - used)
+    for run, own in zip(runs, rows, strict=True):
+        needs = roots_of(run, roots)
+        more = own + sum(_root_rows(roots[number]) for number in needs - used)
         if part and more and (held + more > max_rows or held >= share):
-            yield part
+            yield part, used
             part, used, held = [], set(), 0
-            needed = roots_of(run, roots)
-            more = _most_rows(run, roots[run.root]) + sum(_root_rows(roots[number]) for number in needed)
+            more = own + sum(_root_rows(roots[number]) for number in needs)
         if more > max_rows and not part and not warned:
             warned = True
             logger.warning(
                 "max_rows=%d, but one patched run and the unpatched ones it needs have %d rows", max_rows, more
             )
         part.append(run)
-        used, held = needed, held + more
-    yield part
+        used, held = used | needs, held + more
+    yield part, used
 
 
 def roots_of(run: Run, roots: Sequence[Root]) -> set[int]:

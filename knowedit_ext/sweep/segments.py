@@ -29,12 +29,14 @@ from .template import ROOT_BIRTH, Entry, Piece, Restore, Stretch, Template
 class _State:
     """The rows a set of runs owns: stretches sorted by start, and the leftmost position that differs from the root.
 
-    unseen: in the layer in progress the positions that a token's attention leaves out, by token.
+    owned: from there on it owns every position. unseen: in the layer in progress the positions that a token's attention
+    leaves out, by token.
     """
 
     root: int
     stretches: list[Stretch]
     front: int | None
+    owned: int | None = None
     unseen: dict[int, frozenset[int]] = field(default_factory=dict)
 
     def find(self, position: int) -> Stretch | None:
@@ -85,6 +87,7 @@ class Planner:
         self.tensors: list[torch.Tensor] = []
         self.unseen: list[frozenset[int]] = []
         self.nearest: dict[int, int] = {}
+        self.rows_of_roots: dict[tuple[int, int], Piece] = {}
         # By root: tokens whose edges some run cuts. Each is a stretch of its own: it can have a sight of its own.
         self.alone: dict[int, set[int]] = defaultdict(set)
         self.roots: dict[int, Stretch] = {}
@@ -155,16 +158,18 @@ class Planner:
                 layer = next(patched, None)
                 if layer is None:
                     break
-                groups: dict[tuple[_Event, ...], list[_Member]] = defaultdict(list)
-                for member in members:
-                    groups[member.events.get(layer, ())].append(member)
-                # One group goes on in place (the unpatched one, if any); the others get copies of the rows.
-                here, *others = sorted(groups, key=len)
-                for events in others:
-                    fork = self._fork(state, layer)
-                    self._patch(fork, events, layer, groups[events])
-                    pending.append((fork, groups[events], layer + 1))
-                members = groups[here]
+                here = members[0].events.get(layer, ())
+                if len(members) > 1:
+                    groups: dict[tuple[_Event, ...], list[_Member]] = defaultdict(list)
+                    for member in members:
+                        groups[member.events.get(layer, ())].append(member)
+                    # One group goes on in place (the unpatched one, if any); the others get copies of the rows.
+                    here, *others = sorted(groups, key=len)
+                    for events in others:
+                        fork = self._fork(state, layer)
+                        self._patch(fork, events, layer, groups[events])
+                        pending.append((fork, groups[events], layer + 1))
+                    members = groups[here]
                 self._patch(state, here, layer, members)
                 layer += 1
             for member in members:
@@ -178,10 +183,11 @@ class Planner:
         The keys and values of a newborn row are still its root's in its first layer, so in the last layer only rows
         that are read out need to be born.
         """
-        if state.front is None:
+        if state.front is None or (state.owned is not None and state.owned <= state.front):
             return
         if layer < self.num_layers - 1:
             missing = [p for span in state.gaps(state.front, self.specs[state.root].length) for p in range(*span)]
+            state.owned = state.front
         else:
             read = {p for member in members for p in member.readout if p > state.front}
             missing = [p for p in read if state.find(p) is None]
@@ -203,7 +209,7 @@ class Planner:
         return stretch
 
     def _fork(self, state: _State, layer: int) -> _State:
-        fork = _State(state.root, [], state.front)
+        fork = _State(state.root, [], state.front, state.owned)
         for stretch in state.stretches:
             copy = self._new(fork, stretch.start, stretch.stop, layer)
             if stretch.birth < layer:
@@ -282,7 +288,10 @@ class Planner:
         return left + ([Piece(stretch, stretch.start, after)] if after > stretch.start else [])
 
     def _root_piece(self, root: int, position: int) -> Piece:
-        return self._root_pieces(root, position, position + 1)[0]
+        piece = self.rows_of_roots.get((root, position))
+        if piece is None:
+            piece = self.rows_of_roots[root, position] = self._root_pieces(root, position, position + 1)[0]
+        return piece
 
     def _row(self, state: _State, position: int) -> Piece:
         owner = state.find(position)

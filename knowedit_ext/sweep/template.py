@@ -6,6 +6,7 @@ A template stands for all copies of a root at once; `layout.py` numbers the rows
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -14,7 +15,8 @@ ROOT_BIRTH = -1  # root rows are there before layer 0
 
 @dataclass(eq=False, slots=True)
 class Stretch:
-    """Rows start..stop of a run, [copies, stop - start] of them, that first enter layer `birth`."""
+    """Rows start..stop of a run, [copies, stop - start] of them, that first enter layer `birth`; `row` numbers the
+    first, once they are laid out."""
 
     start: int
     stop: int
@@ -23,10 +25,10 @@ class Stretch:
     prompt: int
     sources: list[Piece] = field(default_factory=list)  # what the rows are copies of, in order of position
     entry: Entry | None = None
+    row: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Positions start..stop of a stretch."""
 
     stretch: Stretch
@@ -52,8 +54,7 @@ class Entry:
             self.sights.append((layer, parent, keys))
 
 
-@dataclass(frozen=True, slots=True)
-class Restore:
+class Restore(NamedTuple):
     """Overwrite (or add to) one position of a stretch with a root's row or a tensor [copies or 1, hidden]."""
 
     target: Piece
