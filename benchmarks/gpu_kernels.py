@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from knowedit_ext import ops
-from knowedit_ext.ops import _native, launch_cuda, logprob, moment, reference
+from knowedit_ext.ops import _native, launch_cuda, logprob, reference
 
 GEMM = {torch.bfloat16: BF16, torch.float32: FLOAT32}
 ROUNDING = {torch.bfloat16: 1e-2, torch.float32: 1e-5}
@@ -113,11 +113,10 @@ def _moment_update(bench: Bench, n: int, d: int, dtype: torch.dtype) -> Row:
     native = _native.module("cuda") if bench.device == "cuda" else None
     others = {
         "torch.addmm, full": bench.seconds(lambda: full.addmm_(x.T, x), 3),
-        "block-triangular GEMM": bench.seconds(lambda: moment.update_by_gemm(acc, x, None), 3),
+        "block-triangular GEMM": bench.seconds(lambda: ops.moment_update(acc, x, by="library"), 3),
     }
     if native is not None:
-        kernel = lambda: launch_cuda.moment_update(native, acc, x, None, moment._ROWS)  # noqa: E731
-        others["our kernel"] = bench.seconds(kernel, 3)
+        others["our kernel"] = bench.seconds(lambda: ops.moment_update(acc, x, by="mma"), 3)
     seconds = bench.seconds(lambda: ops.moment_update(acc, x), 3)
     return Row(name, error, seconds, n * d * (d + 1), GEMM[dtype], others)
 
@@ -132,22 +131,16 @@ def moment_update_wgmma(bench: Bench) -> Rows:
 
 
 def _moment_update_wgmma(bench: Bench, n: int, d: int, masked: bool) -> Row:
-    native = _native.module("cuda")
     x = bench.randn(n, d, dtype=torch.bfloat16)
     kept = torch.arange(n, device=bench.device) % 8 > 0 if masked else None
     acc = torch.zeros(d, d, dtype=torch.float64, device=bench.device)
-
-    def ours() -> None:
-        if not launch_cuda.moment_update(native, acc, x, kept, moment._ROWS, wgmma=True):
-            raise RuntimeError("this build holds no wgmma kernel")
-
+    ours = lambda: ops.moment_update(acc, x, kept, "wgmma")  # noqa: E731
     name = f"moment_update by wgmma {n} x {d}{', masked' if masked else ''}"
     ours()
     error = check(name, deviation(acc[-256:, :256], _corner(x if kept is None else x[kept])), SUMMED)
-    by_mma = lambda: launch_cuda.moment_update(native, acc, x, kept, moment._ROWS)  # noqa: E731
     others = {
-        "block-triangular GEMM": bench.seconds(lambda: moment.update_by_gemm(acc, x, kept), 3),
-        "our mma kernel": bench.seconds(by_mma, 3),
+        "block-triangular GEMM": bench.seconds(lambda: ops.moment_update(acc, x, kept, "library"), 3),
+        "our mma kernel": bench.seconds(lambda: ops.moment_update(acc, x, kept, "mma"), 3),
     }
     return Row(name, error, bench.seconds(ours, 3), n * d * (d + 1), BF16, others)
 

@@ -134,7 +134,7 @@ def target_logprob(
     return torch.ops.knowedit_ext.target_logprob(hidden, head_weight, head_bias, targets, softcap)
 
 
-def moment_update(acc: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+def moment_update(acc: Tensor, x: Tensor, mask: Tensor | None = None, by: str = "auto") -> None:
     """In place: the lower triangle of `acc` gains that of `x^T diag(mask) x`; the upper one is left as it is.
 
     Args:
@@ -142,12 +142,14 @@ def moment_update(acc: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
             float32 over a few thousand rows at most, then added in float64.
         x: `[n, d]`, float32, float64, bfloat16 or float16; the row stride is free. float64 is multiplied as such.
         mask: bool `[n]`; rows where it is False do not count (they may hold anything, NaN too). None: all count.
+        by: "library" (GEMMs over the triangle); on CUDA also our kernels "mma", and on Hopper "wgmma" for 16-bit rows
+            that TMA reads (each begins at a multiple of 16 bytes). "auto": what should be the fastest, see docs/gpu.md.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit; nothing is written.
+        ValueError: shapes, dtypes or devices do not fit, or a kernel asked for does not take them; nothing is written.
         RuntimeError: a gradient is asked for; the op has none.
     """
-    torch.ops.knowedit_ext.moment_update(acc, x, mask)
+    torch.ops.knowedit_ext.moment_update(acc, x, mask, by)
 
 
 def null(x: Tensor) -> Tensor:
@@ -163,7 +165,7 @@ def null(x: Tensor) -> Tensor:
 
 
 def cholesky_factor(
-    moment: Tensor, weight: float, ridge: float = 0.0, low_precision: bool = False
+    moment: Tensor, weight: float, ridge: float = 0.0, low_precision: bool = False, by: str = "library"
 ) -> tuple[Tensor, Tensor]:
     """Cholesky factor of `weight * (C + ridge * I)`, to be passed to `cholesky_solve_update` again and again.
 
@@ -171,12 +173,13 @@ def cholesky_factor(
         moment: C `[d, d]`, symmetric, float32 or float64.
         weight: positive. ridge: >= 0, in units of C.
         low_precision: factor in float32 (half the memory; for matrices of condition far below 1e7).
+        by: "library" (LAPACK, cuSOLVER), or on CUDA "kernel", our own factorisation.
 
     Returns:
         the lower factor `[d, d]`, float64 or float32, and LAPACK's info: 0, or the order of the first leading minor
         that is not positive (then the factor is not one).
     """
-    return torch.ops.knowedit_ext.cholesky_factor(moment, weight, ridge, low_precision)
+    return torch.ops.knowedit_ext.cholesky_factor(moment, weight, ridge, low_precision, by)
 
 
 def cholesky_solve_update(
@@ -188,6 +191,7 @@ def cholesky_solve_update(
     norm: float = 0.0,
     tolerance: float = 1e-14,
     steps: int = 10,
+    by: str = "library",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """S = A^-1 K for A = weight * (C + ridge * I) + K K^T, by Cholesky and refinement with float64 residuals.
 
@@ -200,10 +204,11 @@ def cholesky_solve_update(
             the tolerance, the sum is factored, in one more `[d, d]`.
         norm: |C|_2 or a lower bound of it where it is known; 0: estimated (a few passes over C).
         tolerance, steps: refinement ends at this backward error, after that many steps, or when it stagnates.
+        by: what factors the sum, see `cholesky_factor`.
 
     Returns:
         S `[d, n]` float64; float64 `[3]`: backward error reached (the largest |r| / (|A| |s| + |k|) over the columns),
         refinement steps taken, and 1 where the sum was factored; int64 info: 0, or the order of the first leading minor
         of the sum that is not positive (then S is NaN).
     """
-    return torch.ops.knowedit_ext.cholesky_solve_update(moment, keys, weight, ridge, factor, norm, tolerance, steps)
+    return torch.ops.knowedit_ext.cholesky_solve_update(moment, keys, weight, ridge, factor, norm, tolerance, steps, by)

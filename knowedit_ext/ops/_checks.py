@@ -166,7 +166,14 @@ def target_indices(targets: Tensor, vocab: int) -> None:
         raise IndexError(f"target_logprob: target {int(bad)} is outside the vocabulary of {vocab}")
 
 
-def moment_update(acc: Tensor, x: Tensor, mask: Tensor | None) -> None:
+def _body(op: str, by: str, known: tuple[str, ...], x: Tensor) -> None:
+    """A body that there is, on a device that it runs on."""
+    _require(by in known, f"{op}: by is {by!r}, expected one of {', '.join(map(repr, known))}")
+    own = by not in ("auto", "library")
+    _require(not own or x.device.type == "cuda", f"{op}: by={by!r} is a CUDA kernel, the tensors are on {x.device}")
+
+
+def moment_update(acc: Tensor, x: Tensor, mask: Tensor | None, by: str) -> None:
     """Shapes, dtypes and devices of `moment_update`; ValueError in words."""
     op = "moment_update"
     _require(acc.dim() == 2 and acc.shape[0] == acc.shape[1], f"{op}: acc must be [d, d], got {_shape(acc)}")
@@ -179,6 +186,9 @@ def moment_update(acc: Tensor, x: Tensor, mask: Tensor | None) -> None:
         f"{_shape(mask) if mask is not None else None}",
     )
     _same_device(op, acc=acc, x=x, **({} if mask is None else {"mask": mask}))
+    _body(op, by, ("auto", "library", "mma", "wgmma"), x)
+    kernel = by in ("mma", "wgmma")
+    _require(not (kernel and x.dtype == torch.float64), f"{op}: by={by!r} does not multiply float64: use 'library'")
 
 
 def low_rank_rows(y: Tensor, x: Tensor, left: Tensor, right: Tensor, index: Tensor) -> None:
@@ -240,7 +250,13 @@ def edit_indices(index: Tensor, edits: int) -> None:
 
 
 def cholesky(
-    op: str, moment: Tensor, weight: float, ridge: float, keys: Tensor | None = None, factor: Tensor | None = None
+    op: str,
+    moment: Tensor,
+    weight: float,
+    ridge: float,
+    by: str,
+    keys: Tensor | None = None,
+    factor: Tensor | None = None,
 ) -> None:
     """Shapes, dtypes, devices and scalars of `cholesky_factor` and `cholesky_solve_update`; ValueError in words."""
     _require(
@@ -251,6 +267,7 @@ def cholesky(
     )
     _require(0 < weight < float("inf"), f"{op}: weight must be positive and finite, got {weight}")
     _require(0 <= ridge < float("inf"), f"{op}: ridge must be >= 0 and finite, got {ridge}")
+    _body(op, by, ("library", "kernel"), moment)
     width = moment.shape[0]
     if keys is not None:
         _require(keys.dim() == 2 and keys.shape[0] == width, f"{op}: keys must be [{width}, n], got {_shape(keys)}")

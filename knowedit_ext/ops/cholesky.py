@@ -1,7 +1,7 @@
 """`cholesky_factor` and `cholesky_solve_update` by LAPACK (on a GPU: cuSOLVER) through torch, refined in float64.
 
-A = weight * (C + ridge * I) + K K^T, S = A^-1 K. Never an inverse, never LU. On CUDA, too, the vendor factors until a
-run on a GPU shows our own factorisation (csrc/cuda/cholesky.cu) to be faster; FACTOR_BY = "kernel" chooses that.
+A = weight * (C + ridge * I) + K K^T, S = A^-1 K. Never an inverse, never LU. On CUDA, too, the library factors until a
+run on a GPU shows our own factorisation (csrc/cuda/cholesky.cu) to be faster; by="kernel" chooses that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from . import _native, launch_cuda
 Solve = Callable[[Tensor], Tensor]
 Judge = Callable[[Tensor], tuple[Tensor, float]]
 
-FACTOR_BY = "vendor"  # or "kernel": matrices on CUDA by our own factorisation; not yet run on a GPU
 _BLOCK = 1024  # rows of a float32 matrix converted at a time
 WOODBURY = 4  # d >= WOODBURY * n: K K^T is a low-rank change to the factored weight * C
 
@@ -47,31 +46,31 @@ def _shifted(moment: Tensor, weight: float, ridge: float, dtype: torch.dtype) ->
     return a
 
 
-def factor(moment: Tensor, weight: float, ridge: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def factor(
+    moment: Tensor, weight: float, ridge: float, dtype: torch.dtype, by: str = "library"
+) -> tuple[Tensor, Tensor]:
     """Lower factor of weight * (C + ridge * I), and LAPACK's info: 0, or the order of the first minor that fails."""
-    return _factor_in_place(_shifted(moment, weight, ridge, dtype))
+    return _factor_in_place(_shifted(moment, weight, ridge, dtype), by)
 
 
-def factor_sum(moment: Tensor, weight: float, ridge: float, blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def factor_sum(
+    moment: Tensor, weight: float, ridge: float, blocks: Sequence[Tensor], by: str = "library"
+) -> tuple[Tensor, Tensor]:
     """As `factor`, of weight * (C + ridge * I) + the sum of B B^T over blocks B [d, m], in float64."""
     a = _shifted(moment, weight, ridge, torch.float64)
     for block in blocks:
         a.addmm_(block, block.T)
-    return _factor_in_place(a)
+    return _factor_in_place(a, by)
 
 
-def _factor_in_place(a: Tensor) -> tuple[Tensor, Tensor]:
+def _factor_in_place(a: Tensor, by: str) -> tuple[Tensor, Tensor]:
     """The lower factor in the memory of a (symmetric, by columns), and info; above the diagonal may be anything."""
-    native = _native.module("cuda") if _by_kernel(a) else None
+    native = _native.module("cuda") if by == "kernel" else None
     if native is not None:
         return launch_cuda.cholesky(native, a.T)
     info = torch.empty((), dtype=torch.int32, device=a.device)
     torch.linalg.cholesky_ex(a, out=(a, info))
     return a, info.long()
-
-
-def _by_kernel(a: Tensor) -> bool:
-    return FACTOR_BY == "kernel" and a.device.type == "cuda"
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,7 @@ def solve(
     norm: float,
     tolerance: float,
     steps: int,
+    by: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """S [d, n] float64; backward error, refinement steps, was the sum factored [3]; LAPACK's info."""
     k = keys.to(torch.float64)
@@ -127,7 +127,7 @@ def solve(
         if woodbury[1] <= tolerance:
             return report(*woodbury, summed=False)
     # Many keys, no factor, or one that is too coarse (float32; K K^T so large that Woodbury cancels): factor the sum.
-    lower, info = factor_sum(moment, weight, ridge, [k])
+    lower, info = factor_sum(moment, weight, ridge, [k], by)
     if not int(info):
         return report(*refined(k, lambda r: triangles(lower, r), judge, tolerance, steps), summed=True)
     if woodbury is not None and woodbury[1] < 1e-10:  # the sum is beyond float64: what Woodbury reached, as reported

@@ -11,33 +11,31 @@ from .reference import compute_dtype
 
 _ROWS = 1 << 12  # rows multiplied at a time: float32 sums stay this short before they reach a float64 acc
 _PANEL = 512  # block rows: of the squares on the diagonal half the arithmetic is for nothing
-# What multiplies bfloat16 and float16 rows from Hopper on: "vendor" (GEMMs), or our kernel by "mma" or, on Hopper and
-# where TMA can read the rows (csrc/cuda/moment_update_sm90.cu), by "wgmma". Ours are not yet run on a GPU.
-HOPPER_BY = "vendor"
 _PANELS = 8  # on a GPU, where wide GEMMs count for more: 1.78 times less arithmetic than the full product
 
 
-def update(acc: Tensor, x: Tensor, mask: Tensor | None) -> None:
+def update(acc: Tensor, x: Tensor, mask: Tensor | None, by: str) -> None:
     """acc [d, d] (lower triangle) += x^T diag(mask) x, x [n, d]; products in float32 (float64 for float64 x)."""
-    native = _native.module("cuda") if prefers_kernel(x) else None
+    by = preferred(x) if by == "auto" else by
+    native = None if by == "library" else _native.module("cuda")
     if native is not None and x.numel():
-        launch_cuda.moment_update(native, acc, x, mask, _ROWS, HOPPER_BY == "wgmma")
+        launch_cuda.moment_update(native, acc, x, mask, _ROWS, by == "wgmma")
         torch.autograd.graph.increment_version(acc)
     else:
         with float32_products("ieee"):
             update_by_gemm(acc, x, mask)
 
 
-def prefers_kernel(x: Tensor) -> bool:
-    """Whether the kernel, which has half the arithmetic of a full product, should beat the GEMMs for this x.
+def preferred(x: Tensor) -> str:
+    """The body that should be the fastest for this x; not yet run on a GPU.
 
-    Its mma.sync is the fastest way to a tensor core up to Ampere; float32 rows, as three bfloat16 ones, gain anywhere.
-    From Hopper on the vendor's 16-bit GEMM is expected to win by more than the triangle saves, unless HOPPER_BY says
-    otherwise. Not yet run on a GPU.
+    The kernel has half the arithmetic of a full product, and its mma.sync is the fastest way to a tensor core up to
+    Ampere; float32 rows, as three bfloat16 ones, gain anywhere. From Hopper on the library's 16-bit GEMM is expected to
+    win by more than the triangle saves.
     """
     if x.device.type != "cuda" or x.dtype == torch.float64:
-        return False
-    return x.dtype == torch.float32 or HOPPER_BY != "vendor" or torch.cuda.get_device_capability(x.device)[0] < 9
+        return "library"
+    return "mma" if x.dtype == torch.float32 or torch.cuda.get_device_capability(x.device)[0] < 9 else "library"
 
 
 def update_by_gemm(acc: Tensor, x: Tensor, mask: Tensor | None) -> None:

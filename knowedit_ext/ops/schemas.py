@@ -33,15 +33,16 @@ LIBRARY.define(
     "target_logprob(Tensor hidden, Tensor head_weight, Tensor? head_bias, Tensor targets, float softcap=0.0) -> Tensor",
     tags=_TAGS,
 )
-LIBRARY.define("moment_update(Tensor(a!) acc, Tensor x, Tensor? mask=None) -> ()", tags=_TAGS)
+LIBRARY.define("moment_update(Tensor(a!) acc, Tensor x, Tensor? mask=None, str by='auto') -> ()", tags=_TAGS)
 LIBRARY.define("null(Tensor x) -> Tensor", tags=_TAGS)
 LIBRARY.define(
-    "cholesky_factor(Tensor moment, float weight, float ridge=0.0, bool low_precision=False) -> (Tensor, Tensor)",
+    "cholesky_factor(Tensor moment, float weight, float ridge=0.0, bool low_precision=False, str by='library')"
+    " -> (Tensor, Tensor)",
     tags=_TAGS,
 )
 LIBRARY.define(
     "cholesky_solve_update(Tensor moment, Tensor keys, float weight, float ridge=0.0, Tensor? factor=None,"
-    " float norm=0.0, float tolerance=1e-14, int steps=10) -> (Tensor, Tensor, Tensor)",
+    " float norm=0.0, float tolerance=1e-14, int steps=10, str by='library') -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 
@@ -212,27 +213,29 @@ def _(hidden, head_weight, head_bias, targets, softcap=0.0):
 # ---- moment_update ----
 
 
-def _moment_update(acc: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
-    _checks.moment_update(acc, x, mask)
+def _moment_update(acc: Tensor, x: Tensor, mask: Tensor | None = None, by: str = "auto") -> None:
+    _checks.moment_update(acc, x, mask, by)
     if torch.is_grad_enabled() and (acc.requires_grad or x.requires_grad):
         raise RuntimeError("moment_update works in place and has no gradient: call it under torch.no_grad()")
-    moment.update(acc, x, mask)
+    moment.update(acc, x, mask, by)
 
 
 LIBRARY.impl("moment_update", _moment_update, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("knowedit_ext::moment_update", lib=LIBRARY)
-def _(acc, x, mask=None):
-    _checks.moment_update(acc, x, mask)
+def _(acc, x, mask=None, by="auto"):
+    _checks.moment_update(acc, x, mask, by)
 
 
 # ---- cholesky_factor, cholesky_solve_update ----
 
 
-def _cholesky_factor(moment: Tensor, weight: float, ridge: float = 0.0, low_precision: bool = False):
-    _checks.cholesky("cholesky_factor", moment, weight, ridge)
-    return cholesky.factor(moment, weight, ridge, torch.float32 if low_precision else torch.float64)
+def _cholesky_factor(
+    moment: Tensor, weight: float, ridge: float = 0.0, low_precision: bool = False, by: str = "library"
+):
+    _checks.cholesky("cholesky_factor", moment, weight, ridge, by)
+    return cholesky.factor(moment, weight, ridge, torch.float32 if low_precision else torch.float64, by)
 
 
 def _cholesky_solve_update(
@@ -244,9 +247,10 @@ def _cholesky_solve_update(
     norm: float = 0.0,
     tolerance: float = 1e-14,
     steps: int = 10,
+    by: str = "library",
 ):
-    _checks.cholesky("cholesky_solve_update", moment, weight, ridge, keys, factor)
-    return cholesky.solve(moment, keys, weight, ridge, factor, norm, tolerance, steps)
+    _checks.cholesky("cholesky_solve_update", moment, weight, ridge, by, keys, factor)
+    return cholesky.solve(moment, keys, weight, ridge, factor, norm, tolerance, steps, by)
 
 
 LIBRARY.impl("cholesky_factor", _cholesky_factor, "CompositeExplicitAutograd")
@@ -254,15 +258,15 @@ LIBRARY.impl("cholesky_solve_update", _cholesky_solve_update, "CompositeExplicit
 
 
 @torch.library.register_fake("knowedit_ext::cholesky_factor", lib=LIBRARY)
-def _(moment, weight, ridge=0.0, low_precision=False):
-    _checks.cholesky("cholesky_factor", moment, weight, ridge)
+def _(moment, weight, ridge=0.0, low_precision=False, by="library"):
+    _checks.cholesky("cholesky_factor", moment, weight, ridge, by)
     kind = torch.float32 if low_precision else torch.float64
     return moment.new_empty(moment.shape, dtype=kind).T, moment.new_empty((), dtype=torch.int64)
 
 
 @torch.library.register_fake("knowedit_ext::cholesky_solve_update", lib=LIBRARY)
-def _(moment, keys, weight, ridge=0.0, factor=None, norm=0.0, tolerance=1e-14, steps=10):
-    _checks.cholesky("cholesky_solve_update", moment, weight, ridge, keys, factor)
+def _(moment, keys, weight, ridge=0.0, factor=None, norm=0.0, tolerance=1e-14, steps=10, by="library"):
+    _checks.cholesky("cholesky_solve_update", moment, weight, ridge, by, keys, factor)
     new = keys.new_empty
     return new(keys.shape, dtype=torch.float64), new(3, dtype=torch.float64), new((), dtype=torch.int64)
 

@@ -157,6 +157,8 @@ def test_inputs_are_left_alone():
         (dict(weight=float("nan")), "weight must be positive"),
         (dict(ridge=-1.0), "ridge must be >= 0"),
         (dict(factor=torch.eye(4)), r"factor must be \[3, 3\]"),
+        (dict(by="mine"), "by is 'mine', expected one of 'library', 'kernel'"),
+        (dict(by="kernel"), "by='kernel' is a CUDA kernel, the tensors are on cpu"),
     ],
 )
 def test_bad_arguments(change, message):

@@ -12,14 +12,15 @@ import torch
 from ops import trees
 
 from knowedit_ext import ops
-from knowedit_ext.ops import _native, cholesky, launch, launch_cuda, moment
+from knowedit_ext.ops import _native, launch, launch_cuda
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 Call = Callable[[], torch.Tensor]
 
 
-def cases(device: str) -> dict[str, Call]:
-    """A call of every op at an odd size; each makes its own output."""
+def cases(device: str, ours: bool = False) -> dict[str, Call]:
+    """A call of every op at an odd size; each makes its own output. ours: by our kernels what a library could do."""
+    update_by, factor_by = ("mma", "kernel") if ours else ("library", "library")
     torch.manual_seed(0)
 
     def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -36,7 +37,7 @@ def cases(device: str) -> dict[str, Call]:
     y, left, right = draw(9, 21), draw(3, 21, 2), draw(3, 37, 2)
     index = torch.tensor([0, 2, -1, 1, 1, 0, 2, 2, 1], device=device)
 
-    def in_place(op: Callable[..., None], into: torch.Tensor, *args: torch.Tensor | None) -> torch.Tensor:
+    def in_place(op: Callable[..., None], into: torch.Tensor, *args: torch.Tensor | str | None) -> torch.Tensor:
         out = into.clone()
         op(out, *args)
         return out
@@ -49,10 +50,10 @@ def cases(device: str) -> dict[str, Call]:
         "restore_rows": lambda: in_place(ops.restore_rows, hidden, at, source, picked),
         "target_logprob": lambda: ops.target_logprob(states, head, bias, targets, 2.0),
         "target_logprob bfloat16": lambda: ops.target_logprob(*(x.bfloat16() for x in (states, head, bias)), targets),
-        "moment_update": lambda: in_place(ops.moment_update, acc, keys, mask),
-        "moment_update bfloat16": lambda: in_place(ops.moment_update, acc, keys.bfloat16(), mask),
-        "cholesky_factor": lambda: ops.cholesky_factor(moments, 2.0)[0].tril(),
-        "cholesky_factor float32": lambda: ops.cholesky_factor(moments, 2.0, 0.0, True)[0].tril(),
+        "moment_update": lambda: in_place(ops.moment_update, acc, keys, mask, update_by),
+        "moment_update bfloat16": lambda: in_place(ops.moment_update, acc, keys.bfloat16(), mask, update_by),
+        "cholesky_factor": lambda: ops.cholesky_factor(moments, 2.0, by=factor_by)[0].tril(),
+        "cholesky_factor float32": lambda: ops.cholesky_factor(moments, 2.0, 0.0, True, factor_by)[0].tril(),
         "null": lambda: ops.null(hidden),
         "low_rank_rows": lambda: in_place(ops.low_rank_rows, y, hidden, left, right, index),
     }
@@ -61,50 +62,47 @@ def cases(device: str) -> dict[str, Call]:
 NAMES = list(cases("cpu"))
 
 
-@pytest.fixture(params=["kernel", "vendor"])
-def body(request, monkeypatch):
-    """What may be done by our kernel or by the vendor's, whichever this GPU prefers."""
-    kernel = request.param == "kernel"
-    monkeypatch.setattr(moment, "prefers_kernel", lambda x: kernel and x.is_cuda and x.dtype != torch.float64)
-    monkeypatch.setattr(cholesky, "FACTOR_BY", request.param)
+by_either = pytest.mark.parametrize("ours", [True, False], ids=["kernel", "library"])
 
 
-def only_ours(name: str) -> None:
-    """Whether the vendor's factorisation waits for the device is its own affair."""
-    if name.startswith("cholesky_factor") and cholesky.FACTOR_BY == "vendor":
-        pytest.skip("the vendor's")
+def only_ours(name: str, ours: bool) -> None:
+    """Whether the library's factorisation waits for the device is its own affair."""
+    if name.startswith("cholesky_factor") and not ours:
+        pytest.skip("the library's")
 
 
 @needs_cuda
+@by_either
 @pytest.mark.parametrize("name", NAMES)
-def test_sanitized_cuda_agrees_with_the_cpu(body, name):
-    ours, want = cases("cuda")[name](), cases("cpu")[name]()
-    assert trees.error(ours, want.double()) < 1e-5
+def test_sanitized_cuda_agrees_with_the_cpu(ours, name):
+    assert trees.error(cases("cuda", ours)[name](), cases("cpu")[name]().double()) < 1e-5
 
 
 @needs_cuda
+@by_either
 @pytest.mark.parametrize("name", NAMES)
-def test_cuda_on_another_stream(body, name):
+def test_cuda_on_another_stream(ours, name):
     """Behind work that is not done yet on that stream, and with no wait for the device."""
-    only_ours(name)
-    call = cases("cuda")[name]
+    only_ours(name, ours)
+    call = cases("cuda", ours)[name]
     want, stream = call(), torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
         before = torch.cuda.Event()
         before.record()
-        ours = call()
+        got = call()
         assert not before.query()  # the call came back while the stream was still asleep
     stream.synchronize()
-    assert torch.equal(ours, want)
+    assert torch.equal(got, want)
 
 
 @needs_cuda
+@by_either
 @pytest.mark.parametrize("name", NAMES)
-def test_cuda_graphs_replay_it(body, name):
-    only_ours(name)
-    call = cases("cuda")[name]
+def test_cuda_graphs_replay_it(ours, name):
+    only_ours(name, ours)
+    call = cases("cuda", ours)[name]
     want = call()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -112,18 +110,19 @@ def test_cuda_graphs_replay_it(body, name):
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        ours = call()
+        got = call()
     for _ in range(2):
-        ours.fill_(float("nan"))
+        got.fill_(float("nan"))
         graph.replay()
         torch.cuda.synchronize()
-        assert torch.equal(ours, want)
+        assert torch.equal(got, want)
 
 
 @needs_cuda
+@by_either
 @pytest.mark.parametrize("name", NAMES)
-def test_cuda_gives_equal_bits_twice(body, name):
-    call = cases("cuda")[name]
+def test_cuda_gives_equal_bits_twice(ours, name):
+    call = cases("cuda", ours)[name]
     assert torch.equal(call(), call())
 
 
@@ -135,13 +134,14 @@ def test_cuda_targets_outside_the_vocabulary_give_nan():
 
 
 @needs_cuda
+@pytest.mark.parametrize("by", ["auto", "library", "mma"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_cuda_moments_of_many_rows(body, dtype):
+def test_cuda_moments_of_many_rows(by, dtype):
     """Longer than what is summed in float, in all three tiles of the triangle."""
     torch.manual_seed(0)
     x = (torch.randn(9000, 200) * torch.logspace(-2, 1, 200)).to("cuda", dtype)
     acc = torch.zeros(200, 200, dtype=torch.float64, device="cuda")
-    ops.moment_update(acc, x)
+    ops.moment_update(acc, x, by=by)
     truth = (x.double().T @ x.double()).tril()
     size = truth.diagonal().sqrt()
     plain = (x.float().T @ x.float()).double().tril()
@@ -152,26 +152,25 @@ def test_cuda_moments_of_many_rows(body, dtype):
 @needs_cuda
 @pytest.mark.parametrize("low_precision", [False, True])
 @pytest.mark.parametrize("d", [1, 64, 65, 300, 700])
-def test_cuda_factors_by_our_kernel(monkeypatch, d, low_precision):
+def test_cuda_factors_by_our_kernel(d, low_precision):
     """In float64, and in float32, which the solution is refined from."""
-    monkeypatch.setattr(cholesky, "FACTOR_BY", "kernel")
     torch.manual_seed(d)
     x = torch.randn(2 * d, d, dtype=torch.float64, device="cuda")
     c = x.T @ x / (2 * d)
-    factor, info = ops.cholesky_factor(c, 3.0, 0.1, low_precision)
+    factor, info = ops.cholesky_factor(c, 3.0, 0.1, low_precision, "kernel")
     lower, want = factor.tril().double(), 3 * (c + 0.1 * torch.eye(d, device="cuda", dtype=torch.float64))
     assert int(info) == 0 and trees.error(lower @ lower.T, want.cpu()) < (1e-6 if low_precision else 1e-14)
-    s, report, _ = ops.cholesky_solve_update(c, x[: max(1, d // 8)].T.contiguous(), 3.0, 0.1, factor)
+    s, report, _ = ops.cholesky_solve_update(c, x[: max(1, d // 8)].T.contiguous(), 3.0, 0.1, factor, by="kernel")
     assert float(report[0]) <= 1e-14
     c[d // 2, d // 2] = -1
-    assert int(ops.cholesky_factor(c, 3.0, 0.0, low_precision)[1]) == d // 2 + 1
+    assert int(ops.cholesky_factor(c, 3.0, 0.0, low_precision, "kernel")[1]) == d // 2 + 1
 
 
 HALVES = [torch.bfloat16, torch.float16]
 
 
-def wgmma_takes(x: torch.Tensor) -> bool:
-    """x^T x by wgmma against float64, with the second moments of some rows; False where TMA does not read x."""
+def wgmma_is_right(x: torch.Tensor) -> None:
+    """x^T x by wgmma against float64, and the second moments of some rows; ValueError where TMA does not read x."""
     d = x.shape[1]
     acc = torch.zeros(d, d, dtype=torch.float64, device="cuda")
     mask = torch.arange(len(x), device="cuda") % 5 < 3
@@ -180,12 +179,10 @@ def wgmma_takes(x: torch.Tensor) -> bool:
         if kept is not None and x.stride(0) != d:  # keep the stride
             rows = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda").copy_(rows)
         acc.fill_(1)
-        if not launch_cuda.moment_update(_native.module("cuda"), acc, rows, kept, 4096, wgmma=True):
-            return False
+        ops.moment_update(acc, rows, kept, "wgmma")
         whole = (x if kept is None else x[kept]).double()
         assert trees.error(acc.tril(), (whole.T @ whole + 1).tril().cpu()) < 1e-5
         assert torch.equal(acc.triu(1), torch.ones_like(acc).triu(1))
-    return True
 
 
 @pytest.fixture
@@ -200,34 +197,34 @@ def hopper():
 @pytest.mark.parametrize("n, d", [(1, 8), (70, 136), (64, 256), (300, 520), (9000, 392)])
 def test_sanitized_cuda_moments_by_wgmma(hopper, dtype, n, d):
     torch.manual_seed(d)
-    assert wgmma_takes(torch.randn(n, d, device="cuda").to(dtype))
+    wgmma_is_right(torch.randn(n, d, device="cuda").to(dtype))
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_cuda_moments_by_wgmma_of_strided_rows(hopper, dtype):
     x = torch.randn(200, 320, device="cuda").to(dtype)
-    assert wgmma_takes(x[:, 8:301])  # an odd width, at 16 bytes
-    assert not wgmma_takes(x[:, 4:300]) and not wgmma_takes(x[:, :299].contiguous())
+    wgmma_is_right(x[:, 8:301])  # an odd width, at 16 bytes
+    for refused in (x[:, 4:300], x[:, :299].contiguous()):
+        with pytest.raises(ValueError, match="by='wgmma' needs"):
+            wgmma_is_right(refused)
 
 
-def test_cuda_op_by_wgmma(hopper, monkeypatch):
-    """The op, with what TMA cannot read too: on another stream and in a graph it is that of the other kernels."""
-    monkeypatch.setattr(moment, "HOPPER_BY", "wgmma")
-    for d in (256, 137):
-        x = torch.randn(200, d, device="cuda").bfloat16()
-        acc, again = (torch.zeros(d, d, dtype=torch.float64, device="cuda") for _ in range(2))
-        ops.moment_update(acc, x)
-        assert trees.error(acc, (x.double().T @ x.double()).tril().cpu()) < 1e-5
-        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream):
-            ops.moment_update(again, x)
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
-            ops.moment_update(again, x)
-        again.zero_()
-        graph.replay()
-        torch.cuda.synchronize()
-        assert torch.equal(again, acc)
+def test_cuda_op_by_wgmma(hopper):
+    """The op on another stream and in a graph."""
+    x = torch.randn(200, 256, device="cuda").bfloat16()
+    acc, again = (torch.zeros(256, 256, dtype=torch.float64, device="cuda") for _ in range(2))
+    ops.moment_update(acc, x, by="wgmma")
+    assert trees.error(acc, (x.double().T @ x.double()).tril().cpu()) < 1e-5
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        ops.moment_update(again, x, by="wgmma")
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        ops.moment_update(again, x, by="wgmma")
+    again.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(again, acc)
 
 
 # ---- without a GPU: what the native module is handed, and what it says ----
@@ -264,8 +261,9 @@ def test_wgmma_is_asked_for_only_where_tma_reads_the_rows(compiled):
     if not hasattr(compiled, "moment_update_has_wgmma"):
         pytest.skip("the native module is older than its source")
     acc, memory = torch.zeros(8, 8), torch.zeros(4, 16, dtype=torch.bfloat16)
-    for x in (memory[:, :8], memory[:, 1:8]):  # there the machine is asked first, here what runs anywhere fails in turn
-        with pytest.raises(RuntimeError, match="^moment_update on CUDA: "):
+    refusals = [(memory[:, :8], RuntimeError, "^moment_update on CUDA: "), (memory[:, 1:8], ValueError, "16 bytes")]
+    for x, error, words in refusals:  # the machine is asked only where TMA reads the rows
+        with pytest.raises(error, match=words):
             launch_cuda.moment_update(compiled, acc[: x.shape[1], : x.shape[1]], x, None, 4096, wgmma=True)
     params = dict(acc=0, mask=0, acc_dtype=0, rows=4, acc_stride=8, sum_rows=64)
     for at, dtype, width, stride in [(2, 2, 8, 8), (0, 2, 7, 7), (0, 2, 16, 8), (0, 0, 8, 8)]:
