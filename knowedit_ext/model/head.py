@@ -197,8 +197,7 @@ def _plain(head: nn.Module, states: torch.Tensor) -> bool:
 def _learned_through(states: torch.Tensor, head: nn.Linear) -> bool:
     """Do gradients go to the states alone? The op would compute the logits twice more for its backward pass."""
     asking = torch.is_grad_enabled() and states.requires_grad
-    exact = states.dtype == compute_dtype(states.dtype)
-    return asking and exact and not any(p.requires_grad for p in head.parameters())
+    return asking and not any(p.requires_grad for p in head.parameters())
 
 
 def _readable(head: nn.Module, form: LogitForm, states: torch.Tensor) -> bool:

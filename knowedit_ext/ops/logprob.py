@@ -1,6 +1,7 @@
 """`target_logprob` in vocabulary tiles: a running log-sum-exp, never [rows, vocab] at once.
 
-The CUDA kernel where there is one, torch GEMMs elsewhere and backward.
+The CUDA kernel where there is one, torch GEMMs elsewhere and backward. A GPU multiplies 16-bit numbers as they are,
+with sums and results in float32; a CPU converts them first.
 """
 
 from __future__ import annotations
@@ -23,14 +24,28 @@ _ROWS = 1 << 12  # rows taken at a time: with more, a tile would get too narrow 
 def _tiles(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float, most: int | None = None
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (first token, weight tile [t, d], logits [rows, t]) over the vocabulary, in the compute dtype."""
-    kind = compute_dtype(hidden.dtype)
+    """Yield (first token, weight tile [t, d], logits [rows, t]) over the vocabulary; logits in the compute dtype, tiles
+    as they are multiplied."""
+    kind = _multiplied_as(hidden)
     x = hidden.to(kind)
     width = max(256, (most or _TILE) // max(1, len(hidden)))
     for start in range(0, len(weight), width):
         tile = weight[start : start + width].to(kind)
-        logits = x @ tile.T if bias is None else torch.addmm(bias[start : start + width].to(kind), x, tile.T)
+        logits = _product(x, tile.T, None if bias is None else bias[start : start + width])
         yield start, tile, softcap * torch.tanh(logits / softcap) if softcap > 0 else logits
+
+
+def _multiplied_as(hidden: Tensor) -> torch.dtype:
+    return hidden.dtype if hidden.is_cuda else compute_dtype(hidden.dtype)
+
+
+def _product(a: Tensor, b: Tensor, plus: Tensor | None = None) -> Tensor:
+    """a b + plus in the compute dtype of b, whose dtype a is rounded to."""
+    kind = compute_dtype(b.dtype)
+    if b.dtype != kind:
+        out = torch.mm(a.to(b.dtype), b, out_dtype=kind)
+        return out if plus is None else out.add_(plus)
+    return a.to(kind) @ b if plus is None else torch.addmm(plus.to(kind), a.to(kind), b)
 
 
 def _log_sum_exp(
@@ -98,9 +113,9 @@ def backward(
             if softcap > 0:
                 dl *= 1 - (logits / softcap) ** 2
             if dx is not None:
-                dx[at] += dl @ tile
+                dx[at] += _product(dl, tile)
             if dw is not None:
-                dw[start:end] += dl.T @ x.to(kind)
+                dw[start:end] += _product(dl.T, x.to(tile.dtype))
             if db is not None:
                 db[start:end] += dl.sum(0)
     cast = hidden.dtype
@@ -108,7 +123,7 @@ def backward(
 
 
 class Learned(torch.autograd.Function):
-    """`target_logprob` for gradients in `hidden` alone, in float32 or float64: the logits are computed once.
+    """`target_logprob` for gradients in `hidden` alone: the logits are computed once.
 
     d log p(t) / dx = c_t W_t - E, where c = 1 - (logits / softcap)^2, or 1, and E [rows, d] is the mean of c_w W_w over
     p, taken from each tile of the logits while it is there.
@@ -120,7 +135,8 @@ class Learned(torch.autograd.Function):
     ) -> Tensor:
         wide = _columns(targets)
         total, expected = log_sum_exp_with_mean(hidden, weight, bias, softcap)
-        picked = torch.stack([(hidden * weight[of]).sum(1) for of in wide.unbind(1)], 1)
+        x, ctx.kind = hidden.to(total.dtype), hidden.dtype
+        picked = torch.stack([(x * weight[of]).sum(1) for of in wide.unbind(1)], 1)
         picked = picked if bias is None else picked + bias[wide]
         picked = softcap * torch.tanh(picked / softcap) if softcap > 0 else picked
         steep = 1 - (picked / softcap) ** 2 if softcap > 0 else torch.ones_like(picked)
@@ -134,8 +150,8 @@ class Learned(torch.autograd.Function):
         up = _columns(grad)
         dx = up.sum(1, keepdim=True) * -expected
         for column, of in zip((up * steep).unbind(1), wide.unbind(1), strict=True):
-            dx.addcmul_(column[:, None], weight[of])
-        return dx, None, None, None, None
+            dx.addcmul_(column[:, None], weight[of].to(dx.dtype))
+        return dx.to(ctx.kind), None, None, None, None
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -182,5 +198,5 @@ def _sum_and_mean(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: 
         kept = (before - most).exp()
         total = total * kept + share.sum(1)
         mean *= kept[:, None]
-        mean.addmm_(share if slope is None else share * slope, tile)
+        mean = _product(share if slope is None else share * slope, tile, mean)
     return most + total.log(), mean / total[:, None]

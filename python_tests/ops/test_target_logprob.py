@@ -118,16 +118,52 @@ def test_bad_arguments():
 def test_learned_through(device, tiles, k, softcap):
     """Where gradients go to the hidden states alone: values and gradients of the op's in float64."""
     for bias in (True, False):
-        for dtype, close in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-            hidden, weight, shift, targets = problem(9, 6, 300, k, torch.float64, device, bias)
+        for dtype, close in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 5e-3)):
+            hidden, weight, shift, targets = problem(9, 6, 300, k, dtype, device, bias)
+            hidden, weight, shift = (None if t is None else t.double() for t in (hidden, weight, shift))
             up = torch.randn(targets.shape, dtype=torch.float64, device=device)
             truth = ops.target_logprob(hidden.requires_grad_(), weight, shift, targets, softcap)
             (want,) = torch.autograd.grad((truth * up).sum(), hidden)
             x, w, b = (None if t is None else t.detach().to(dtype) for t in (hidden, weight, shift))
             out = logprob.Learned.apply(x.requires_grad_(), w, b, targets, softcap)
-            (got,) = torch.autograd.grad((out * up.to(dtype)).sum(), x)
-            assert out.shape == targets.shape and out.dtype == got.dtype == dtype
-            assert (
-                float((out - truth).detach().abs().max()) < 10 * close and float((got - want).abs().max()) < 10 * close
-            )
+            (got,) = torch.autograd.grad((out * up.to(out.dtype)).sum(), x)
+            assert out.shape == targets.shape and out.dtype == reference.compute_dtype(dtype) and got.dtype == dtype
+            assert float((out - truth).detach().abs().max()) < 10 * min(close, 1e-5)
+            assert float((got - want).abs().max()) < 10 * close
     assert logprob.Learned.apply(x[:0], w, b, targets[:0], softcap).shape == targets[:0].shape
+
+
+def wide_product(a: torch.Tensor, b: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
+    """What a GPU makes of 16-bit factors: they are multiplied as they are, sums and result are float32."""
+    out = a.to(b.dtype).float() @ b.float()
+    return out if plus is None else out + plus
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("learned", [True, False])
+def test_gradients_of_16_bit_products(tiles, monkeypatch, dtype, softcap, learned):
+    """As on a GPU, where the factors stay as they are: as good as torch's own expression in that dtype."""
+    monkeypatch.setattr(logprob, "_multiplied_as", lambda hidden: hidden.dtype)
+    monkeypatch.setattr(logprob, "_product", wide_product)
+    args = problem(9, 24, 700, 2, dtype)
+    targets, up = args[3], torch.randn(9, 2)
+    function = logprob.Learned.apply if learned else ops.target_logprob
+
+    def gradients(call, kind):
+        leaves = [x.to(kind).detach().requires_grad_() for x in args[:3]]
+        out = call(*leaves)
+        return out.detach(), torch.autograd.grad((out * up.to(out.dtype)).sum(), leaves[:1] if learned else leaves)
+
+    def plain(hidden, weight, bias):
+        logits = torch.nn.functional.linear(hidden, weight, bias)
+        logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+        return logits.log_softmax(-1).gather(1, targets)
+
+    truth, want = gradients(plain, torch.float64)
+    _, theirs = gradients(plain, dtype)
+    out, ours = gradients(lambda h, w, b: function(h, w, b, targets, softcap), dtype)
+    assert out.dtype == torch.float32 and trees.error(out, truth) < 1e-5
+    for got, other, exact in zip(ours, theirs, want, strict=True):
+        assert got.dtype == dtype
+        trees.assert_as_good_as(got, other, exact)
