@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from ..model.load import EditableModel
 from ..model.tokens import encode_all
 from ..runs.lock import alone
 from ..runs.ranks import Ranks
+from .ahead import ahead
 from .batches import GROUP, Batch, limited, make_batches
 from .checkpoint import Checkpoint, Cursor
 from .corpora import Corpus, add_text, open_corpus
@@ -181,10 +182,10 @@ class _Pass:
         )
         start, first = time.monotonic(), self.cursor.tokens
         ended, kept = "text", self.cursor.cut and self.cursor.before > 0
-        with bar:
-            for texts in self.corpus.groups(GROUP, self.cursor.text):
+        with bar, closing(ahead(self._tokenized())) as groups:
+            for texts, ids in groups:
                 before = replace(self.cursor)
-                batches, used = self._plan(texts)
+                batches, used = self._plan(texts, ids)
                 if self.cursor.cut and not before.batch:
                     kept = self._keep(before)
                 for number in range(self.cursor.batch, len(batches)):
@@ -252,9 +253,13 @@ class _Pass:
         self.checkpoint.keep(cursor, self.sums)
         return True
 
-    def _plan(self, texts: list[str]) -> tuple[list[Batch], int]:
+    def _tokenized(self) -> Iterator[tuple[list[str], list[list[int]]]]:
+        """The groups of texts from the current one on, and the tokens of each text."""
+        for texts in self.corpus.groups(GROUP, self.cursor.text):
+            yield texts, encode_all(self.model, texts, self.settings["max_length"])
+
+    def _plan(self, texts: list[str], ids: list[list[int]]) -> tuple[list[Batch], int]:
         """The batches of the current group, and how many of its texts they take."""
-        ids = encode_all(self.model, texts, self.settings["max_length"])
         limit = self.settings["max_tokens"]
         whole = ids
         ids = limited(ids, None if limit is None else limit - self.cursor.before)
