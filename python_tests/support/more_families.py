@@ -239,10 +239,10 @@ SCALES = {"youtu": 4.0, "minimax": 6.0, "jetmoe": 16.0}
 # Before 5.24 transformers cannot build them from a config, or passes its layers what a sweep refuses; or they were not
 # tried there.
 LATER = (
-    "qwen2_vl qwen2_5_vl qwen3_5 llama4 doge exaone iquestcoder afmoe axk1 cohere2_moe flint glm4_moe_lite hy_v3 kolibri1 "
-    "laguna mellum mimo_v2_flash minimax minimax_m2 solar_open sarvam_moe sarvam_mla granitemoeshared granitemoe_swa "
-    "qwen3_vl_moe falcon_mamba granitemoehybrid jetmoe jamba bamba llava llava_onevision smolvlm glm4v apertus1p5_text "
-    "aria_text lara_mini"
+    "qwen2_vl qwen2_5_vl qwen3_5 llama4 doge exaone iquestcoder afmoe axk1 cohere2_moe flint glm4_moe_lite hy_v3 "
+    "kolibri1 laguna mellum mimo_v2_flash minimax minimax_m2 solar_open sarvam_moe sarvam_mla granitemoeshared "
+    "granitemoe_swa qwen3_vl_moe falcon_mamba granitemoehybrid jetmoe jamba bamba llava llava_onevision smolvlm "
+    "glm4v apertus1p5_text aria_text lara_mini"
 ).split()
 
 
