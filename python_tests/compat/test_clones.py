@@ -10,9 +10,9 @@ import pytest
 
 from .clones import CONFORMANCE, clone, run, write_folder
 
-# ROME divides by a float32 inverse of second moments that are close to singular: statistics that differ by their own
-# rounding (2e-7) give NLLs that are 1e-3 apart, so that nobody can be closer to what was recorded.
-NLL, WEIGHTS = {"ROME": 2e-3, "MEMIT": 2e-4, "FT": 2e-4}, 1e-3
+# ROME divides by a float32 inverse of second moments that are close to singular: statistics or keys that differ by
+# their own rounding (2e-7) give NLLs that are 1e-3 to 3e-3 apart, so that nobody can be closer to what was recorded.
+NLL, WEIGHTS = {"ROME": 4e-3, "MEMIT": 2e-4, "FT": 2e-4}, 1e-3
 
 # Run by the runner, so that what is imported here is swapped. Contexts are given: they depend on the random state.
 SCRIPTS = """
