@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizer
-from transformers.models.jetmoe import JetMoeConfig
+from transformers.models.dbrx import DbrxConfig
 from transformers.models.t5 import T5Config
 from transformers.models.xglm import XGLMConfig
 
@@ -199,8 +199,8 @@ def test_unknown_site() -> None:
     "config, missing",
     [
         (T5Config(), "'t5' is an encoder-decoder.*decoder-only"),
-        (XGLMConfig(), "'xglm' is not supported.*FAMILIES has no entry.*Supported: apertus"),
-        (JetMoeConfig(), "'jetmoe' is not supported.*FAMILIES has no entry"),
+        (XGLMConfig(), "'xglm' is not supported.*FAMILIES has no entry.*Supported, alone and as .*: afmoe, apertus"),
+        (DbrxConfig(), "'dbrx' is not supported.*FAMILIES has no entry"),
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )
