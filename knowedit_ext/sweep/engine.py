@@ -21,7 +21,7 @@ from ..ops import restore_rows
 from .attention import tree_attention_in
 from .capture import CleanRun, RowArguments
 from .interventions import Interventions
-from .layer import run_layer
+from .layer import keys_values, run_layer
 from .layout import Layout, RestoreRows
 from .plan import OnePass, SweepPlan, plan_of
 from .probe import probe
@@ -36,8 +36,8 @@ WIDE_ROWS = 1 << 16
 class SweepResult:
     """Final states (behind the final norm) of the runs: `hidden(run)` is [copies, readout positions, hidden].
 
-    flops: of the layers' matrices; `rows`: most rows held at once; `row_layers`: rows x layers computed; `sweeps`: how
-    many.
+    flops: of the layers' matrices, of the last layer's for the rows it computes whole; `rows`: most rows held at once;
+    `row_layers`: rows x layers computed; `sweeps`: how many.
     """
 
     states: torch.Tensor  # [all readout rows, hidden]
@@ -89,9 +89,7 @@ def sweep(
             rows = torch.cat([hidden[root].flatten(0, 1) for root in one.roots])  # [root rows, hidden]
             states.append(final_states(model, _through_the_layers(model, prompts, rows, one)[one.read]))
     weights = [sum(p.numel() for p in layer.parameters() if p.dim() > 1) for layer in layers]
-    flops = sum(
-        2 * size * rows for one in plan.passes for size, rows in zip(weights, one.layout.rows[:-1], strict=True)
-    )
+    flops = sum(2 * size * rows for one in plan.passes for size, rows in zip(weights, one.layout.computed, strict=True))
     return SweepResult(torch.cat(states), plan, flops)
 
 
@@ -125,14 +123,17 @@ def _through_the_layers(
 
     Nothing here waits for the device, or hands it what lies on the host.
     """
-    modules, layout = model.modules, one.layout
+    modules, layout, frozen = model.modules, one.layout, None
     arguments = RowArguments(prompts, one.places)
     with _restoring(model, layout):
         for number in range(model.num_layers):
-            born = _bear(on_device(hidden, modules.layers[number]), layout, number)
-            hidden, _ = run_layer(
-                modules, number, born, arguments, layout.segments[number], nearest=layout.nearest.get(number, 0)
-            )
+            hidden = _bear(on_device(hidden, modules.layers[number]), layout, number)
+            if layout.last is not None and number == model.num_layers - 1:
+                frozen = keys_values(modules, number, hidden, arguments)
+                places = one.places.to(layout.last.device)[layout.last]
+                hidden, arguments = hidden[layout.last], RowArguments(prompts, places)
+            nearest = layout.nearest.get(number, 0)
+            hidden, _ = run_layer(modules, number, hidden, arguments, layout.segments[number], frozen, nearest)
             _restore(hidden, layout.restores.get(("layer", number), ()))
     return _bear(hidden, layout, model.num_layers)
 

@@ -20,6 +20,7 @@ from ..model.hooks import Hooks
 from .attention import layer_in_progress, tree_attention_in
 from .capture import RowArguments
 from .interventions import Interventions, Patch
+from .last import of_rows
 from .layer import KeysValues, keys_values, run_layer
 from .layout import lay_out, on_devices
 from .packed import PackedPrompts
@@ -127,7 +128,7 @@ class FrozenPrompts:
         if self._reads_in(self.depth - 1):
             if (self._readout < 0).any():
                 raise ValueError("a state is read that nothing of the change reaches")
-            self._tables[self.depth - 1] = _of_rows(self._tables[self.depth - 1], self._readout)
+            self._tables[self.depth - 1] = of_rows(self._tables[self.depth - 1], self._readout)
         self._place()
 
     def _reads_in(self, layer: int) -> bool:
@@ -307,19 +308,3 @@ def _live(table: torch.Tensor, roots: int, kept: torch.Tensor) -> torch.Tensor:
     table[:, 1] = torch.where(frozen, first, key - roots + len(kept))
     table[:, 3] = torch.where(frozen, after - first, length)
     return table
-
-
-def _of_rows(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """A table whose queries are some rows of another one's, in this order; what they see stays."""
-    asking = (table[:, 0] >= 0).nonzero()[:, 0]
-    first, length = table[asking, 0].long(), table[asking, 3].long()
-    line = torch.full((int((first + length).max()),), -1)
-    line[torch.cat([torch.arange(a, a + n) for a, n in zip(first.tolist(), length.tolist(), strict=True)])] = (
-        torch.repeat_interleave(asking, length)
-    )
-    whole = line[rows]
-    step = rows - table[whole, 0]
-    own = [torch.arange(len(rows)), table[whole, 1] + step, table[whole, 2] + step, torch.ones(len(rows)), whole]
-    views = table.clone()
-    views[:, 0] = -1
-    return torch.cat([views, torch.stack([x.to(torch.int32) for x in own], dim=1)])

@@ -40,6 +40,8 @@ class Layout:
     layer, see `Attending`;
     restores: by (site, layer), in order;
     readout: for every run int64 [copies, positions]; row_layers: rows computed, summed over layers.
+    last: int64, those of the rows entering the last layer whose outputs are computed there, and none else behind it
+    (`last.read_alone`); None: all.
     """
 
     rows: list[int]
@@ -51,10 +53,16 @@ class Layout:
     nearest: dict[int, int]
     restores: dict[tuple[str, int], list[RestoreRows]]
     readout: list[np.ndarray]
+    last: torch.Tensor | None = None
 
     @property
     def row_layers(self) -> int:
         return sum(self.rows[:-1])
+
+    @property
+    def computed(self) -> list[int]:
+        """[L] rows whose outputs each layer computes."""
+        return self.rows[:-1] if self.last is None else [*self.rows[:-2], len(self.last)]
 
     def on(self, devices: Sequence[torch.device]) -> Layout:
         """What the layers read, where each computes: one device a layer."""
@@ -67,6 +75,7 @@ class Layout:
                 (site, layer): [one.on(devices[min(layer, last)]) for one in some]
                 for (site, layer), some in self.restores.items()
             },
+            last=None if self.last is None else self.last.to(devices[-1]),
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .interventions import Interventions, Patch, Root, Run
+from .last import read_alone
 from .layout import Layout, lay_out
 from .segments import Planner
 
@@ -49,7 +50,7 @@ class SweepPlan:
     @property
     def rows(self) -> int:
         """Most rows held at once."""
-        return max(one.layout.rows[-1] for one in self.passes)
+        return max(max(one.layout.rows) for one in self.passes)
 
     @property
     def row_layers(self) -> int:
@@ -96,6 +97,7 @@ def _make(
         at = offsets[layout.prompt] + layout.position
         places.append(at[read])
         states += len(read)
+        layout, read = read_alone(layout, read)
         passes.append(OnePass(sorted(used), layout, at, read).on(devices))
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for run, where in enumerate(index):
