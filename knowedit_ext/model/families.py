@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .errors import UnsupportedModelError as UnsupportedModelError
-from .wrappers import inside
+from .wrappers import TRANSPARENT, inside
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,8 @@ def _contained(hf: nn.Module, text: Any) -> Family:
     owns = family.layers.split(".")[0]
     for name, module in hf.named_modules():
         if getattr(getattr(module, "config", None), "model_type", None) == text.model_type and hasattr(module, owns):
-            return dataclasses.replace(family, base=name)
+            own = [part for part in name.split(".") if part not in TRANSPARENT]
+            return dataclasses.replace(family, base=".".join(own))
     raise UnsupportedModelError(
         f"{type(hf).__name__} (model_type '{hf.config.model_type}') has no module with the '{owns}' of a "
         f"'{text.model_type}', which its config says it holds"

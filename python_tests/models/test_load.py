@@ -216,6 +216,14 @@ def test_unsupported_objects() -> None:
         ke.load_model((AutoModelForCausalLM.from_config(config), word_level()))
 
 
+@pytest.mark.parametrize("path", ["model", "model.language_model"])
+def test_compiled_parts_of_a_container_keep_their_names(path: str) -> None:
+    hf = tiny_hf("gemma3")
+    hf.set_submodule(path, torch.compile(hf.get_submodule(path)))
+    modules = ke.load_model((hf, word_level(60))).modules
+    assert modules.parameter_name(1) == "model.language_model.layers.1.mlp.down_proj"
+
+
 def test_a_known_family_with_a_foreign_block_names_the_module() -> None:
     hf = tiny_hf("llama")
     del hf.model.layers[2].mlp.down_proj
