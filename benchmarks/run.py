@@ -18,7 +18,8 @@ evaluate       50 CounterFact records (the world's where the real ones are absen
 mend           MEND's edits of 32 records, rank 1920, in one pass, against one by one as published
 train_editor   iterations of MEND's training with two texts of 100 tokens each, against the published step
 train_editor_again  the same where all texts were met before
-neurons        knowledge neurons of one fact of that model, 20 points, against the published loop
+neurons        knowledge neurons of one fact of that model (8 tokens), 20 points, against the published loop
+short_neurons  the same of a prompt of 6 tokens
 single_edits   the same under an edit of their own each, in one batch
 """
 
@@ -66,6 +67,7 @@ CASES: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "train_editor": small_gpt2_case(editors.train_editor_case),
     "train_editor_again": small_gpt2_case(editors.train_editor_again_case),
     "neurons": small_gpt2_case(neurons.neurons_case),
+    "short_neurons": small_gpt2_case(neurons.short_neurons_case),
     "evaluate": small_gpt2_case(evaluation.evaluate_case),
     "single_edits": small_gpt2_case(evaluation.single_edits_case),
 }
