@@ -164,7 +164,7 @@ def _union(name: str, value: Any, kinds: Sequence[Any], spelled: bool) -> Any:
     kinds = [kind for kind in kinds if kind is not type(None)]
     if len(kinds) == 1:
         return as_type(name, value, kinds[0], spelled)
-    if value == "" and set(kinds) == {str, Path}:
+    if isinstance(value, str) and not value and set(kinds) == {str, Path}:
         raise ValueError(f"{name} is '': expected a path, and the current folder is '.'")
     for kind in kinds:
         try:

@@ -34,7 +34,7 @@ def batch_of(model: ke.EditableModel, layer: int) -> values._Batch:
     requests = tokenized(model)
     prompts = [values._prompts(model, n, request, "subject_last") for n, request in enumerate(requests)]
     batch = values._Batch(
-        model, prompts, requests, [9] * 3, False, PARAMS, ("mlp",), layer, LAYERS, 1.0, None
+        model, prompts, requests, [9] * 3, False, PARAMS, ("mlp",), layer, LAYERS, 1.0, None, False
     )  # fmt: skip
     with resting(model), learning(model):
         batch._freeze(range(3))
