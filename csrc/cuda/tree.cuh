@@ -17,13 +17,14 @@ static __global__ void claim_rows(TreeAttention p, int32_t* owner) {
 // Calls see(first key row, its position, count) for the keys that the row at `position` of segment `s` sees, nearest
 // segment first.
 template <typename F>
-__device__ __forceinline__ void for_each_run(const TreeAttention& p, Segment s, int64_t position, F see) {
-    const int64_t oldest = p.window > 0 ? position - p.window + 1 : 0;
-    int64_t limit = position + 1;
-    for (int64_t step = 0; step <= p.segment_count; ++step) {  // bounded: a bad table must not hang
-        const int64_t begin = max(int64_t{s.position}, oldest), end = min(int64_t{s.position} + s.length, limit);
-        if (end > begin) see(s.kv_row + begin - s.position, begin, end - begin);
-        limit = min(limit, int64_t{s.position});
+__device__ __forceinline__ void for_each_run(const TreeAttention& p, Segment s, int position, F see) {
+    const int oldest = p.window > 0 && p.window <= position ? position - static_cast<int>(p.window) + 1 : 0;
+    const int most = static_cast<int>(p.segment_count);
+    int limit = position + 1;
+    for (int step = 0; step <= most; ++step) {  // bounded: a bad table must not hang
+        const int begin = max(s.position, oldest), end = min(s.position + s.length, limit);
+        if (end > begin) see(s.kv_row + (begin - s.position), begin, end - begin);
+        limit = min(limit, s.position);
         if (s.parent < 0 || limit <= oldest) return;
         s = p.segments[s.parent];
     }

@@ -55,8 +55,8 @@ KNOWEDIT_CASE(tree_attention_launches) {
     p.head_dim = 1;
     simt::fail_next_launch(cudaErrorInvalidValue);
     cases::require_contains(error(), "tree_attention on CUDA: invalid argument");
-    // A table of 2^31 heads of rows is split in fours, one of 2^33 and more does not fit a grid.
-    p.rows = int64_t{1} << 31, p.heads = 4;
+    // Rows are taken in fours: 2^33 do not fit a grid.
+    p.rows = int64_t{1} << 33;
     cases::require_contains(error(), "tree_attention on CUDA: 2147483648 blocks are needed");
 }
 

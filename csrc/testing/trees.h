@@ -44,6 +44,7 @@ struct Shape {
     int64_t window = 0;
     double softcap = 0, scale = 0.3;
     bool sinks = false, bias = false;
+    bool whole = false;  // strides of whole pieces of 16 bytes, as torch's are
 };
 
 // Tensors for a tree, with strides of their own; key rows that nobody sees are NaN.
@@ -57,10 +58,11 @@ struct Problem {
     TreeAttention params;
 
     Problem(const Tree& tree, const Shape& s, std::mt19937& random) : tree(tree), shape(s) {
-        const int64_t row = s.heads * s.head_dim + 3, kv_row = s.kv_heads * (s.head_dim + 2);
+        const int64_t pad = s.whole ? 8 : 2, row = s.heads * s.head_dim + (s.whole ? 8 : 3);
+        const int64_t kv_head = s.head_dim + pad, kv_row = s.kv_heads * kv_head;
         q = normal<T>(extent(tree.rows, row, s.heads * s.head_dim), random);
-        k = normal<T>(extent(tree.kv_rows, kv_row, s.kv_heads * (s.head_dim + 2) - 2), random);
-        v = normal<T>(extent(tree.kv_rows, kv_row, s.kv_heads * (s.head_dim + 2) - 2), random);
+        k = normal<T>(extent(tree.kv_rows, kv_row, kv_row - pad), random);
+        v = normal<T>(extent(tree.kv_rows, kv_row, kv_row - pad), random);
         std::normal_distribution<float> sink(0, 2);
         for (int64_t h = 0; h < s.heads && s.sinks; ++h) sinks.push_back(sink(random));
         int64_t positions = 0;
@@ -80,9 +82,9 @@ struct Problem {
                   row,
                   s.head_dim,
                   kv_row,
-                  s.head_dim + 2,
+                  kv_head,
                   kv_row,
-                  s.head_dim + 2,
+                  kv_head,
                   s.scale,
                   s.window,
                   s.softcap,
@@ -91,7 +93,7 @@ struct Problem {
                   positions};
         const std::vector<char> seen = seen_keys();
         for (int64_t r = 0; r < tree.kv_rows; ++r)
-            for (int64_t c = 0; c < s.kv_heads * (s.head_dim + 2) - 2 && !seen[r]; ++c)
+            for (int64_t c = 0; c < kv_row - pad && !seen[r]; ++c)
                 knowedit::narrow(NAN, &k[r * kv_row + c]), knowedit::narrow(NAN, &v[r * kv_row + c]);
     }
     Problem(const Problem&) = delete;
@@ -223,13 +225,13 @@ void for_each_problem(F check) {
     const Shape shapes[] = {{1, 1, 1},
                             {2, 2, 5, 2, 0, .3, true},
                             {4, 2, 33, 0, 1.5},
-                            {3, 1, 64, 3, 0.5, 1.0},
-                            {2, 1, 96, 0, 0, 1},
+                            {5, 1, 64, 3, 0.5, 1.0, false, false, true},
+                            {2, 1, 96, 0, 0, 1, false, false, true},
                             {1, 1, 127, 1, 30.0, .3, true},
                             {2, 1, 200},
-                            {1, 1, 256, 4},
+                            {1, 1, 256, 4, 0, .3, false, false, true},
                             {4, 2, 9, 0, 0, .3, false, true},
-                            {2, 1, 40, 3, 1.5, .3, true, true}};
+                            {2, 1, 40, 3, 1.5, .3, true, true, true}};
     for (const Shape& shape : shapes) {
         check(random_tree(random, 8, 6), shape, random);
         check(random_tree(random, 3, 9), shape, random);
