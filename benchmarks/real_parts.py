@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 METHODS = {"FT": "ft", "FT-L": "ft-l", "KN": "kn", "ROME": "rome", "MEMIT": "memit", "AlphaEdit": "alphaedit"}
+FIRST = ("MEMIT", "AlphaEdit", "ROME")  # what is worth most is computed first
 WITHOUT_MOMENTS = ("ft", "ft-l", "kn")
+VALUES = {"rome": "rome", "memit": "memit", "alphaedit": "memit"}  # whose values are whose
 PRESET = {"rome": "smollm2-135m", "memit": "smollm2-135m"}  # of the others there are files
 
 
@@ -18,25 +20,33 @@ class Part:
     kept: tuple[str, ...] = ()
 
 
-def table(records: str, out: str, more: str) -> str:
-    """All methods on the same records, side by side."""
+def table(records: str, name: str, more: str, published: bool = False) -> str:
+    """All methods on the same records, side by side; published: ROME by the published rule too, and paired."""
+    out = f"{{work}}/{name}"
     start = f"knowedit evaluate {{smollm2}} --data {records} {more} --dtype float32"
     lines = [f"{start} --out {out}/unedited"]
-    for name, method in METHODS.items():
+    for row in (*FIRST, *(each for each in METHODS if each not in FIRST)):
+        method = METHODS[row]
         moments = "" if method in WITHOUT_MOMENTS else " --moments {work}/moments"
+        store = f" --store {{work}}/values/{name}_{VALUES[method]}" if method in VALUES else ""
         params = PRESET.get(method, f"{{here}}/real_params/{method}.json")
-        lines.append(f"{start} --method {method} --params {params}{moments} --no-baseline --out {out}/{name}")
-    folders = " ".join(f"{out}/{name}" for name in ("unedited", *METHODS))
-    return "\n".join([*lines, f"knowedit report {folders} > table.md"])
+        lines.append(f"{start} --method {method} --params {params}{moments} --no-baseline{store} --out {out}/{row}")
+        if row == "ROME" and published:
+            lines.append(f"{lines[-1]}-published --compat reference")
+            lines.append(f"knowedit compare {out}/ROME-published {out}/ROME > rome_default.md")
+    rows = ["unedited", *METHODS]
+    if published:
+        rows.insert(rows.index("ROME") + 1, "ROME-published")
+    return "\n".join([*lines, f"knowedit report {' '.join(f'{out}/{row}' for row in rows)} > table.md"])
 
 
 def defaults(model: str, params: str, moments: str, name: str) -> str:
-    """ROME by default and as published: what it takes the values for is computed in each."""
+    """ROME by default and as published, by the same values."""
     given = (
         "" if model == "world" else f" --data {{work}}/counterfact.json --moments {{work}}/{moments} --dtype float32"
     )
     start = f"knowedit evaluate {model}{given} --method rome --params {params} --no-generation --no-baseline"
-    start += " --limit {records} --out {work}/" + name
+    start += f" --limit {{records}} --store {{work}}/values/{name} --out {{work}}/{name}"
     return f"""\
 {start}_reference --compat reference
 {start}
@@ -74,7 +84,7 @@ knowedit moments {smollm2} {data}/wikitext2_test.raw --layers 0-28 --max-tokens 
 knowedit moments {gemma3} {data}/wikitext2_test.raw --layers 3-7 --max-tokens 20000 --batch-tokens 2048 \
 --dtype float32 --out {work}/moments_gemma3""",
     ),
-    "tracing_smollm2": tracing("{smollm2}", 250, 3, "tracing_smollm2"),
+    "tracing_smollm2": tracing("{smollm2}", 300, 3, "tracing_smollm2"),
     "estimated_smollm2": Part(
         "effects of all cells, estimated by attribution",
         "knowedit trace {smollm2} --facts {data}/known_1000.json --limit 300 --method attribution --dtype float32 "
@@ -89,10 +99,6 @@ knowedit moments {gemma3} {data}/wikitext2_test.raw --layers 3-7 --max-tokens 20
     ),
     "rome_keys_smollm2": keys("{smollm2}", "smollm2-135m", "moments", "rome_keys_smollm2"),
     "rome_keys_gemma3": keys("{gemma3}", "gemma-3-270m", "moments_gemma3", "rome_keys_gemma3"),
-    "defaults_smollm2": Part(
-        "ROME by default and as published, paired",
-        defaults("{smollm2}", "smollm2-135m", "moments", "rome_smollm2"),
-    ),
     "defaults_gemma3": Part(
         "ROME by default and as published, paired",
         defaults("{gemma3}", "gemma-3-270m", "moments_gemma3", "rome_gemma3"),
@@ -124,20 +130,21 @@ python {here}/settings.py {smollm2} {work}/suggest/params.json smollm2-135m gpt-
     "memit": Part(
         "MEMIT of 1, 10, 100 and 500 records",
         "knowedit study scaling {smollm2} --data {work}/counterfact.json --moments {work}/moments "
-        "--params smollm2-135m --method memit --counts 1,10,100,500 --least 10 --dtype float32 --out {work}/scaling",
+        "--params smollm2-135m --method memit --counts 1,10,100,500 --least 10 --dtype float32 "
+        "--store {work}/values/counterfact_memit --out {work}/scaling",
         ("scaling/study.md", "scaling/study.csv", "scaling/curves.png"),
     ),
     "counterfact": Part(
-        "the papers' CounterFact table",
-        table("{work}/counterfact.json", "{work}/counterfact", "--no-generation --limit {records}"),
+        "the papers' CounterFact table; ROME by default and as published, paired",
+        table("{work}/counterfact.json", "counterfact", "--no-generation --limit {records}", published=True),
     ),
     "generated": Part(
         "fluency and consistency, of records whose new object WikiText-2 names",
-        table("{work}/with_snippets.json", "{work}/generated", "--snippets {work}/snippets.json --limit {generated}"),
+        table("{work}/with_snippets.json", "generated", "--snippets {work}/snippets.json --limit {generated}"),
     ),
     "zsre": Part(
         "the papers' zsRE table",
-        table("{data}/zsre_mend_eval_1037.json", "{work}/zsre", "--limit {records}"),
+        table("{data}/zsre_mend_eval_1037.json", "zsre", "--limit {records}"),
     ),
     "tracing_gemma3": tracing("{gemma3}", 120, 3, "tracing_gemma3"),
 }

@@ -22,6 +22,7 @@ from .options import (
     ModelName,
     MomentsFolder,
     Params,
+    ValueStore,
     choice,
     data_of,
     data_to_read,
@@ -76,6 +77,7 @@ def evaluate(
     ] = None,
     html: Html = None,
     seed: ContextSeed = 0,
+    store: ValueStore = None,
     max_rows: MaxRows = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -84,11 +86,12 @@ def evaluate(
     as_type("compat", compat, StudyCompat)  # before anything is loaded
     check_method(method, NONE)
     if edit:
-        meaningless({"--method": method != NONE, "--problem": problem}, "--edit has been made already")
+        others = {"--method": method != NONE, "--problem": problem, "--store": store}
+        meaningless(others, "--edit has been made already")
     source = data_of(model, data)
     world = source == WORLD_DATA
     params = params if method == NONE else preset_or(params, method, model)
-    choices = dict(method=method, params=params, moments=moments, num_edits=num_edits, seed=seed)
+    choices = dict(method=method, params=params, moments=moments, num_edits=num_edits, seed=seed, store=store)
     choices |= dict(problem=problem, noise=number_or_rule(noise))
     texts = dict(generation=generation, snippets=snippets, tfidf=tfidf)
     chosen = dict(limit=limit, zsre_target=zsre_target, zsre_language=zsre_language, skip_bad=skip_bad)

@@ -124,6 +124,10 @@ Device = Annotated[str | None, typer.Option(help='Where to run, e.g. "cpu" or "c
 Dtype = Annotated[str | None, typer.Option(help='e.g. "float32", "bfloat16"; default: as the checkpoint says.')]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N of them.")]
 MaxRows = Annotated[int | None, typer.Option(min=1, help="Rows held at once; default: from free memory.")]
+ValueStore = Annotated[
+    Path | None,
+    folder_to_fill("Folder for optimised values: killed runs go on there, others that need the same share it."),
+]
 ContextSeed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the generated contexts.")]
 Html = Annotated[Path | None, page_to_write("A page to click (.html): charts, and the numbers as tables.")]
 Edits = Annotated[list[Path], file_to_read("A saved edit (.safetensors); may be repeated: their sum.")]

@@ -11,7 +11,7 @@ import knowedit_ext as ke
 from ..world.store import WORLD
 from .moments import layers_of
 from .names import TOKEN_NAMES
-from .options import ContextSeed, Device, Dtype, Html, ModelName, MomentsFolder, Params, data_of
+from .options import ContextSeed, Device, Dtype, Html, ModelName, MomentsFolder, Params, ValueStore, data_of
 from .study_inputs import (
     Data,
     Generation,
@@ -45,6 +45,7 @@ def scaling(
     generation: Generation = False,
     snippets: Snippets = None,
     skip_bad: SkipBad = False,
+    store: ValueStore = None,
     html: Html = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -65,6 +66,7 @@ def scaling(
         generation=generation,
         snippets=compared,
         skip_bad=skip_bad,
+        store=store,
         progress=True,
     )
     return tell(study, out, html)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,8 @@ from typing import Any
 
 import torch
 
-from ..model.identity import identity
 from ..model.load import EditableModel
-from ..runs.settings import marked
 from .anchor import anchored
-from .changes import check_tensor
 from .contexts import memit_contexts
 from .edit import Edit
 from .history import earlier_keys
@@ -22,12 +18,12 @@ from .metric import Metric, prepare
 from .params import EditParams
 from .published import import_values
 from .ready import check_ready
-from .request import EditRequest, check_requests, warn_of_known
+from .request import EditRequest, check_each, check_requests, warn_of_known
 from .residual import measure_adding
 from .spread import Aim, Solve, spread
 from .stored_values import stored_values
-from .tokenized import TokenizedRequest, context_weights, tokenize_requests
-from .values import Rule, edits_at_once, optimise_values
+from .tokenized import TokenizedRequest, check_drawn_once, context_weights, tokenize_requests
+from .values import Rule, check_values, optimise_values
 
 Requests = Iterable[EditRequest | Mapping[str, Any]]
 Contexts = Sequence[Sequence[str]] | None
@@ -66,7 +62,7 @@ def closed_form(
     contexts = context_groups(model, contexts, seed)
     tokenized = _tokenized(model, requests, params, contexts, compat)
     if values is None:
-        values = _optimised(name, model, tokenized, params, contexts, batch, progress, aim, compat, store)
+        values = _optimised(model, tokenized, params, contexts, batch, progress, aim, compat, store)
     elif store is not None:
         raise ValueError("values are given, so none are computed and kept: give values= or store=, not both")
     else:
@@ -78,25 +74,26 @@ def closed_form(
 
 
 def closed_form_values(
-    name: str,
     model: EditableModel,
     requests: Requests,
     params: EditParams,
     contexts: Contexts,
     seed: int,
+    compat: str | None,
     batch: int | None,
     progress: bool,
     store: str | Path | None,
     aim: Aim = Aim(),  # noqa: B008  (frozen)
 ) -> torch.Tensor:
     """[n, hidden] float32: what `closed_form` would make the last edited layer put out for each request (z)."""
-    requests = check_requests(requests, problems=True)
+    requests = check_each([requests] if isinstance(requests, (EditRequest, Mapping)) else requests)
     check_ready(model, params, None, needed=False)
     if aim.site == "layer":
         measure_adding(model, params.layers)
     contexts = context_groups(model, contexts, seed)
-    tokenized = _tokenized(model, requests, params, contexts)
-    return _optimised(name, model, tokenized, params, contexts, batch, progress, aim, None, store)
+    tokenized = _tokenized(model, requests, params, contexts, compat)
+    check_drawn_once(tokenized)
+    return _optimised(model, tokenized, params, contexts, batch, progress, aim, compat, store)
 
 
 def _tokenized(
@@ -104,13 +101,12 @@ def _tokenized(
     requests: Sequence[EditRequest],
     params: EditParams,
     groups: Sequence[Sequence[str]],
-    compat: str | None = None,
+    compat: str | None,
 ) -> list[TokenizedRequest]:
     return tokenize_requests(model, requests, [text for group in groups for text in group], params.fact_token, compat)
 
 
 def _optimised(
-    name: str,
     model: EditableModel,
     requests: Sequence[TokenizedRequest],
     params: EditParams,
@@ -132,22 +128,11 @@ def _optimised(
 
     if store is None:
         return values(range(len(requests)), batch, progress)
-    asked = {
-        "method": name,
-        "model": identity(model),
-        "params": params.to_dict(),
-        "contexts": marked(json.dumps([list(group) for group in contexts])),
-        "compat": compat,
-    }
-    return stored_values(
-        store,
-        asked,
-        [request.request for request in requests],
-        batch,
-        batch or edits_at_once(model, requests, params, layer),
-        lambda numbers: values(numbers, len(numbers), False),
-        progress,
-    )
+    check_drawn_once(requests)
+    told = compat == "hase" or aim.rule is not None or params.norm_anchor is not None  # does compat tell values apart?
+    how = {"method": aim.name, "contexts": contexts, "compat": compat if told else None}
+    compute = lambda numbers: values(numbers, len(numbers), False)  # noqa: E731
+    return stored_values(store, how, model, requests, params, layer, batch, compute, progress)
 
 
 def _of(rule: Rule | None, numbers: range) -> Rule | None:
@@ -167,9 +152,7 @@ def _given(
                 "files of values hold MEMIT's, of a layer's output: give a tensor of what the MLP puts out"
             )
         return import_values(values, requests, params, model)
-    if tuple(values.shape) != (len(requests), model.hidden_size):
-        raise ValueError(f"values are {list(values.shape)}: expected [{len(requests)} requests, {model.hidden_size}]")
-    check_tensor(values, "the tensor of values")
+    check_values(model, values, requests)
     return values
 
 

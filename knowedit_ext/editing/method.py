@@ -79,6 +79,10 @@ class Method:
         self.check(params)
         return params
 
+    def keeps_values(self, params: LayerParams) -> bool:
+        """Can values be computed before the edits? Not where each layer has its own, which depends on those below."""
+        return self.values is not None and (self.many or len(params.layers) == 1)
+
     def uses_moments(self, params: LayerParams) -> bool:
         """Do edits with these parameters need moments of their layers?"""
         return self.takes("moments") and getattr(params, "mom2_adjustment", True)

@@ -139,3 +139,7 @@ class EditParams(LayerParams):
     def of_values(self: Params) -> Params:
         """The last layer and what decides its values, the rest at its defaults: equal where values are."""
         return type(self)(self.layers[-1:], **{name: getattr(self, name) for name in self.in_values})
+
+    def describe_values(self) -> dict[str, Any]:
+        """JSON, alike for all methods whose values these are."""
+        return {"layer": self.layers[-1], **{name: getattr(self, name) for name in self.in_values}}

@@ -134,6 +134,14 @@ def requests_of(raw: Any) -> list[Any]:
     return [{**raw, "requested_rewrite": rewrite} for rewrite in rewrites] if isinstance(rewrites, list) else [raw]
 
 
+def check_each(requests: Iterable[EditRequest | Mapping[str, Any]]) -> list[EditRequest]:
+    """As `check_requests`, problems too, of requests that are not edited together: they may contradict each other."""
+    checked = [one for request in requests for one in check_requests(request, problems=True)]
+    if not checked:
+        raise ValueError("no edit requests")
+    return checked
+
+
 def check_requests(
     requests: EditRequest | Mapping[str, Any] | Iterable[EditRequest | Mapping[str, Any]],
     problems: bool = False,

@@ -26,10 +26,12 @@ Solve = Callable[[int, torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
 class Aim:
     """What is to be put out by the last edited layer, how that is found, and how what is missing is divided.
 
+    name: the method that values so found are called by, in folders that hold them.
     site: "layer" (the residual stream behind it) or "mlp" (what the MLP adds). beside, nll_factor, rule: of its
     optimisation, see `optimise_values`. divisor: of the residual, of the number of layers that are left.
     """
 
+    name: str = "memit"
     site: str = "layer"
     beside: tuple[str, ...] = ()
     nll_factor: float = 1.0

@@ -12,39 +12,50 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..model.identity import identity
+from ..model.load import EditableModel
 from ..runs.files import load_npz, write_npz
 from ..runs.lock import alone
 from ..runs.ranks import Ranks
 from ..runs.settings import Growth, marked, settle
+from .params import EditParams
 from .request import EditRequest
+from .tokenized import TokenizedRequest
+from .values import edits_at_once
 
 _GROWTH = Growth("requests", "number")
 
 
 def stored_values(
     store: str | Path,
-    asked: Mapping[str, Any],
-    requests: Sequence[EditRequest],
+    how: Mapping[str, Any],
+    model: EditableModel,
+    requests: Sequence[TokenizedRequest],
+    params: EditParams,
+    layer: int,
     batch: int | None,
-    free: int,
     compute: Callable[[range], torch.Tensor],
     progress: bool,
 ) -> torch.Tensor:
     """[n, hidden] float32, on the CPU, on every rank: read from the folder, and computed where they are not there.
 
-    asked: what all values depend on, besides the requests. They are computed in groups of `batch`, else of `free` at
-    most, a share for every rank, or however many a folder was begun with: rounding depends on it. compute: (numbers of
-    requests) -> their values.
+    how: what all values depend on (JSON), besides the model, the requests and what `params` say of values: runs whose
+    values are the same share them, whatever else they do with them. They are computed in groups of `batch`, else of as
+    many as memory has room for, a share for every rank, or however many a folder was begun with: rounding depends on
+    it. compute: (numbers of requests) -> their values.
     Requests may be added at the end; those in a last group that was not full are then computed again. ValueError for a
     folder of other requests or settings.
     """
     store, ranks, count = Path(store), Ranks(), len(requests)
-    items = [{"number": n, "request": _marked(request)} for n, request in enumerate(requests)]
+    items = [{"number": n, "request": _marked(request.request)} for n, request in enumerate(requests)]
+    asked = {"run": "values", "model": identity(model), "params": params.describe_values(), **how}
+    asked |= {"contexts": marked(json.dumps(how["contexts"])), "requests": items}
+    most = batch or min(edits_at_once(model, requests, params, layer), math.ceil(count / ranks.size))
     adopted = ("model.name",) if batch else ("model.name", "group")
     with alone(store, ranks):
         settings = settle(
             store,
-            {"run": "values", **asked, "requests": items, "group": batch or min(free, math.ceil(count / ranks.size))},
+            {**asked, "group": most},
             ranks,
             adopted=adopted,
             growth=_GROWTH,

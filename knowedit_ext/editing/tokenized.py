@@ -81,3 +81,12 @@ def reaches_end(model: EditableModel, request: EditRequest, layer: int, fact_tok
     if layer < model.num_layers - 1:
         return True
     return tokenize_requests(model, [replace(request, noise=None)], ["{}"], fact_token)[0].ends_prompt
+
+
+def check_drawn_once(requests: Sequence[TokenizedRequest]) -> None:
+    """ValueError where values cannot be told from the rest of an edit."""
+    if redrawn := next((request for request in requests if request.stream is not None), None):
+        raise ValueError(
+            f"the noise of '{redrawn.request.subject}' is drawn anew for its value and its key, one behind the other: "
+            "values by themselves are not those of an edit"
+        )

@@ -26,6 +26,7 @@ from ..ops.reference import compute_dtype
 from ..sweep.capture import EmbeddingNoise
 from ..sweep.frozen import FrozenPrompts
 from ..sweep.packed import PackedPrompts
+from .changes import check_tensor
 from .in_progress import InProgress, ReadRows
 from .params import EditParams
 from .request import lookup
@@ -170,6 +171,13 @@ def optimise_values(
             became = "no number" if what == "value" else loss
             raise ValueError(f"the {what} of {text} became {became}: NaN or infinity in weights or activations")
     return optimised
+
+
+def check_values(model: EditableModel, values: torch.Tensor, requests: Sequence[object]) -> None:
+    """ValueError for a tensor that cannot be the values of so many requests."""
+    if tuple(values.shape) != (len(requests), model.hidden_size):
+        raise ValueError(f"values are {list(values.shape)}: expected [{len(requests)} requests, {model.hidden_size}]")
+    check_tensor(values, "the tensor of values")
 
 
 def edits_at_once(model: EditableModel, requests: Sequence[TokenizedRequest], params: EditParams, layer: int) -> int:

@@ -13,6 +13,7 @@ from ..datasets.counterfact import need_prompts
 from ..datasets.questions import rewrites_of
 from ..datasets.records import BadRecord, Records, describe_bad
 from ..editing.edit import Edit
+from ..editing.kept_values import check_keeps
 from ..editing.methods import METHODS, method_of
 from ..editing.problems import as_problem, problem_of, problem_record
 from ..model.identity import identity
@@ -45,7 +46,7 @@ def run(
     settings: dict[str, Any],
     say: Callable[[str], None],
 ) -> Report:
-    """Files are read and checked before the model. choices: method, edit, params, moments, num_edits, seed,
+    """Files are read and checked before the model. choices: method, edit, params, moments, num_edits, seed, store,
     problem, noise; texts: generation, snippets, tfidf; chosen, of the records: limit, skip_bad, zsre_target,
     zsre_language; settings: baseline and compat."""
     _check(data, of_world, choices, texts)
@@ -80,6 +81,8 @@ def run(
         num_edits = min(num_edits, len(records))
         edit = Editing(model, choices["method"], params, moments, num_edits > 1, choices["seed"], settings["compat"])
         group = num_edits if num_edits > 1 else None
+        if choices["store"] is not None:
+            edit.keep(records, choices["store"], progress=True)
         if num_edits == len(records) > 1:
             edit, settings["time"] = _whole(edit, records, out)
     report = evaluate(model, records, edit, out=out, group=group, progress=True, **described, **settings)
@@ -130,6 +133,10 @@ def _check(data: Path | None, of_world: bool, choices: dict[str, Any], texts: di
     if method in METHODS and not choices["params"]:
         presets = ", ".join(METHODS[method].presets)
         raise ValueError(f"--params is missing: a preset of {method} ({presets}), a JSON or a YAML file")
+    if choices["store"] is not None:
+        if method not in METHODS:
+            raise ValueError("--store is for the values of a --method")
+        check_keeps(METHODS[method], METHODS[method].params_of(choices["params"]))
     if choices["num_edits"] is not None and choices["num_edits"] < 1:
         raise ValueError(f"--num-edits is {choices['num_edits']}: expected at least 1")
     if texts["tfidf"] is not None and texts["snippets"] is None:

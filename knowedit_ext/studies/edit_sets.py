@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..datasets import DATASETS
 from ..datasets.records import Record, Records
+from ..editing.kept_values import KeptValues, check_keeps, keep_values
 from ..evaluation.evaluate import evaluate, load, usable
 from ..evaluation.metrics import asking
 from ..evaluation.scores import values_of
@@ -88,12 +90,17 @@ def measure_sets(
     measuring: Measuring,
     findings: Callable[[list[Measured]], Findings],
     progress: bool,
+    store: str | Path | None = None,
 ) -> Findings:
     """study: settings that all sets share, beside the model and what is measured. findings: of the sets there are; they
-    are saved after each. A set's edits and cases are kept in its cell (`edit_*.safetensors`, `evaluation/`), from which
+    are saved after each. store: of the values of all their facts, see `keep_values`; ValueError where not all have the
+    same. A set's edits and cases are kept in its cell (`edit_*.safetensors`, `evaluation/`), from which
     one that was killed goes on.
     """
     check_moments(model, [one.treatment for one in sets if one.treatment is not None], moments)
+    if store is not None:
+        _check_shared([one for one in sets if one.treatment is not None])
+    kept = cache(lambda: None if store is None else _kept(model, sets, store, progress))
     shared = {**study, "model": identity(model), **measuring.describe(model)}
     by_name: dict[str, EditSet] = {}
     cells, told = [], {}
@@ -105,7 +112,7 @@ def measure_sets(
         by_name[cells[-1].name] = one
 
     def compute(cell: Cell, folder: Path) -> dict[str, Any]:
-        return _measure(model, by_name[cell.name], moments, measuring, folder)
+        return _measure(model, by_name[cell.name], moments, measuring, folder, kept)
 
     def found(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Findings:
         return findings([Measured(by_name[cell.name], x["cases"], x["ended"]) for cell, x in results])
@@ -115,11 +122,16 @@ def measure_sets(
 
 
 def _measure(
-    model: EditableModel, one: EditSet, moments: Moments | None, measuring: Measuring, folder: Path
+    model: EditableModel,
+    one: EditSet,
+    moments: Moments | None,
+    measuring: Measuring,
+    folder: Path,
+    kept: Callable[[], KeptValues | None],
 ) -> dict[str, Any]:
     edit = None
     if one.treatment is not None:
-        stack = Stack(model, one.treatment, moments, one.seed)
+        stack = Stack(model, one.treatment, moments, one.seed, kept())
         size = BATCH if one.treatment.method.single else len(one.records)
         try:
             for first in range(0, len(one.records), size):
@@ -142,6 +154,26 @@ def _measure(
         out=folder / "evaluation",
     )
     return {"cases": [values_of(case["pre" if edit is None else "post"]) for case in report.cases], "ended": None}
+
+
+def _check_shared(edited: Sequence[EditSet]) -> None:
+    """ValueError for sets that cannot have their values from one folder."""
+    treated = {one.method: one.treatment for one in edited}
+    for label, treatment in treated.items():
+        check_keeps(treatment.method, treatment.params)
+        if treatment.method.single:
+            raise ValueError(f"--store: '{label}' edits one fact on top of the other: their values are not shared")
+    kinds = {(t.method.values, json.dumps(t.params.describe_values(), sort_keys=True)) for t in treated.values()}
+    if len(kinds) > 1 or len({one.seed for one in edited}) > 1:
+        several = "methods whose values differ" if len(kinds) > 1 else "several seeds of contexts"
+        raise ValueError(f"--store holds the values of one kind, these are {several}: run them one by one")
+
+
+def _kept(model: EditableModel, sets: Sequence[EditSet], store: str | Path, progress: bool) -> KeptValues:
+    edited = [one for one in sets if one.treatment is not None]
+    records = [record for one in edited for record in one.records]
+    method, params = edited[0].treatment.method, edited[0].treatment.params
+    return keep_values(method, model, records, params, store, seed=edited[0].seed, progress=progress)
 
 
 def broken(measured: Sequence[Measured]) -> list[str]:

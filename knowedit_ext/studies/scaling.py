@@ -45,6 +45,7 @@ def scaling(
     snippets: Mapping[str, Any] | None = None,
     tfidf: Any = None,
     skip_bad: bool = False,
+    store: str | Path | None = None,
     progress: bool = False,
 ) -> Findings:
     """Edit the first n facts, for each n, and score them all.
@@ -56,6 +57,8 @@ def scaling(
     least: facts to score for each n: where n is smaller, several batches of n are edited, each on the first model.
     seeds: of generated contexts and of `shuffle`; without it the records' own order is kept, as published.
     generation, snippets, tfidf: as `evaluate` takes them, for GE and RS.
+    store: folder of the optimised values of all facts, which are then computed once for every n and every method, and
+        for other runs of the same values (docs/folders.md).
 
     Rows: method, n, seed, facts (those scored) and means with the half width of their 95 % interval over facts; method
     "unedited" is the model as it is, on the largest n's facts. out: see `sequential`.
@@ -70,7 +73,7 @@ def scaling(
     study = {"run": "scaling", "shuffle": shuffle}
     draw = partial(curves, x="n")
     find = partial(_findings, settings={**study, "counts": grid, "least": least, "seeds": list(seeds)}, draw=draw)
-    return measure_sets(model, out, study, sets, moments, measuring, find, progress)
+    return measure_sets(model, out, study, sets, moments, measuring, find, progress, store)
 
 
 def _sets(

@@ -11,6 +11,7 @@ import torch
 
 from ..datasets.records import Record
 from ..editing.edit import Edit
+from ..editing.kept_values import KeptValues
 from ..model.identity import checksum
 from ..model.load import EditableModel
 from ..moments import Moments
@@ -35,10 +36,17 @@ def breaking() -> Iterator[None]:
 
 class Stack:
     """now: the sum of all edits so far, which the model has only where `place` put it. Leaves the model as it was when
-    `place(None)` is called last."""
+    `place(None)` is called last. values: of the facts that come first, on the model as it is; others are computed."""
 
-    def __init__(self, model: EditableModel, treatment: Treatment, moments: Moments | None, seed: int) -> None:
-        self.model, self.treatment, self.moments, self.seed = model, treatment, moments, seed
+    def __init__(
+        self,
+        model: EditableModel,
+        treatment: Treatment,
+        moments: Moments | None,
+        seed: int,
+        values: KeptValues | None = None,
+    ) -> None:
+        self.model, self.treatment, self.moments, self.seed, self.values = model, treatment, moments, seed, values
         self.now: Edit | None = None
         self._placed: Edit | None = None
 
@@ -77,6 +85,8 @@ class Stack:
         options = {"moments": self.moments if self.treatment.uses_moments else None, "seed": self.seed}
         if self.treatment.history and before is not None:
             options["earlier"] = [before]
+        if self.values is not None and before is None:
+            options["values"] = self.values.rows(records)
         taken = {name: value for name, value in options.items() if method.takes(name)}
         return method.edit(self.model, list(records), self.treatment.params, **taken)
 

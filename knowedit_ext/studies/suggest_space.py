@@ -116,7 +116,7 @@ class Space:
 
     def shared(self, params: LayerParams) -> LayerParams:
         """What candidates of one group have alike: all, where a method's values are not told from the rest."""
-        return params if self.method.values is None else params.of_values()
+        return params.of_values() if self.method.keeps_values(params) else params
 
     def groups(self, starts: Sequence[LayerParams], variants: int, rng: random.Random) -> list[Group]:
         """Those that share their values, and others that share them too, drawn at random up to so many."""
@@ -127,7 +127,7 @@ class Space:
 
     def _others(self, own: Sequence[LayerParams], count: int, rng: random.Random) -> list[LayerParams]:
         """Windows that end at the same layer, and other values of what has no part in the optimised values."""
-        if self.method.values is None or count <= 0:
+        if not self.method.keeps_values(own[0]) or count <= 0:
             return []
         solves = {name: values for name, values in self.ranges.items() if name not in own[0].in_values}
         windows = [window for window in self.windows if window[-1] == own[0].layers[-1]]

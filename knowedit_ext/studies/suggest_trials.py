@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..datasets.records import Record, Records
+from ..editing.kept_values import KeptValues
 from ..editing.params import LayerParams
 from ..evaluation.evaluate import evaluate
 from ..evaluation.methods import Editing
@@ -114,7 +115,7 @@ class Trials:
     def measure(self, groups: Sequence[Group], half: str, parts: Sequence[range], what: str) -> list[list[Trial]]:
         """Each candidate of each group on the records of a half that `parts`, one behind the other, cover."""
         shared = list(dict.fromkeys(self.space.shared(group.candidates[0]) for group in groups))
-        sharing = self.method.values is not None
+        sharing = self.method.keeps_values(self.space.base)
         values = [self._values_cell(one, half, part) for one in shared for part in parts] if sharing else []
         broken = {
             cell.name: result["ended"]
@@ -161,15 +162,16 @@ class Trials:
     ) -> list[dict[str, float]]:
         """An edit of the records, or one of each, and what they say under it."""
         options = dict(moments=self.moments, together=self.together, seed=self.seed)
+        kept = None if values is None else KeptValues.of(records, values)
         editing = Editing(
-            self.model, self.method.name, params, **options, contexts=self._contexts_of(params), values=values
+            self.model, self.method.name, params, **options, contexts=self._contexts_of(params), values=kept
         )
         edits = editing(records) if self.together else editing
         report = evaluate(self.model, Records(records), edits, False, False, dataset="counterfact")
         return [values_of(case["post"]) for case in report.cases]
 
     def _values_cells(self, params: LayerParams, half: str, parts: Sequence[range]) -> list[Cell]:
-        if self.method.values is None:
+        if not self.method.keeps_values(params):
             return []
         return [self._values_cell(self.space.shared(params), half, part)[0] for part in parts]
 

@@ -18,7 +18,7 @@ from ...checks import Below, Compat, Count, NotNegative, Seed, typed
 from ...model.hooks import at_rest
 from ...model.load import EditableModel
 from ...moments import Moments
-from ..closed_form import Contexts, GivenValues, Requests, closed_form
+from ..closed_form import Contexts, GivenValues, Requests, closed_form, closed_form_values
 from ..contexts import memit_contexts
 from ..edit import Edit
 from ..method import Method
@@ -44,6 +44,7 @@ class ENCOREParams(MEMITParams):
     other = frozenset({"context_template_length_params", "calculate_objective_value", "emmet_lambda"})
     other |= {"dynamic_multiplier", "random_vector_preservation"}
     fixed = {"norm_control": 0.0}
+    in_values = (*MEMITParams.in_values, "prob_cutoff")
 
     # encore, hparams/ENCORE/*.json
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -118,8 +119,31 @@ def encore(
         batch=batch,
         progress=progress,
         store=store,
-        aim=Aim(rule=stop_rule(params.prob_cutoff, compat)),
+        aim=_aim(params, compat),
     )
+
+
+@at_rest
+@typed
+def encore_values(
+    model: EditableModel,
+    requests: Requests,
+    params: ENCOREParams,
+    *,
+    contexts: Contexts = None,
+    seed: Seed = 0,
+    compat: Compat = None,
+    batch: Count | None = None,
+    progress: bool = False,
+    store: str | Path | None = None,
+) -> torch.Tensor:
+    """[n, hidden] float32: what `encore` makes the last edited layer put out for each request; its `values=`."""
+    aim = _aim(params, compat)
+    return closed_form_values(model, requests, params, contexts, seed, compat, batch, progress, store, aim)
+
+
+def _aim(params: ENCOREParams, compat: str | None) -> Aim:
+    return Aim("encore", rule=stop_rule(params.prob_cutoff, compat))
 
 
 METHOD = Method(
@@ -128,5 +152,6 @@ METHOD = Method(
     encore,
     ENCOREParams,
     contexts=lambda model, params, seed: memit_contexts(model, seed),
+    values=encore_values,
     many=True,
 )

@@ -119,6 +119,7 @@ def memit_values(
     *,
     contexts: Contexts = None,
     seed: Seed = 0,
+    compat: StudyCompat = None,
     batch: Count | None = None,
     progress: bool = False,
     store: str | Path | None = None,
@@ -128,7 +129,7 @@ def memit_values(
     They take most of an edit's time and need no moments: compute them once, in shares, and keep them with
     `export_values`. Arguments and errors are those of `memit`.
     """
-    return closed_form_values(METHOD.name, model, requests, params, contexts, seed, batch, progress, store)
+    return closed_form_values(model, requests, params, contexts, seed, compat, batch, progress, store)
 
 
 METHOD = Method(

@@ -19,7 +19,7 @@ from ...checks import Compat, Count, NotNegative, Positive, Seed, typed
 from ...model.hooks import at_rest
 from ...model.load import EditableModel
 from ...moments import Moments
-from ..closed_form import Contexts, GivenValues, Requests, closed_form
+from ..closed_form import Contexts, GivenValues, Requests, closed_form, closed_form_values
 from ..contexts import memit_contexts
 from ..edit import Edit
 from ..method import Method
@@ -44,6 +44,7 @@ class PMETParams(MEMITParams):
 
     algorithms = ("PMET",)
     other = frozenset({"rewrite_module_tmps"})
+    in_values = (*MEMITParams.in_values, "nll_loss_factor")
 
     # PMET, hparams/PMET/*.json; EasyEdit, hparams/PMET/*.yaml
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -76,7 +77,7 @@ def stop_rule(seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def aim_of(params: PMETParams) -> Aim:
-    return Aim("mlp", beside=("attn",), nll_factor=params.nll_loss_factor, rule=stop_rule, divisor=math.sqrt)
+    return Aim("pmet", "mlp", ("attn",), params.nll_loss_factor, stop_rule, math.sqrt)
 
 
 @at_rest
@@ -121,11 +122,30 @@ def pmet(
     )
 
 
+@at_rest
+@typed
+def pmet_values(
+    model: EditableModel,
+    requests: Requests,
+    params: PMETParams,
+    *,
+    contexts: Contexts = None,
+    seed: Seed = 0,
+    compat: Compat = None,
+    batch: Count | None = None,
+    progress: bool = False,
+    store: str | Path | None = None,
+) -> torch.Tensor:
+    """[n, hidden] float32: what `pmet` makes the last down projection put out for each request; its `values=`."""
+    return closed_form_values(model, requests, params, contexts, seed, compat, batch, progress, store, aim_of(params))
+
+
 METHOD = Method(
     "pmet",
     "PMET: MEMIT whose values are of the MLP alone",
     pmet,
     PMETParams,
     contexts=lambda model, params, seed: memit_contexts(model, seed),
+    values=pmet_values,
     many=True,
 )

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from ...checks import Compat, Seed, typed
 from ...model.load import EditableModel
 from ...moments import Moments
@@ -13,7 +15,7 @@ from ..edit import Edit
 from ..method import Method
 from ..request import EditRequest, check_requests
 from .rome import METHOD as ROME
-from .rome import ROMEParams, rome_each
+from .rome import ROMEParams, rome_each, rome_values
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def r_rome(
     *,
     contexts: Sequence[str] | None = None,
     compat: Compat = None,
+    values: torch.Tensor | None = None,
     earlier: Iterable[Edit] = (),
     ridge: float | str | None = None,
     seed: Seed = 0,
@@ -57,7 +60,7 @@ def r_rome(
     requests = check_requests(request, problems=True)
     if len(requests) > 1:
         raise ValueError(f"R-ROME edits one fact at a time, not {len(requests)}: use MEMIT")
-    options = dict(contexts=contexts, earlier=earlier, ridge=ridge, seed=seed)
+    options = dict(contexts=contexts, values=values, earlier=earlier, ridge=ridge, seed=seed)
     return r_rome_each(model, requests, params, moments, **options)[0]
 
 
@@ -86,5 +89,6 @@ METHOD = Method(
     RROMEParams,
     each=r_rome_each,
     contexts=ROME.contexts,
+    values=rome_values,
     single=True,
 )

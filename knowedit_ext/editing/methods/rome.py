@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -28,10 +29,11 @@ from ..method import Method
 from ..metric import Plain, Preserving, prepare, solve_in_keys
 from ..params import EditParams
 from ..ready import check_ready
-from ..request import EditRequest, check_requests, warn_of_known
+from ..request import EditRequest, check_each, check_requests, warn_of_known
 from ..stacked import stacked
-from ..tokenized import TokenizedRequest, context_weights, tokenize_requests
-from ..values import optimise_values
+from ..stored_values import stored_values
+from ..tokenized import TokenizedRequest, check_drawn_once, context_weights, tokenize_requests
+from ..values import Values, check_values, optimise_values
 
 OneKey = Literal["mean", "bare"]
 
@@ -47,6 +49,7 @@ class ROMEParams(EditParams):
 
     algorithms = ("ROME",)
     other = frozenset({"layer_selection", "mom2_update_weight"})
+    in_values = (*EditParams.in_values, "context_template_length_params")
 
     # rome, hparams/ROME/*.json
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -78,6 +81,7 @@ def rome(
     contexts: Sequence[str] | None = None,
     compat: StudyCompat = None,
     *,
+    values: torch.Tensor | None = None,
     earlier: Iterable[Edit] = (),
     ridge: float | str | None = None,
     seed: Seed = 0,
@@ -89,6 +93,7 @@ def rome(
     compat: "reference": in k* the bare prompt weighs as much as each other context, as published, and not as much as
         all of them together; "hase": that too, and its values never stop early, one that is to be minimised gets one
         update more, and noise is drawn as in google/belief-localization (see docs/problems.md).
+    values: [1, hidden] what the MLP of the layer is to put out (v*), see `rome_values`; None: optimised here.
     earlier: edits that are in the model already: for their keys (`Edit.keys`) the change is exactly nothing.
     ridge: added to the moments' diagonal where they are not positive definite, see `Moments.solve`.
 
@@ -100,7 +105,7 @@ def rome(
         raise ValueError(
             f"ROME edits one fact at a time, not {len(requests)}: rome_each makes an edit of each, or use MEMIT"
         )
-    options = dict(contexts=contexts, compat=compat, earlier=earlier, ridge=ridge, seed=seed)
+    options = dict(contexts=contexts, compat=compat, values=values, earlier=earlier, ridge=ridge, seed=seed)
     return rome_each(model, requests, params, moments, **options)[0]
 
 
@@ -114,6 +119,7 @@ def rome_each(
     *,
     contexts: Sequence[str] | None = None,
     compat: StudyCompat = None,
+    values: torch.Tensor | None = None,
     earlier: Iterable[Edit] = (),
     ridge: float | str | None = None,
     seed: Seed = 0,
@@ -124,19 +130,17 @@ def rome_each(
     """An edit for each request, each as `rome` makes it on the model as it is; their values are optimised together.
 
     Requests may contradict each other. batch: values optimised at once; None: from free memory. Where `params.layers`
-    are several, the upper ones depend on the edit below and the edits are made one after the other. one_key: on both
-    sides, the plain mean over contexts or the bare prompt's (see `r_rome`).
+    are several, the upper ones depend on the edit below and the edits are made one after the other. values: [n, hidden]
+    of all, see `rome`. one_key: on both sides, the plain mean over contexts or the bare prompt's (see `r_rome`).
     """
-    requests = [one for request in requests for one in check_requests(request, problems=True)]
-    if not requests:
-        raise ValueError("no edit requests")
+    requests = check_each(requests)
     check_ready(model, params, moments, needed=params.mom2_adjustment)
     history = earlier_keys(model, earlier, params.layers)
     generated = seed if contexts is None else None
-    contexts = rome_contexts(model, params.context_template_length_params, seed) if contexts is None else list(contexts)
-    if not contexts or contexts[0] != "{}":
-        raise ValueError("contexts must begin with the bare prompt, '{}'")
-    tokenized = tokenize_requests(model, requests, contexts, params.fact_token, compat)
+    contexts, tokenized = _in_contexts(model, requests, params, contexts, seed, compat)
+    if values is not None:
+        _check_alone(params, tokenized)
+        check_values(model, values, requests)
     warn_of_known(model, requests, [request.facts[0] for request in tokenized])
 
     adjusted = params.mom2_adjustment
@@ -164,7 +168,7 @@ def rome_each(
             puts = [stack.enter_context(stacked(model, edit, params.layers)) for edit in made]
             for layer in params.layers:
                 keys, factors = _one_layer(
-                    model, group, weights, params, directions, layer, compat, batch, progress, one_key
+                    model, group, weights, params, directions, layer, compat, batch, progress, one_key, values
                 )
                 for edit, put, key, (u, v) in zip(made, puts, keys, factors, strict=True):
                     edit.keys[layer] = key[:, None].float().cpu()
@@ -184,22 +188,24 @@ def _one_layer(
     batch: int | None,
     progress: bool,
     one_key: OneKey | None,
+    given: torch.Tensor | None,
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Keys [requests, d_in]; u [d_in, 1] and v [d_out, 1] of each request."""
+    """Keys [requests, d_in]; u [d_in, 1] and v [d_out, 1] of each request. given: their values, if they are there."""
     redrawn = any(request.stream for request in requests)
-    if redrawn:  # as released, keys have noise of their own
+    if redrawn or given is not None:  # as released, keys have noise of their own
         rows: OverContexts = KeyRows(model, requests, weights)
         inputs, outputs = rows.pass_through(rows.start, 0, layer, layer, "mlp")
-    more = 1 if compat == "hase" else 0
-    options = dict(compat=compat, more_to_minimise=more, keys=not redrawn)
-    optimised = optimise_values(model, requests, params, "mlp", layer, batch, progress, **options)
-    if not redrawn:
-        rows = OverContexts(requests, weights)
-        inputs, outputs = optimised.keys, optimised.outputs
+    if given is None:
+        optimised = _optimised(model, requests, params, layer, compat, batch, progress, keys=not redrawn)
+        targets = anchored(model, requests, params, optimised, "mlp", layer, compat)
+        if not redrawn:
+            rows = OverContexts(requests, weights)
+            inputs, outputs = optimised.keys, optimised.outputs
+    else:
+        targets = given
     bare = [rows.bare(x) for x in (inputs, outputs)]
     mean = [rows.mean(x) for x in (inputs, outputs)]
     keys = (bare if one_key == "bare" else mean)[0]  # k*, [requests, d_in]
-    targets = anchored(model, requests, params, optimised, "mlp", layer, compat)
     if redrawn:  # the bare prompt is noised anew
         bare = bare_pass(model, requests, layer, "mlp")
     keys_now, values_now = mean if one_key == "mean" else bare
@@ -210,6 +216,79 @@ def _one_layer(
     return keys, factors
 
 
+@at_rest
+@typed
+def rome_values(
+    model: EditableModel,
+    requests: Iterable[EditRequest | Mapping[str, Any]],
+    params: ROMEParams,
+    *,
+    contexts: Sequence[str] | None = None,
+    seed: Seed = 0,
+    compat: StudyCompat = None,
+    batch: Count | None = None,
+    progress: bool = False,
+    store: str | Path | None = None,
+) -> torch.Tensor:
+    """[n, hidden] float32: what `rome` makes the MLP put out for each request (v*); its `values=`.
+
+    They take most of an edit's time, need no moments and do not depend on how k* is made. store: as in `memit`. Other
+    arguments and errors are those of `rome_each`; ValueError too for several layers, whose values depend on each other.
+    """
+    requests = check_each(requests)
+    check_ready(model, params, None, needed=False)
+    contexts, tokenized = _in_contexts(model, requests, params, contexts, seed, compat)
+    _check_alone(params, tokenized)
+    (layer,) = params.layers
+
+    def values(numbers: range, batch: int | None, progress: bool) -> torch.Tensor:
+        part = tokenized[numbers.start : numbers.stop]
+        optimised = _optimised(model, part, params, layer, compat, batch, progress, keys=False)
+        return anchored(model, part, params, optimised, "mlp", layer, compat)
+
+    if store is None:
+        return values(range(len(requests)), batch, progress).detach().float().cpu()
+    told = compat == "hase" or params.norm_anchor is not None
+    how = {"method": METHOD.name, "contexts": contexts, "compat": compat if told else None}
+    compute = lambda numbers: values(numbers, len(numbers), False)  # noqa: E731
+    return stored_values(store, how, model, tokenized, params, layer, batch, compute, progress)
+
+
+def _optimised(
+    model: EditableModel,
+    requests: Sequence[TokenizedRequest],
+    params: ROMEParams,
+    layer: int,
+    compat: str | None,
+    batch: int | None,
+    progress: bool,
+    keys: bool,
+) -> Values:
+    options = dict(compat=compat, more_to_minimise=1 if compat == "hase" else 0, keys=keys)
+    return optimise_values(model, requests, params, "mlp", layer, batch, progress, **options)
+
+
+def _in_contexts(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    params: ROMEParams,
+    contexts: Sequence[str] | None,
+    seed: int,
+    compat: str | None,
+) -> tuple[list[str], list[TokenizedRequest]]:
+    contexts = rome_contexts(model, params.context_template_length_params, seed) if contexts is None else list(contexts)
+    if not contexts or contexts[0] != "{}":
+        raise ValueError("contexts must begin with the bare prompt, '{}'")
+    return contexts, tokenize_requests(model, requests, contexts, params.fact_token, compat)
+
+
+def _check_alone(params: ROMEParams, requests: Sequence[TokenizedRequest]) -> None:
+    """ValueError where values cannot be told without the rest of the edit."""
+    if len(params.layers) > 1:
+        raise ValueError(f"values of layers {list(params.layers)} depend on each other: they are given for one layer")
+    check_drawn_once(requests)
+
+
 METHOD = Method(
     "rome",
     "ROME: one fact, one rank-one change",
@@ -217,5 +296,6 @@ METHOD = Method(
     ROMEParams,
     each=rome_each,
     contexts=lambda model, params, seed: rome_contexts(model, params.context_template_length_params, seed),
+    values=rome_values,
     single=True,
 )
