@@ -18,6 +18,8 @@ from knowedit_ext.notebook import html_table, shades
 from knowedit_ext.plots import COLUMN, PAGE, figure_of, finish
 from knowedit_ext.studies.attention import heads
 from knowedit_ext.studies.findings import Findings
+from knowedit_ext.studies.results import Sequential
+from knowedit_ext.studies.suggestion import Suggestion
 from knowedit_ext.tracing import Trace
 
 TOKENS = ["The", " Space", " Need", "le", " is", " in"]
@@ -132,6 +134,22 @@ def test_results_show_themselves_in_a_notebook() -> None:
     assert Cells(edit._repr_html_()).rows[1] == ["<b> is", "", " x"]
     assert Cells(SAID._repr_html_()).rows[1] == ["It is", " a", " b; p(b) 0.750"]
     assert ke.Report([])._repr_html_() and ke.Report([])._repr_png_() is None
+
+
+def test_nothing_is_written_to_a_place_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    findings = Findings([{"method": "m", "S": 1.0}], {}, ("method",), {"f": lambda _: figure_of(1, 1)})
+    suggestion = object.__new__(Suggestion)
+    effects, report, sequential = ke.Effects.from_traces([TRACE]), ke.Report([]), Sequential([], [], {})
+    edit = ke.Edit({}, "rome", [], model={"name": "m"})
+    for write in (
+        TRACE.save, TRACE.plot, effects.save, effects.plot, effects.to_html, report.save, report.plot,
+        report.to_html, findings.save, findings.plot, findings.to_html, SAID.plot, SAID.to_html, sequential.save,
+        sequential.plot, sequential.to_html, suggestion.save, edit.save, edit.to_peft,
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="''|'.'"):
+            write("")
+    assert not list(tmp_path.iterdir())
 
 
 def test_colours_of_cells() -> None:

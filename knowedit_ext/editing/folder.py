@@ -6,9 +6,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ..checks import typed
 from ..model.load import EditableModel
 
 
+@typed
 def save_edited(model: EditableModel, folder: str | Path) -> None:
     """Weights (safetensors), config and tokenizer. The folder is there when it is whole, under its name.
 

@@ -146,6 +146,7 @@ class Report:
             "worst": self.worst(when=last),
         }
 
+    @typed
     def save(self, folder: str | Path) -> list[Path]:
         """report.json, report.md and relations.png, atomically."""
         folder = Path(folder)

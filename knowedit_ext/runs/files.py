@@ -62,6 +62,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     removed at the end; one that a killed process left is, when `path` is written again.
     """
     path = Path(path)
+    if not path.name:
+        raise ValueError(f"'{path}' is no name of a file")
     place = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import typed
 from ..editing.params import LayerParams
 from ..evaluation.scores import harmonic_difference
 from ..plots import figure_of, finish
@@ -121,6 +122,7 @@ class Suggestion:
             "params": self.params.to_dict(),
         }
 
+    @typed
     def save(self, folder: str | Path) -> None:
         """params.json; suggest.json, .csv (`rows`), .md (`table()`); by_layer.png, .pdf: atomically."""
         folder = Path(folder)
