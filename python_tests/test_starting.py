@@ -53,6 +53,22 @@ LIGHT = [  # arguments, exit status, what is said
     (["edit", "world", "--prompt", "{} is"], 2, "--subject, --target, --out missing"),
     (["evaluate", "gpt2-xl", "--out", "o"], 2, "--data FILE is missing"),
     (["download", "x"], 2, "unknown file 'x'"),
+    ([*TRACE, "--noise", "abc"], 2, "unknown noise rule 'abc'"),
+    ([*TRACE, "--dtype", "float3"], 2, "unknown dtype 'float3'"),
+    (["evaluate", "world", "--out", "o", "--noise", "s"], 2, "unknown noise rule 's'"),
+    (["evaluate", "world", "--out", "o", "--compat", "x"], 2, "unknown compat 'x'"),
+    (["moments", "world", "world", "--layers", "3-1", "--out", "m"], 2, "'3-1' is no list of layers"),
+    (["study", "severed", "world", "--noise", "s-1", "--out", "s"], 2, "unknown noise rule 's-1'"),
+    (["study", "localization", "world", "--noise", "nan", "--out", "s"], 2, "unknown noise rule 'nan'"),
+    (["study", "localization", "world", "--problem", "x", "--out", "s"], 2, "unknown problem 'x'"),
+    (["study", "layers", "world", "--window", "x", "--out", "s"], 2, "'x' is no list of layers"),
+    (["study", "layer-token", "world", "--token", "x", "--out", "s"], 2, "unknown token 'x'"),
+    (
+        ["study", "scaling", "world", "--method", "rome", "--counts", "1,x", "--out", "s"],
+        2,
+        "'1,x' is no list of numbers",
+    ),
+    (["study", "mixes", "world", "--method", "rome", "--pair", "P19", "--out", "s"], 2, "--pair 'P19'"),
 ]
 
 

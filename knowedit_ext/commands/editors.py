@@ -10,8 +10,20 @@ import typer
 import knowedit_ext as ke
 
 from ..documents import read_json
-from .moments import layers_of
-from .options import WORLD_DATA, Device, Dtype, Limit, ModelName, data_to_read, file_to_read, folder_to_fill, load
+from .numbers import layers_of
+from .options import (
+    WORLD_DATA,
+    Device,
+    Dtype,
+    Limit,
+    ModelName,
+    choice,
+    data_to_read,
+    file_to_read,
+    folder_to_fill,
+    load,
+    read_by,
+)
 from .running import say
 
 
@@ -25,9 +37,9 @@ def train_editor(
         str, typer.Option(help="Texts that edits should leave alone: a file, a folder, a data set, or world.")
     ],
     out: Annotated[Path, folder_to_fill("Folder for the editor; a training that was killed goes on there.")],
-    method: Annotated[str, typer.Option(help="mend or efk (KE).")] = "mend",
+    method: Annotated[str, choice("method", ("mend", "efk"), "mend or efk (KE).")] = "mend",
     layers: Annotated[
-        str | None, typer.Option(help="Whose MLPs are edited, e.g. 45-47; default: the last three.")
+        str | None, read_by(layers_of, "Whose MLPs are edited, e.g. 45-47; default: the last three.")
     ] = None,
     rank: Annotated[int, typer.Option(min=1, help="Of MEND's network.")] = 1920,
     params: Annotated[Path | None, file_to_read("JSON of EditorTrainingParams.")] = None,
@@ -35,13 +47,13 @@ def train_editor(
     limit: Limit = None,
     max_texts: Annotated[int | None, typer.Option(min=1, help="Only the first N texts.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the start, and of the order of records.")] = 0,
-    compat: Annotated[str | None, typer.Option(help='"reference": as published, dead rate and all.')] = None,
+    compat: Annotated[
+        str | None, choice("compat", ("reference",), '"reference": as published, dead rate and all.')
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> dict[str, Any]:
     """Train an editor by MEND or KE on records of facts, or on texts."""
-    if method not in ("mend", "efk"):
-        raise ValueError(f"unknown method '{method}': expected mend or efk")
     from ..datasets.records import read_records
     from ..moments.corpora import open_corpus
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..checks import StudyCompat, as_type
 from .apply import saved
-from .names import METHOD_NAMES, PROBLEM_NAMES, check_method
+from .names import COMPATS, METHOD_NAMES, PROBLEM_NAMES, check_method
+from .numbers import noise_of
 from .options import (
     WORLD_DATA,
     ContextSeed,
@@ -30,8 +30,8 @@ from .options import (
     folder_to_fill,
     load,
     meaningless,
-    number_or_rule,
     preset_or,
+    read_by,
 )
 from .running import say
 
@@ -59,7 +59,12 @@ def evaluate(
     snippets: Annotated[Path | None, file_to_read("attribute_snippets.json, for consistency.")] = None,
     tfidf: Annotated[tuple[Path, Path] | None, typer.Option(help="idf.npy and tfidf_vocab.json.")] = None,
     zsre_target: Annotated[
-        str, typer.Option(help='zsRE: edit to the "answer", as published, or to the false "alt", for portability.')
+        str,
+        choice(
+            "zsre_target",
+            ("answer", "alt"),
+            'zsRE: edit to the "answer", as published, or to the false "alt", for portability.',
+        ),
     ] = "answer",
     zsre_language: Annotated[
         str | None, typer.Option(help='zsRE that is there in several languages: which to take ("zh").')
@@ -71,9 +76,10 @@ def evaluate(
         str | None,
         choice("problem", PROBLEM_NAMES, f"What to make of each record: {', '.join(PROBLEM_NAMES)}."),
     ] = None,
-    noise: Annotated[str, typer.Option(help='Of the subject, for --problem: "s3", or a number.')] = "s3",
+    noise: Annotated[str, read_by(noise_of, 'Of the subject, for --problem: "s3", or a number.')] = "s3",
     compat: Annotated[
-        str | None, typer.Option(help='"reference", "hase": the quirks of the published code, or of Hase et al., too.')
+        str | None,
+        choice("compat", COMPATS, '"reference", "hase": the quirks of the published code, or of Hase et al., too.'),
     ] = None,
     html: Html = None,
     seed: ContextSeed = 0,
@@ -83,7 +89,6 @@ def evaluate(
     dtype: Dtype = None,
 ) -> dict[str, Any] | None:
     """Edit facts and measure the edits: the papers' table for one method; runs under torchrun too."""
-    as_type("compat", compat, StudyCompat)  # before anything is loaded
     check_method(method, NONE)
     if edit:
         others = {"--method": method != NONE, "--problem": problem, "--store": store}
@@ -92,7 +97,7 @@ def evaluate(
     world = source == WORLD_DATA
     params = params if method == NONE else preset_or(params, method, model)
     choices = dict(method=method, params=params, moments=moments, num_edits=num_edits, seed=seed, store=store)
-    choices |= dict(problem=problem, noise=number_or_rule(noise))
+    choices |= dict(problem=problem, noise=noise_of(noise))
     texts = dict(generation=generation, snippets=snippets, tfidf=tfidf)
     chosen = dict(limit=limit, zsre_target=zsre_target, zsre_language=zsre_language, skip_bad=skip_bad)
     asked = dict(baseline=baseline, compat=compat, max_rows=max_rows)

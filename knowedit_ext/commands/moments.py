@@ -10,7 +10,8 @@ import typer
 
 import knowedit_ext as ke
 
-from .options import Device, Dtype, ModelName, choice, folder_to_fill, load
+from .numbers import layers_of
+from .options import Device, Dtype, ModelName, choice, folder_to_fill, load, read_by
 from .running import say
 
 
@@ -19,7 +20,7 @@ def moments(
     text: Annotated[
         str, typer.Argument(help="File, folder of files, name of a data set (wikipedia, wikitext), or world.")
     ],
-    layers: Annotated[str, typer.Option(help="e.g. 13-17, or 3,5,8-10.")],
+    layers: Annotated[str, read_by(layers_of, "e.g. 13-17, or 3,5,8-10.")],
     out: Annotated[Path, folder_to_fill("Folder for the moments; a run that was killed goes on there.")],
     max_tokens: Annotated[int | None, typer.Option(min=1, help="No more keys than that.")] = None,
     max_texts: Annotated[int | None, typer.Option(min=1, help="Only the first N texts.")] = None,
@@ -58,14 +59,3 @@ def moments(
             files.append(path)
     described = [{"layer": n, "width": moments[n].width, "keys": moments[n].count} for n in moments.layers]
     return {"layers": described, "files": files}
-
-
-def layers_of(ranges: str) -> list[int]:
-    """Layers of "3,5,8-10": [3, 5, 8, 9, 10]."""
-    layers: list[int] = []
-    for part in ranges.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()) or int(last or first) < int(first):
-            raise ValueError(f"'{ranges}' is no list of layers: expected e.g. 13-17, or 3,5,8-10")
-        layers += range(int(first), int(last or first) + 1)
-    return layers

@@ -15,6 +15,7 @@ _TEXTS = tuple(file.read_text(encoding="utf-8") for file in _FILES)
 METHOD_NAMES = tuple(name for text in _TEXTS for name in _METHOD.findall(text))
 KIND_NAMES = ("state", "mlp", "attn", "knockout")
 PROBLEM_NAMES = ("error_injection", "tracing_reversal", "fact_erasure", "fact_amplification", "fact_forcing")
+COMPATS = ("reference", "hase")
 TOKEN_NAMES = ("subject_first", "subject_last", "subject_first_after_last", "last")
 FILE_NAMES = ("known_1000", "zsre", "counterfact", "attribute_snippets", "idf", "tfidf_vocab")
 

@@ -20,6 +20,7 @@ from .names import may_be_preset
 
 LARGEST_SEED = 2**32 - 1
 WORLD_DATA = Path(WORLD)
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def _place(path: Path, folder: bool) -> Path:
@@ -91,11 +92,16 @@ def _data(path: Path) -> Path:
 
 def choice(name: str, allowed: Sequence[str], help: str) -> Any:
     """An option, or a list of them, of these values alone, if it is given."""
+    return read_by(lambda value: one_of(name, value, allowed), help)
+
+
+def read_by(read: Callable[[str], object], help: str) -> Any:
+    """An option, or a list of them, whose texts `read` takes, if it is given."""
 
     def check(given: Any) -> Any:
-        values = [] if given is None else [given] if isinstance(given, str) else given
-        for value in values:
-            one_of(name, value, allowed)
+        for value in (given,) if isinstance(given, str) else given or ():
+            if value:
+                read(value)
         return given
 
     return typer.Option(help=help, callback=check)
@@ -121,7 +127,7 @@ ModelName = Annotated[
     str, typer.Argument(help='Hub name or folder of a Hugging Face decoder; "world": the built-in one.')
 ]
 Device = Annotated[str | None, typer.Option(help='Where to run, e.g. "cpu" or "cuda".')]
-Dtype = Annotated[str | None, typer.Option(help='e.g. "float32", "bfloat16"; default: as the checkpoint says.')]
+Dtype = Annotated[str | None, choice("dtype", DTYPES, f"{', '.join(DTYPES)}; default: as the checkpoint says.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N of them.")]
 MaxRows = Annotated[int | None, typer.Option(min=1, help="Rows held at once; default: from free memory.")]
 ValueStore = Annotated[
@@ -169,11 +175,3 @@ def preset_or(given: str, method: str, model: str) -> str:
 def load(model: str, device: str | None, dtype: str | None) -> ke.EditableModel:
     """The model of a command line."""
     return ke.load_model(model, device=device, dtype=dtype)
-
-
-def number_or_rule(text: str) -> float | str:
-    """A level of noise."""
-    try:
-        return float(text)
-    except ValueError:
-        return text

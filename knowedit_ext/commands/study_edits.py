@@ -9,9 +9,21 @@ import typer
 import knowedit_ext as ke
 
 from ..world.store import WORLD
-from .moments import layers_of
 from .names import TOKEN_NAMES
-from .options import ContextSeed, Device, Dtype, Html, ModelName, MomentsFolder, Params, ValueStore, data_of
+from .numbers import layers_of, numbers_of, pair_of
+from .options import (
+    ContextSeed,
+    Device,
+    Dtype,
+    Html,
+    ModelName,
+    MomentsFolder,
+    Params,
+    ValueStore,
+    choice,
+    data_of,
+    read_by,
+)
 from .study_inputs import (
     Data,
     Generation,
@@ -23,11 +35,10 @@ from .study_inputs import (
     Snippets,
     compared_with,
     inputs,
-    numbers,
     tell,
 )
 
-Counts = Annotated[str, typer.Option(help='Numbers of edits, e.g. "1,10,100"; default: the published grid.')]
+Counts = Annotated[str, read_by(numbers_of, 'Numbers of edits, e.g. "1,10,100"; default: the published grid.')]
 Least = Annotated[int, typer.Option(min=1, help="Facts to score for each number: small ones are edited several times.")]
 
 
@@ -59,7 +70,7 @@ def scaling(
         method,
         out,
         **given.options(),
-        counts=numbers(counts),
+        counts=numbers_of(counts),
         least=least,
         seeds=list(range(seeds)),
         shuffle=shuffle,
@@ -78,7 +89,7 @@ def layers(
     method: Annotated[str, typer.Option(help="METHOD[:parameter=value,...].")] = "memit",
     params: Params = "",
     window: Annotated[
-        list[str] | None, typer.Option(help='Layers edited together, e.g. "3-5"; may be repeated; default: see docs.')
+        list[str] | None, read_by(layers_of, 'Layers edited together, e.g. "3-5"; may be repeated; default: see docs.')
     ] = None,
     data: Data = None,
     moments: MomentsFolder = None,
@@ -111,7 +122,7 @@ def layers(
         params=chosen,
         windows=windows,
         moments=given.moments,
-        counts=numbers(counts),
+        counts=numbers_of(counts),
         least=least,
         skip_bad=skip_bad,
         progress=True,
@@ -147,7 +158,7 @@ def mixes(
     params: GivenParams = None,
     data: Data = None,
     moments: MomentsFolder = None,
-    pair: Annotated[list[str] | None, typer.Option(help='Two relation_ids, "P19+P103"; may be repeated.')] = None,
+    pair: Annotated[list[str] | None, read_by(pair_of, 'Two relation_ids, "P19+P103"; may be repeated.')] = None,
     counts: Counts = "",
     seeds: Seeds = 1,
     skip_bad: SkipBad = False,
@@ -156,10 +167,10 @@ def mixes(
     dtype: Dtype = None,
 ) -> dict[str, Any]:
     """Facts of two relations edited together, against each alone (MEMIT, figure 7)."""
-    pairs = None if pair is None else [_pair(text) for text in pair]
+    pairs = None if pair is None else [pair_of(text) for text in pair]
     given = inputs(model, data, moments, device, dtype, method, params)
     options = dict(
-        pairs=pairs, counts=numbers(counts), seeds=list(range(seeds)), skip_bad=skip_bad, progress=True
+        pairs=pairs, counts=numbers_of(counts), seeds=list(range(seeds)), skip_bad=skip_bad, progress=True
     )  # fmt: skip
     return tell(ke.studies.mixes(given.model, given.records, method, out, **given.options(), **options), out, html)
 
@@ -171,8 +182,10 @@ def layer_token(
     params: Params = "",
     data: Data = None,
     moments: MomentsFolder = None,
-    layers: Annotated[str, typer.Option(help='e.g. "0,4,8-11"; default: all.')] = "",
-    token: Annotated[list[str] | None, typer.Option(help=f"{', '.join(TOKEN_NAMES)}; may be repeated.")] = None,
+    layers: Annotated[str, read_by(layers_of, 'e.g. "0,4,8-11"; default: all.')] = "",
+    token: Annotated[
+        list[str] | None, choice("token", TOKEN_NAMES, f"{', '.join(TOKEN_NAMES)}; may be repeated.")
+    ] = None,
     facts: Annotated[int, typer.Option(min=1, help="Only the first N.")] = 100,
     seed: ContextSeed = 0,
     generation: Generation = False,
@@ -203,10 +216,3 @@ def layer_token(
         progress=True,
     )
     return tell(study, out, html)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    first, plus, second = (part.strip() for part in text.partition("+"))
-    if not (first and plus and second):
-        raise ValueError(f"--pair '{text}': expected two relation_ids, e.g. P19+P103")
-    return first, second

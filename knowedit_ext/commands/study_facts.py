@@ -9,6 +9,7 @@ import typer
 
 import knowedit_ext as ke
 
+from .numbers import noise_of
 from .options import (
     ContextSeed,
     Device,
@@ -17,11 +18,12 @@ from .options import (
     Limit,
     ModelName,
     MomentsFolder,
+    choice,
     data_of,
     data_to_read,
     folder_to_read,
     load,
-    number_or_rule,
+    read_by,
 )
 from .running import say
 from .study_inputs import Data, GivenParams, Labels, Out, SkipBad, inputs, tell
@@ -76,9 +78,11 @@ def severed(
     data: Annotated[Path | None, data_to_read("JSON in the known_1000 format")] = None,
     limit: Limit = None,
     samples: Annotated[int, typer.Option(min=1, help="Noise draws.")] = 10,
-    noise: Annotated[str, typer.Option(help='"s3", or a number.')] = "s3",
+    noise: Annotated[str, read_by(noise_of, '"s3", or a number.')] = "s3",
     seed: ContextSeed = 1,
-    compat: Annotated[str | None, typer.Option(help='"reference": the published code\'s quirks too.')] = None,
+    compat: Annotated[
+        str | None, choice("compat", ("reference",), '"reference": the published code\'s quirks too.')
+    ] = None,
     group: Annotated[int, typer.Option(min=1, help="Facts computed together.")] = 8,
     html: Html = None,
     device: Device = None,
@@ -86,7 +90,7 @@ def severed(
 ) -> dict[str, Any]:
     """What is left of a restored state's effect without the MLPs, or the attention, of its token."""
     facts = data_of(model, data)
-    options = dict(samples=samples, noise=number_or_rule(noise), seed=seed, compat=compat, group=group, progress=True)
+    options = dict(samples=samples, noise=noise_of(noise), seed=seed, compat=compat, group=group, progress=True)
     return tell(ke.studies.severed(load(model, device, dtype), facts, out, limit=limit, **options), out, html)
 
 

@@ -110,16 +110,6 @@ def compared_with(world: bool, generation: bool, snippets: Path | None) -> Any:
     return None if source is None else load_snippets(source)
 
 
-def numbers(text: str) -> list[int] | None:
-    """ "1,10,100"; None for nothing."""
-    if not text:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"'{text}' is no list of numbers: expected e.g. 1,10,100")
-    return [int(part) for part in parts]
-
-
 def tell(study: Findings, out: Path, html: Path | None = None, page: str = "study.md") -> dict[str, Any]:
     say(study.table() if study.rows or study.notes else "all of it is being computed by other processes")
     say(out / page)

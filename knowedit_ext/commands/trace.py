@@ -12,6 +12,7 @@ import typer
 import knowedit_ext as ke
 
 from .names import KIND_NAMES
+from .numbers import noise_of
 from .options import (
     LARGEST_SEED,
     Device,
@@ -27,7 +28,7 @@ from .options import (
     folder_to_fill,
     load,
     meaningless,
-    number_or_rule,
+    read_by,
     template,
 )
 from .running import say
@@ -56,7 +57,7 @@ def trace(
         typer.Option(min=1, help="Layers restored together (mlp, attn); default: 10, or half of a shallow model's."),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Noise samples.")] = 10,
-    noise: Annotated[str, typer.Option(help="A number, or a rule: s3, u0.1.")] = "s3",
+    noise: Annotated[str, read_by(noise_of, "A number, or a rule: s3, u0.1.")] = "s3",
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="1 reproduces the published noise.")] = 1,
     sever: Annotated[
         str | None, choice("sever", ("mlp", "attn"), "Hold the restored token's mlp or attn outputs corrupted.")
@@ -94,7 +95,7 @@ def trace(
     from ..tracing.kinds import KINDS, kinds_of
     from ..tracing.settings import TraceSettings
 
-    common = dict(window=window, samples=samples, noise=number_or_rule(noise), seed=seed, sever=sever)
+    common = dict(window=window, samples=samples, noise=noise_of(noise), seed=seed, sever=sever)
     common |= dict(max_rows=max_rows, method=method, refine=refine)
     TraceSettings(**{name: value for name, value in common.items() if name != "noise"})  # before the model is loaded
     if facts is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from ..checks import NotNegative, as_type, quoted, typed
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..model.tokens import encode
+from ..noise_rules import read_rule
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
 
@@ -95,13 +95,7 @@ def noise_level(
 
     Returns a float, or for "m" and "t" a sampler: normal draws [samples, tokens, hidden] float64 -> noise.
     """
-    kind, number = (rule[0], rule[1:]) if rule[:1] in ("s", "u", "m", "t") else ("", rule)
-    try:
-        value = float(number) if number else 1.0
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value < 0 or bool(number) == (kind == "m"):  # "m" stands alone, the rest need one
-        raise ValueError(f"unknown noise rule {quoted(rule)}: expected 's3', 'u0.1', 'm', 't5' or a number")
+    kind, value = read_rule(rule)
     if kind == "s":
         if not subjects:
             raise ValueError(f"noise rule {quoted(rule)} needs subjects= to take the spread of their embeddings")
