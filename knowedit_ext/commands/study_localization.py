@@ -10,21 +10,21 @@ import typer
 import knowedit_ext as ke
 
 from ..world.store import WORLD, load_world
-from .moments import layers_of
-from .names import PROBLEM_NAMES
+from .names import COMPATS, PROBLEM_NAMES
+from .numbers import layers_of, noise_of
 from .options import (
     Device,
     Dtype,
     Html,
     ModelName,
     MomentsFolder,
+    choice,
     data_of,
     folder_to_fill,
     load,
-    number_or_rule,
+    read_by,
 )
-from .running import say
-from .study_inputs import Data, params_by_method
+from .study_inputs import Data, params_by_method, tell
 
 
 def localization(
@@ -32,22 +32,24 @@ def localization(
     out: Annotated[Path, folder_to_fill("Folder; a study that was killed, or is enlarged, goes on there.")],
     data: Data = None,
     moments: MomentsFolder = None,
-    problem: Annotated[list[str] | None, typer.Option(help=f"{', '.join(PROBLEM_NAMES)}; may be repeated.")] = None,
+    problem: Annotated[
+        list[str] | None, choice("problem", PROBLEM_NAMES, f"{', '.join(PROBLEM_NAMES)}; may be repeated.")
+    ] = None,
     method: Annotated[
         list[str] | None, typer.Option(help="rome, memit, ft-N (a window of N layers); may be repeated.")
     ] = None,
-    layers: Annotated[str, typer.Option(help='Edited layers, e.g. "0,4,8-11"; default: all.')] = "",
+    layers: Annotated[str, read_by(layers_of, 'Edited layers, e.g. "0,4,8-11"; default: all.')] = "",
     facts: Annotated[int | None, typer.Option(min=1, help="Only the first N facts that the model knows.")] = None,
     params: Annotated[
         list[str] | None,
         typer.Option(help="A preset of all methods, or ft=, rome=, memit=PRESET-OR-FILE; default: as for GPT-J."),
     ] = None,
     window: Annotated[int, typer.Option(min=1, help="Layers that MEMIT edits.")] = 5,
-    noise: Annotated[str, typer.Option(help='Of traces and problems: "s3", or a number.')] = "s3",
+    noise: Annotated[str, read_by(noise_of, 'Of traces and problems: "s3", or a number.')] = "s3",
     trace_window: Annotated[int, typer.Option(min=1, help="MLP layers restored together.")] = 5,
     samples: Annotated[int, typer.Option(min=1, help="Noise draws of a trace.")] = 10,
     essence: Annotated[bool, typer.Option(help="Also the perplexity of texts about the subject.")] = False,
-    compat: Annotated[str | None, typer.Option(help='"hase": problems, edits and scores as released.')] = None,
+    compat: Annotated[str | None, choice("compat", COMPATS, '"hase": problems, edits and scores as released.')] = None,
     group: Annotated[int, typer.Option(min=1, help="Facts computed together.")] = 8,
     html: Html = None,
     device: Device = None,
@@ -56,7 +58,7 @@ def localization(
     """Trace every known fact, edit it at every layer by every method for every problem, score, regress.
 
     The same command started several times shares the work, and so does torchrun.
-    Writes one tidy table, the regressions, figures and a page.
+    Writes one tidy table, the regressions and figures.
     """
     source, world = data_of(model, data), model == WORLD
     shared, by_method = params_by_method(params or ([WORLD] if world else []))
@@ -80,7 +82,7 @@ def localization(
         facts=facts,
         params={kind: by_method.get(kind, shared) for kind in PUBLISHED},
         window=window,
-        noise=number_or_rule(noise),
+        noise=noise_of(noise),
         trace_window=trace_window,
         samples=samples,
         essence=essence,
@@ -88,9 +90,4 @@ def localization(
         group=group,
         progress=True,
     )
-    say(results.table())
-    say(out / "study.html")
-    if html is not None:
-        results.to_html(html)
-        say(html)
-    return {"rows": results.rows, "file": out / "study.html"}
+    return tell(results, out, html)

@@ -65,7 +65,7 @@ def localization_study(
     group: facts computed together.
 
     A layer with nothing behind it gives an edit that changes nothing (see `Localization.regressions`).
-    out: folder with traces, cells and, in the end, table.json, table.csv, regressions.json, figures and study.html.
+    out: folder with traces, cells and, in the end, table.json, table.csv, regressions.json, figures and study.md.
     What is there is not computed again; facts (at the end), problems, methods and layers may be added later. The same
     call in several processes, or under `torchrun`, shares the cells among them.
     """

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import typed
 from ..evaluation.problem_scores import KINDS, problem_scores
 from ..runs.files import atomic_write, load_json, write_json
 from .findings import write_csv
@@ -96,27 +97,27 @@ class Localization:
             lines.append(f"| {whole['problem']} | {whole['method']} | {whole['n']} | {cells} |")
         return "\n".join(lines) + "\n"
 
+    @typed
     def plot(self, folder: str | Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
         """The paper's figures, each in every format."""
         from .localization_plots import plot_all
 
         return plot_all(self, Path(folder), formats)
 
-    def to_html(self, path: str | Path) -> None:
-        """One self-contained page: mean scores by layer, problem and method (needs plotly and jinja2)."""
-        from ..pages.page import write_page
-        from ..pages.study import HALF, study_page
+    def lead(self) -> str:
+        """How much was measured, in a line."""
+        text = f"{len(self.effects)} facts, {len(self.rows)} edits, of which {len(self.chosen(null=True))} null."
+        if self.left_out:
+            text += f" {len(self.left_out)} problems could not be asked: {self.left_out[0]['reason']}"
+        return text
 
-        rows = []
-        for mean in self.means():
-            row = {name: value for name, value in mean.items() if not name.endswith("_sd")}
-            spread = {name.removesuffix("_sd"): value for name, value in mean.items() if name.endswith("_sd")}
-            half = {n + HALF: None if sd is None else 1.96 * sd / mean["n"] ** 0.5 for n, sd in spread.items()}
-            rows.append(row | half)
-        lead = f"{len(self.effects)} facts, {len(self.rows)} edits."
-        write_page(
-            path, study_page("Does localization inform editing?", rows, ("problem", "method"), self.settings, lead)
-        )
+    def to_html(self, path: str | Path) -> None:
+        """One self-contained page: mean scores by layer, problem and method, and what explains the scores (needs plotly
+        and jinja2)."""
+        from ..pages.page import write_page
+        from .localization_page import localization_page
+
+        write_page(path, localization_page(self))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -126,10 +127,9 @@ class Localization:
             "rows": self.rows,
         }
 
+    @typed
     def save(self, folder: str | Path) -> None:
-        """table.json, table.csv, means.csv, regressions.json, regressions.csv, figures and study.html."""
-        from .localization_page import page
-
+        """table.json, table.csv, means.csv, regressions.json, regressions.csv, study.md and figures."""
         folder = Path(folder)
         write_json(folder / "table.json", self.to_dict())
         write_json(folder / "regressions.json", {"regressions": self.regressions})
@@ -142,8 +142,8 @@ class Localization:
         columns = list(dict.fromkeys(name for row in flat for name in row))
         write_csv(folder / "regressions.csv", columns, flat)
         self.plot(folder / "figures")
-        text = page(self, folder / "figures")
-        atomic_write(folder / "study.html", lambda file: file.write(text.encode()))
+        text = f"{self.lead()}\n\n{self.table()}"
+        atomic_write(folder / "study.md", lambda file: file.write(text.encode()))
 
     @classmethod
     def load(cls, folder: str | Path) -> Localization:

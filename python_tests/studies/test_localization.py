@@ -168,8 +168,8 @@ def test_files(whole) -> None:
     figures = {path.name for path in (out / "figures").iterdir()}
     names = ("effect_by_layer", "peaks", "score_against_effect", "scores_by_layer", "explained")
     assert figures == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
-    page = (out / "study.html").read_text()
-    assert page.count("data:image/png;base64,") == len(names) and "tracing" in page
+    assert (out / "study.md").read_text() == f"{results.lead()}\n\n{results.table()}"
+    assert "3 facts" in results.lead() and not list(out.glob("*.html"))
     means = results.means()
     (first,) = (m for m in means if (m["problem"], m["method"], m["layer"]) == ("fact_erasure", "ft-1", 2))
     expected = [row["rewrite"] for row in results.chosen(problem="fact_erasure", method="ft-1", layer=2)]
@@ -285,5 +285,5 @@ def test_command(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("sys.argv", ["knowedit", "study", "localization", "world", "--out", str(tmp_path), *chosen])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert not ended.value.code and "study.html" in capsys.readouterr().out
+    assert not ended.value.code and "study.md" in capsys.readouterr().out
     assert Localization.load(tmp_path).names("layer") == [1, 2]
