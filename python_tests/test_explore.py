@@ -98,6 +98,19 @@ def test_what_was_tried_on_top_of_a_reverted_edit_is_not_kept(session: Session) 
     session.keep()  # a slip of the hand loses nothing
 
 
+def test_only_what_was_tried_last_is_kept(session: Session) -> None:
+    """Of several windows on one model."""
+    session.try_edit(PROMPT, SUBJECT, NEW)
+    mine = session.tried
+    session.try_edit(OTHER["prompt"].replace("{}", OTHER["subject"]), OTHER["subject"], OTHER["target_new"]["str"])
+    with pytest.raises(ValueError, match="try it again"):
+        session.keep(mine)
+    kept = session.keep(session.tried)
+    with pytest.raises(ValueError, match="this edit is kept"):
+        session.keep(kept)
+    assert session.kept == [kept]
+
+
 @pytest.fixture
 def page(session: Session, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Session]]:
     pytest.importorskip("gradio", reason="the extra app is not installed")
@@ -110,23 +123,35 @@ def page(session: Session, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[An
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    app = serve(session, port, PROMPT, SUBJECT, wait=False)
+    app = session.app = serve(session, port, PROMPT, SUBJECT, wait=False)
     try:
         with playwright.sync_playwright() as started:
             browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-            tab, asked = browser.new_page(), []
-            tab.on("request", lambda request: asked.append(request.url))
+            context, asked, said = browser.new_context(), [], []
+            context.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+            tab = context.new_page()
+            context.on("request", lambda request: asked.append(request.url))
             tab.goto(f"http://127.0.0.1:{port}")
             yield tab, session
             browser.close()
         away = [url for url in asked if not re.match(rf"(http|ws)://127\.0\.0\.1:{port}/|data:|blob:", url)]
         assert asked and not away, away  # nothing leaves the machine
+        assert not said, said
     finally:
         app.close()
 
 
 def test_the_page_does_what_the_session_does(page: tuple[Any, Session], tmp_path: Path) -> None:
     tab, session = page
+    acts = [each for each in session.app.fns.values() if each.queue is not False and each.fn]
+    assert acts and {each.concurrency_id for each in acts} == {"model"}  # never two at a time
+    tab.locator("#subject textarea, #subject input").fill("")
+    prompt = tab.locator("#prompt textarea, #prompt input")
+    prompt.evaluate("(box, [from, to]) => { box.focus(); box.setSelectionRange(from, to); }",
+                    [PROMPT.index(SUBJECT), PROMPT.index(SUBJECT) + len(SUBJECT)])  # fmt: skip
+    prompt.dispatch_event("select")
+    tab.wait_for_function("(wanted) => document.querySelector('#subject textarea, #subject input').value === wanted",
+                          arg=SUBJECT)  # fmt: skip
     assert tab.locator("#prompt textarea, #prompt input").input_value() == PROMPT
     tab.locator("#trace").click()
     tab.locator("#map td").first.wait_for(timeout=60_000)
@@ -142,6 +167,11 @@ def test_the_page_does_what_the_session_does(page: tuple[Any, Session], tmp_path
     tab.locator("#keep").click()
     tab.locator("#log td").first.wait_for(timeout=30_000)
     assert session.log() == [{"prompt": PROMPT, "answer": NEW}]
+    other = tab.context.new_page()  # shows what is in force, and has nothing of its own to keep
+    other.goto(tab.url)
+    other.locator("#log td").first.wait_for(timeout=30_000)
+    other.locator("#keep").click()
+    other.get_by_text("there is no edit to keep").wait_for(timeout=30_000)
     tab.locator("#save").click()
     link = tab.locator("#file a").first
     link.wait_for(timeout=30_000)
@@ -150,5 +180,6 @@ def test_the_page_does_what_the_session_does(page: tuple[Any, Session], tmp_path
     download.value.save_as(tmp_path / "kept.safetensors")
     assert ke.Edit.load(tmp_path / "kept.safetensors").requests[0]["subject"] == SUBJECT
     tab.locator("#revert").click()
-    tab.locator("#log").get_by_text("no edit is in force").wait_for(timeout=30_000)
+    for window in (tab, other):
+        window.locator("#log").get_by_text("no edit is in force").wait_for(timeout=30_000)
     assert session.log() == []

@@ -48,8 +48,10 @@ class Session:
         self.tried = made
         return said
 
-    def keep(self) -> Edit:
-        """Put the edit that was tried in force."""
+    def keep(self, edit: Edit | None = None) -> Edit:
+        """Put the edit that was tried in force. edit: which one it has to be, where several windows try edits."""
+        if edit is not None and edit is not self.tried:
+            raise ValueError("this edit is kept, or another one was tried, kept or reverted since: try it again")
         if self.tried is None:
             raise ValueError("there is no edit to keep: try one first")
         self.tried.apply(self.model)
