@@ -12,7 +12,7 @@ from .runs.interrupts import imported
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OKABE_ITO = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#999999", "#000000")
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")  # neighbours far apart in lightness
 MARKERS = ("o", "s", "D", "^", "v", "x")
 
 

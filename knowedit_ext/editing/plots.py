@@ -24,7 +24,7 @@ def plot_neurons(
     figure = figure_of(max(3.2, 0.16 * len(layers) + 1.4), 3.2)
     upper, lower = figure.subplots(2, 1, sharex=True)
     upper.bar(layers, [count[layer] for layer in layers], color=OKABE_ITO[0])
-    lower.bar(layers, scores.max(1), color=OKABE_ITO[2])
+    lower.bar(layers, scores.max(1), color=OKABE_ITO[1])
     shown = answer.strip().replace("$", r"\$")
     upper.set_title(f"{len(neurons)} knowledge neurons of '{shown}'", fontsize=9)
     for axes, label in ((upper, "neurons"), (lower, "highest score")):

@@ -35,14 +35,14 @@ def plot_relations(rows: Mapping[str, Mapping[str, Mean]], path: str | Path | No
                 xerr=[mean.stderr or 0.0 for _, mean in points],
                 fmt=MARKERS[number], markersize=4, linewidth=1, color=OKABE_ITO[number], label=LABELS[success],
             )  # fmt: skip
-    labels = [f"{relation_name(name)}, {_count(row)}" for name, row in shown.items()]
+    labels = [f"{relation_name(name)}, n = {_count(row)}" for name, row in shown.items()]
     axes.set_yticks(range(len(shown)), labels, fontsize=7)
     axes.invert_yaxis()
     axes.set_xlim(-2, 102)
     axes.set_xlabel("success, %", fontsize=8)
     axes.tick_params(axis="x", labelsize=7)
     if shown:
-        axes.legend(fontsize=7, loc="best")
+        figure.legend(loc="outside upper center", ncols=len(SUCCESSES), fontsize=7, frameon=False)
     return finish(figure, path)
 
 
@@ -64,7 +64,7 @@ def plot_before_after(said: BeforeAfter, path: str | Path | None = None) -> Figu
             places = [y + height * (number - (len(sides) - 1) / 2) for y in range(len(tokens))]
             hatch = "" if number == 0 else "////"
             width = [chances.get(token, 0.0) for token in tokens]
-            axes.barh(places, width, height, color=OKABE_ITO[2 * number], hatch=hatch, edgecolor="w", label=side)
+            axes.barh(places, width, height, color=OKABE_ITO[number], hatch=hatch, edgecolor="w", label=side)
         axes.set_yticks(range(len(tokens)), [drawn_text(token) for token in tokens], fontsize=7)
         axes.invert_yaxis()
         axes.set_xlim(0, 1)

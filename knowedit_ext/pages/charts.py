@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#999999")  # Okabe and Ito, seen on black too
+from ..plots import OKABE_ITO
+
+COLOURS = (*OKABE_ITO[:-1], "#999999")  # seen on black too
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x")
 DASHES = ("solid", "dash", "dot", "dashdot")
 PATTERNS = ("", "/", "x", ".", "-", "|")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GROUP = 16  # facts computed together
-TITLES = {"attention": "attention", "value_norm": "|attention x value x W_O|"}
+TITLES = {"attention": "attention to the subject", "value_norm": "|attention x value x W_O|"}
 
 
 @at_rest

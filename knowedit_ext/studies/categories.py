@@ -17,7 +17,7 @@ from ..moments import Moments
 from ..plots import figure_of
 from .edit_sets import UNEDITED, EditSet, Measured, Measuring, broken, counterfact, measure_sets
 from .findings import Findings, means_of
-from .plots import SMALL, grouped_bars, legend, look, named
+from .plots import grouped_bars, legend, look, name_points, named
 from .treatment import treatments
 
 if TYPE_CHECKING:
@@ -110,14 +110,13 @@ def specificity(study: Findings) -> Figure:
     """Specificity against generalisation, a point a relation and method (the right panel)."""
     figure = figure_of(3.6, 3.2)
     axes = figure.add_subplot()
+    points = []
     for number, method in enumerate(_methods(study)):
         rows = [row for row in study.chosen(method=method) if "PS" in row and "NS" in row]
         style = {name: value for name, value in look(number).items() if name != "linestyle"}
-        axes.scatter([row["PS"] for row in rows], [row["NS"] for row in rows], s=16, label=method, **style)
-        for row in rows:
-            axes.annotate(
-                NAMES.get(row["relation"], row["relation"]), (row["PS"], row["NS"]), fontsize=SMALL - 2, alpha=0.6
-            )
+        axes.scatter([row["PS"] for row in rows], [row["NS"] for row in rows], s=24, alpha=0.7, label=method, **style)
+        points += [(row["PS"], row["NS"], NAMES.get(row["relation"], row["relation"])) for row in rows]
+    name_points(axes, points)
     named(axes, "generalisation PS, %", "specificity NS, %")
     legend(figure)
     return figure

@@ -57,7 +57,7 @@ def peaks(study: Localization) -> Figure:
     figure = figure_of(4.6, 3.0)
     axes = figure.add_subplot()
     counts = np.bincount(effects.argmax(1), minlength=effects.shape[1])
-    axes.bar(np.arange(len(counts)), counts, color=OKABE_ITO[1])
+    axes.bar(np.arange(len(counts)), counts, color=OKABE_ITO[0])
     named(axes, "layer where a fact's effect is largest", "facts", f"Peaks of the tracing effect, {len(effects)} facts")
     return figure
 
@@ -73,7 +73,6 @@ def score_against_effect(study: Localization) -> Figure:
     grid = figure.subplots(-(-len(layers) // columns), columns, sharex=True, sharey=True, squeeze=False)
     panels = list(grid.flat)
     for axes, layer in zip(panels, layers, strict=False):
-        title = []
         for number, method in enumerate(study.names("method")):
             rows = study.chosen(problem=problem, method=method, layer=layer)
             colour, marker = (look(number)[name] for name in ("color", "marker"))
@@ -83,14 +82,16 @@ def score_against_effect(study: Localization) -> Figure:
                 slope, start = np.polyfit(x, y, 1)
                 ends = np.array([x.min(), x.max()])
                 axes.plot(ends, start + slope * ends, color=colour, linewidth=1)
-                if np.ptp(y) > 0:
-                    title.append(f"{np.corrcoef(x, y)[0, 1]:+.2f}")
-        axes.set_title(f"layer {layer}: r {' '.join(title)}", fontsize=SMALL)
+            varies = len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
+            told = f"{np.corrcoef(x, y)[0, 1]:+.2f}" if varies else "–"
+            place = (number + 0.5) / len(study.names("method"))
+            axes.text(place, 1.02, told, color=colour, fontsize=6, ha="center", transform=axes.transAxes)
+        axes.set_title(f"layer {layer}, r:", fontsize=SMALL, pad=11)
         axes.tick_params(labelsize=6)
     for axes in panels[len(layers) :]:
         axes.set_visible(False)
     figure.supxlabel("tracing effect at the edited layer", fontsize=8)
-    figure.supylabel(f"rewrite score, {problem}", fontsize=8)
+    figure.supylabel(f"rewrite score, {problem.replace('_', ' ')}", fontsize=8)
     legend(figure)
     return figure
 
@@ -110,7 +111,7 @@ def scores_by_layer(study: Localization) -> Figure:
             axes.tick_params(labelsize=6)
             axes.set_ylim(min(0.9 if metric == "neighborhood" else 0.0, axes.get_ylim()[0]), 1.02)
     for axes, metric in zip(panels[0], metrics, strict=True):
-        axes.set_title(metric.replace("_", " + "), fontsize=8)
+        axes.set_title(metric.replace("_", " +\n"), fontsize=8)
     for axes in panels[-1]:
         axes.set_xlabel("edited layer", fontsize=SMALL)
     for row, problem in zip(panels, problems, strict=True):
@@ -134,9 +135,9 @@ def explained(study: Localization) -> Figure:
             layer, gain = regression["r2_layer"] or 0.0, regression["gain"] or 0.0
             axes.bar(place, layer, color=OKABE_ITO[0], label="layer" if not place else None)
             axes.bar(
-                place, gain, bottom=layer, color=OKABE_ITO[2], label="tracing effect beside it" if not place else None
+                place, gain, bottom=layer, color=OKABE_ITO[1], label="tracing effect beside it" if not place else None
             )
-        axes.set_xticks(range(len(methods)), methods, fontsize=6)
+        axes.set_xticks(range(len(methods)), methods, fontsize=6, rotation=30, ha="right", rotation_mode="anchor")
         axes.set_title(problem.replace("_", " "), fontsize=8)
         axes.tick_params(axis="y", labelsize=SMALL)
     panels[0].set_ylabel("R² of the rewrite score", fontsize=8)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks import Count, Seed, typed
 from ..datasets.records import Record
+from ..datasets.relations import NAMES
 from ..model.hooks import at_rest
 from ..model.load import EditableModel
 from ..moments import Moments
@@ -17,7 +18,7 @@ from ..plots import figure_of
 from .categories import of_relations
 from .edit_sets import EditSet, Measured, Measuring, broken, counterfact, measure_sets
 from .findings import HALF, Findings, means_of
-from .plots import legend, line_of_rows, named
+from .plots import legend, line_of_rows, log_scale, named
 from .relations import TYPES
 from .treatment import treatments
 
@@ -130,8 +131,8 @@ def curves(study: Findings) -> Figure:
         labels = {MIX: MIX, first: "first alone", second: "second alone", AVERAGE: AVERAGE}
         for number, (name, label) in enumerate(labels.items()):
             line_of_rows(axes, [row for row in rows if row["set"] == name], "n", "S", number, label)
-        axes.set_xscale("log")
-        named(axes, "edits", None, f"{pair}\n{rows[0]['case'] if rows else ''}")
+        log_scale(axes.xaxis, sorted({row["n"] for row in rows}))
+        named(axes, "edits", None, f"{NAMES.get(first, first)} +\n{NAMES.get(second, second)}\n({rows[0]['case']})")
     named(panels[0], y="score S")
     legend(figure)
     return figure

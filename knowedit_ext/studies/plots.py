@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..plots import MARKERS, OKABE_ITO
+from ..runs.interrupts import imported
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 LABEL, SMALL = 8, 7  # of texts, in points
@@ -49,15 +51,49 @@ def line_of_rows(axes: Axes, rows: Sequence[Mapping[str, Any]], x: str, y: str, 
         line(axes, [row[x] for row in rows], mean, number, label, (mean - half, mean + half))
 
 
-def grouped_bars(axes: Axes, groups: Sequence[str], series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """series: label -> (height, half width of its interval) of each group."""
+def grouped_bars(
+    axes: Axes, groups: Sequence[str], series: Mapping[str, Sequence[tuple[float, float]]], first: int = 0
+) -> None:
+    """series: label -> (height, half width of its interval) of each group. first: the look of the first of them."""
     width = 0.8 / max(1, len(series))
     for number, (label, values) in enumerate(series.items()):
         x = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
         heights, halves = zip(*values, strict=True)
-        axes.bar(x, heights, width, yerr=halves, color=look(number)["color"], label=label, error_kw={"linewidth": 0.6})
+        axes.bar(
+            x,
+            heights,
+            width,
+            yerr=halves,
+            color=look(first + number)["color"],
+            label=label,
+            error_kw={"linewidth": 0.6},
+        )
     crowded = sum(map(len, groups)) > 9 * axes.figure.get_figwidth()
-    axes.set_xticks(range(len(groups)), groups, rotation=60 if crowded else 0, fontsize=SMALL)
+    turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    axes.set_xticks(range(len(groups)), groups, fontsize=SMALL, **turned)
+
+
+def log_scale(axis: Axis, at: Sequence[float] | None = None) -> None:
+    """Powers of ten apart, numbers written out. at: where there are ticks."""
+    tickers = imported("matplotlib.ticker")
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    axis.set_major_locator(tickers.LogLocator(subs=(1, 2, 5)) if at is None else tickers.FixedLocator(at))
+    axis.set_major_formatter(tickers.StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(tickers.NullLocator())
+
+
+def name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """(x, y, name): what lies at one place has its names on one line, beside the place and within the panel."""
+    names: dict[tuple[float, float], dict[str, None]] = {}
+    for x, y, name in points:
+        names.setdefault((round(x, 6), round(y, 6)), {})[name] = None
+    middle = sum(axes.get_xlim()) / 2
+    for place, here in names.items():
+        left = place[0] > middle
+        axes.annotate(
+            ", ".join(here), place, (-5 if left else 5, 0), textcoords="offset points",
+            ha="right" if left else "left", va="center", fontsize=SMALL - 1,
+        )  # fmt: skip
 
 
 def heat_map(figure: Figure, axes: Axes, values: np.ndarray, reach: float | None = None) -> None:

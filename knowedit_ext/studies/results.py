@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checks import typed
 from ..plots import figure_of, finish
 from ..runs.files import atomic_write, write_json
 from .ability import ERROR
 from .cells import Cell
-from .findings import csv_text
-from .plots import legend, line, named
+from .findings import HALF, csv_text
+from .plots import legend, line, log_scale, named
 from .spread import Spread
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Sequential:
                     line(panel, list(looks), [s.mean for s in looks.values()], number, method, band, shade=0.12)
             named(panel, None, None, COLUMNS[name][2])
             if name in _LOG:
-                panel.set_yscale("log")
+                log_scale(panel.yaxis)
             else:
                 panel.set_ylim(-3, 103)
         for panel in axes[3:]:
@@ -131,7 +132,7 @@ class Sequential:
     def to_html(self, path: str | Path) -> None:
         """One self-contained page: a chart a measure, means over seeds with 95 % intervals (needs plotly, jinja2)."""
         from ..pages.page import write_page
-        from ..pages.study import HALF, study_page
+        from ..pages.study import study_page
 
         rows: dict[tuple[str, int], dict[str, Any]] = {}
         for method in self.methods():
@@ -147,6 +148,7 @@ class Sequential:
     def to_dict(self) -> dict[str, Any]:
         return {"settings": self.settings, "rows": self.rows, "ended": self.ended}
 
+    @typed
     def save(self, folder: str | Path) -> list[Path]:
         """study.json, .csv, .md and .png, atomically."""
         paths = [Path(folder) / f"study.{suffix}" for suffix in ("json", "csv", "md", "png")]

@@ -213,7 +213,7 @@ def bars(study: Findings) -> Figure:
     both = {n: [(row.get(n, 0.0), row.get(n + HALF) or 0.0) for row in rows] for n in ("forward", "inverse")}
     grouped_bars(left, methods, both)
     named(left, None, "preferred, %")
-    grouped_bars(right, methods, {"rank": [(row["rank"], row["rank" + HALF] or 0.0) for row in rows]})
+    grouped_bars(right, methods, {"rank": [(row["rank"], row["rank" + HALF] or 0.0) for row in rows]}, first=2)
     named(right, None, f"rank of the subject among {study.settings['candidates']}")
     legend(figure)
     return figure

@@ -16,7 +16,7 @@ from ..moments import Moments
 from ..plots import figure_of
 from .edit_sets import UNEDITED, EditSet, Measured, Measuring, broken, counterfact, measure_sets
 from .findings import Findings, means_of
-from .plots import legend, line_of_rows, named
+from .plots import legend, line_of_rows, log_scale, named
 from .treatment import Treatment, treatments
 
 if TYPE_CHECKING:
@@ -106,8 +106,10 @@ def _findings(measured: Sequence[Measured], settings: dict[str, Any], draw: Any)
 def curves(study: Findings, x: str) -> Figure:
     """A panel a score, a line a method over log n with its 95 % band (of the first seed); dotted: unedited."""
     panels = [name for name in PANELS if any(name in row for row in study.rows)]
-    figure = figure_of(2.7 * min(3, len(panels)), 2.3 * -(-len(panels) // 3) + 0.4)
-    grid = list(figure.subplots(-(-len(panels) // 3), min(3, len(panels)), squeeze=False).flat)
+    lines = -(-len(panels) // 3)
+    columns = -(-len(panels) // lines)
+    figure = figure_of(2.7 * columns, 2.3 * lines + 0.4)
+    grid = list(figure.subplots(lines, columns, squeeze=False).flat)
     methods = [name for name in study.names("method") if name != UNEDITED]
     for axes, score in zip(grid, panels, strict=False):
         for number, method in enumerate(methods):
@@ -116,7 +118,7 @@ def curves(study: Findings, x: str) -> Figure:
         for row in study.chosen(method=UNEDITED)[:1]:
             if score in row:
                 axes.axhline(row[score], color="0.4", linestyle=":", linewidth=1, label=UNEDITED)
-        axes.set_xscale("log")
+        log_scale(axes.xaxis, sorted({row[x] for row in study.rows if row["method"] in methods}))
         named(axes, "edits", None, score)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)

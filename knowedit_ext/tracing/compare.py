@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..plots import drawn_text
 from .trace import Trace
 
 
@@ -53,7 +54,8 @@ class Difference:
     def plot(self, path: str | Path | None = None) -> Any:
         """The change as a heat map. Returns the figure."""
         shown = replace(self.second, scores=self.change, low_score=0.0, estimate=None, refined=())
-        return shown.plot(path, title="second less first")
+        title = f"{drawn_text(''.join(shown.tokens).strip())}\neffects: the second trace's less the first's"
+        return shown.plot(path, title=title, scale="change of the indirect effect")
 
 
 def difference(first: Trace, second: Trace) -> Difference:

@@ -187,5 +187,5 @@ def plot_knockouts(traces: Sequence[KnockoutTrace], path: str | Path | None = No
     axes.set_ylabel("change of p(answer), %" if percent > 1 else f"change of the {traces[0].score}", fontsize=8)
     axes.set_title(f"Edges from the last token cut, {len(traces)} prompt{'s' * (len(traces) > 1)}", fontsize=9)
     axes.tick_params(labelsize=7)
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(effects), fontsize=7, frameon=False)
     return finish(figure, path)

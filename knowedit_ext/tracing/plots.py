@@ -25,10 +25,12 @@ LEAST = 1e-6  # half the length of a scale on which every effect is nothing
 UNITS = {"probability": "p", "logprob": "log p", "logit_difference": "logit difference"}
 
 
-def plot_trace(trace: Trace, path: str | Path | None = None, *, title: str | None = None) -> Figure:
+def plot_trace(
+    trace: Trace, path: str | Path | None = None, *, title: str | None = None, scale: str | None = None
+) -> Figure:
     """Heat map tokens x layers of one trace; subject tokens carry a star. The corrupted score is white.
 
-    title: None: the prompt with its answer, and what is restored.
+    title: None: the prompt with its answer, and what is restored. scale: what the colours say; None: p(answer).
     """
     tokens, layers = trace.scores.shape
     kind = KINDS[trace.kind]
@@ -43,7 +45,7 @@ def plot_trace(trace: Trace, path: str | Path | None = None, *, title: str | Non
     axes.set_title("\n".join(fill(line, letters) for line in title.split("\n")), fontsize=8)
     bar = _colour_bar(figure, axes, [trace.scores], trace.low_score)
     unit = UNITS.get(str(trace.settings.get("score")), "p")
-    bar.set_label(f"{unit}({drawn_text(trace.answer).strip()})", fontsize=8)
+    bar.set_label(scale or f"{unit}({drawn_text(trace.answer).strip()})", fontsize=8)
     return finish(figure, path)
 
 
@@ -60,7 +62,7 @@ def plot_effects(effects: Effects, path: str | Path | None = None, style: str = 
     for axes, kind in zip(panels, kinds, strict=True):
         row = KINDS[kind.kind]
         what = f"{kind.window} {row.label} layers" if row.windowed else f"a single {row.label}"
-        axes.set_title(f"AIE of {what}\n{kind.cases} prompts", fontsize=8)
+        axes.set_title(f"AIE of {what}\n{kind.cases} prompt{'s' * (kind.cases != 1)}", fontsize=8)
     (_lines if style == "lines" else _role_maps)(figure, panels, kinds)
     return finish(figure, path)
 
