@@ -23,7 +23,7 @@ pytest.importorskip("jinja2", reason="the extra html is not installed")
 import knowedit_ext as ke  # noqa: E402
 from knowedit_ext.cli import study as study_commands  # noqa: E402
 from knowedit_ext.commands.study_inputs import tell  # noqa: E402
-from knowedit_ext.pages.page import Page, Table, rendered, write_page  # noqa: E402
+from knowedit_ext.pages.page import Measured, Page, Table, rendered, write_page  # noqa: E402
 from knowedit_ext.pages.results import report_page, trace_page  # noqa: E402
 from knowedit_ext.studies.findings import Findings  # noqa: E402
 from knowedit_ext.studies.localization_results import Localization  # noqa: E402
@@ -63,6 +63,10 @@ class Read(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
+def near(value: float):
+    return pytest.approx(value, rel=0.06) if abs(value) < 1e-3 else pytest.approx(value, rel=6e-4, abs=6e-4)
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_asks_for_nothing_and_has_its_numbers(name: str, tmp_path: Path) -> None:
     page = PAGES[name]
@@ -78,8 +82,9 @@ def test_a_page_asks_for_nothing_and_has_its_numbers(name: str, tmp_path: Path) 
         for wanted, row in zip(table.rows, rows, strict=True):
             for value, said in zip(wanted, row, strict=True):
                 if isinstance(value, float):
-                    near = pytest.approx(value, rel=0.06) if abs(value) < 1e-3 else pytest.approx(value, abs=6e-4)
-                    assert float(said) == near
+                    assert float(said) == near(value)
+                elif isinstance(value, Measured):
+                    assert [float(x) for x in said.split(" ± ")] == [near(value.value), near(value.half)]
                 else:
                     assert said == ("" if value is None else str(value))
     charts = json.loads(read.scripts[0])
@@ -217,9 +222,17 @@ def test_sequential_edits_and_localization_are_pages(tmp_path: Path) -> None:
             for s in (0, 1) for e in (0, 10)]  # fmt: skip
     Sequential(rows, [], {}).to_html(tmp_path / "sequential.html")
     tables = Read((tmp_path / "sequential.html").read_text()).tables
-    assert [dict(zip(tables[0][0], row, strict=True))["rewrite"] for row in tables[0][1:]] == ["5.000", "15.000"]
+    assert [dict(zip(tables[0][0], row, strict=True))["rewrite"] for row in tables[0][1:]] == [
+        "5.000 ± 63.53",
+        "15.00 ± 63.53",
+    ]
     scores = dict.fromkeys(("rewrite", "paraphrase", "neighborhood", "overall"), 0.5)
-    rows = [{"problem": "p", "method": m, "layer": n, **scores} for m in ("rome", "ft") for n in (0, 1) for _ in "ab"]
+    rows = [
+        {"problem": "p", "method": m, "layer": n, "null": False, **scores}
+        for m in ("rome", "ft")
+        for n in (0, 1)
+        for _ in "ab"
+    ]
     Localization(rows, np.zeros((2, 2)), {}, [], []).to_html(tmp_path / "localization.html")
     head, *rows = Read((tmp_path / "localization.html").read_text()).tables[-1]
-    assert len(rows) == 4 and dict(zip(head, rows[0], strict=True))["rewrite ± 95 %"] == "0.000"
+    assert len(rows) == 4 and dict(zip(head, rows[0], strict=True))["rewrite"] == "0.500 ± 0.000"

@@ -46,5 +46,5 @@ NAMES = {
 
 
 def relation_name(relation_id: str) -> str:
-    """ "P103" -> "native language (P103)"; an id without a name is its own."""
-    return f"{NAMES[relation_id]} ({relation_id})" if relation_id in NAMES else relation_id
+    """ "P103" -> "native language (P103)", "P103+P106" of both; an id without a name is its own."""
+    return " + ".join(f"{NAMES[each]} ({each})" if each in NAMES else each for each in relation_id.split("+"))

@@ -19,7 +19,7 @@ function draw(n) {
   const layout = { ...charts[n].layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 13 } };
   layout.xaxis = { ...axis, ...layout.xaxis };
   layout.yaxis = { ...axis, ...layout.yaxis };
-  layout.margin = { t: 30, r: 10, ...layout.margin };
+  layout.margin = { t: 30, r: 10, b: 60, ...layout.margin };
   if (matchMedia("(max-width: 45rem)").matches) layout.legend = { orientation: "h", y: -0.3, ...layout.legend };
   const touched = matchMedia("(pointer: coarse)").matches;
   if (touched) layout.dragmode = false; // a finger scrolls the page

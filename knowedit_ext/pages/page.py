@@ -15,8 +15,16 @@ FEW = 20  # rows that need no filter
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A number, and half the width of its interval."""
+
+    value: float
+    half: float
+
+
+@dataclass(frozen=True)
 class Table:
-    """The first column names the row. Numbers are shown to three digits, and sorted by their value.
+    """The first column names the row. Numbers are shown to three or four digits, and sorted by their value.
 
     opens: for each row the number of the page's record that its name opens.
     """
@@ -96,7 +104,7 @@ def rendered(page: Page) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=jinja2.FileSystemLoader(folder)
     )
-    environment.filters["shown"] = shown
+    environment.filters |= {"shown": shown, "number": _number}
     template = environment.get_template("page.html.j2")
     charts = [json.loads(figures.Figure(chart.traces, chart.layout).to_json()) for chart in page.charts]
     script = plotly.get_plotlyjs() if charts else ""
@@ -106,6 +114,16 @@ def rendered(page: Page) -> str:
 def shown(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, Measured):
+        return f"{shown(value.value)} ± {shown(value.half)}"
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.3f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2g}"
+    if 0 < abs(value) < 1e-3:
+        return f"{value:.2g}"
+    return f"{value:.{3 - (abs(value) >= 9.9995) - (abs(value) >= 99.995)}f}"
+
+
+def _number(value: Any) -> float | int | None:
+    """What a cell is sorted by."""
+    value = value.value if isinstance(value, Measured) else value
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -56,7 +56,7 @@ def _map(trace: Trace, low: float, high: float) -> Chart:
     heat = {
         "type": "heatmap",
         "z": _plain(trace.scores),
-        "x": layers,
+        "x": list(range(len(layers))),
         "y": tokens,
         "customdata": [[_cell(trace, n, layer, half) for layer in range(len(layers))] for n in range(len(tokens))],
         "colorscale": _colours(kind.colours, low, trace.low_score, high),
@@ -68,8 +68,8 @@ def _map(trace: Trace, low: float, high: float) -> Chart:
     }
     layout = {
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
-        "xaxis": {"automargin": True, "showgrid": False},
-        "margin": {"t": 10, "l": 10, "r": 10},
+        "xaxis": {"title": {"text": "layer"}, "dtick": max(1, round(len(layers) / 12)), "showgrid": False},
+        "margin": {"t": 10, "l": 10, "r": 10, "b": 50},
     }
     rows = [[token, *row] for token, row in zip(tokens, _plain(trace.scores), strict=True)]
     what = f"{kind.label}, {trace.window} layers around each" if kind.windowed else f"one {kind.label}"

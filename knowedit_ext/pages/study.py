@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..datasets.relations import relation_name
+from ..studies.edit_sets import UNEDITED
+from ..studies.findings import HALF
 from .charts import bars, level, line
-from .page import Chart, Page, Record, Table
+from .page import Chart, Measured, Page, Record, Table
 
-HALF = "_half"  # behind a measure's name: half the width of its 95 % interval
 AXES = ("layer", "edits", "n")  # what lines go over, the first that rows differ in
 TOLD_APART = ("head", "first", "seed")  # columns that tell rows apart where they differ, beside a study's own
 Rows = Sequence[Mapping[str, Any]]
@@ -27,7 +28,7 @@ def study_page(
     """rows: tidy, of a mean also half the width of its interval ("ES", "ES_half"). keys: columns that tell rows apart.
     labels: of measures, where they are called otherwise than their column.
 
-    Lines over the first of `AXES` in which rows differ; a row without it is a level. Else bars.
+    Lines over the first of `AXES` in which rows differ; rows without it, and the unedited model, are levels. Else bars.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     axis = next((name for name in AXES if len(_values(rows, name)) > 1), None)
@@ -36,13 +37,17 @@ def study_page(
     charts = [_chart(rows, name, (labels or {}).get(name, name), axis, apart) for name in measures]
     ordered = [name for name in keys if name in columns] + [name for name in columns if name not in keys]
     shown = [name for name in ordered if not all(isinstance(row.get(name), (Mapping, list)) for row in rows)]
-    heads = [f"{name.removesuffix(HALF)} ± 95 %" if name.endswith(HALF) else name for name in shown]
-    table = Table("All rows", heads, [[_cell(row.get(name)) for name in shown] for row in rows])
+    shown = [name for name in shown if name.removesuffix(HALF) not in measures or name in measures]
+    caption = "All rows" + (" (± half of a 95 % interval)" if any(name.endswith(HALF) for name in columns) else "")
+    table = Table(caption, shown, [[_cell(row, name) for name in shown] for row in rows])
     asked = Record("Settings", (), json.dumps(settings, indent=1, sort_keys=True, default=str))
     return Page(title, lead, charts, [table], [asked] if settings else [], switch="Measure")
 
 
-def _cell(value: Any) -> Any:
+def _cell(row: Mapping[str, Any], name: str) -> Any:
+    value, half = row.get(name), row.get(name + HALF)
+    if value is not None and half is not None:
+        return Measured(value, half)
     return relation_name(value) if isinstance(value, str) else value
 
 
@@ -68,6 +73,7 @@ def _chart(rows: Rows, measure: str, label: str, axis: str | None, apart: Sequen
     traces = []
     for number, (name, each) in enumerate(_series(rows, apart).items()):
         placed = sorted((row for row in each if row.get(axis) is not None), key=lambda row: row[axis])
+        placed = placed if any(row.get("method") != UNEDITED for row in each) else []
         if placed:
             said = [_said(name, measure, row, axis) for row in placed]
             half = [row.get(measure + HALF) for row in placed]
@@ -96,9 +102,14 @@ def _bars(rows: Rows, measure: str, label: str, apart: Sequence[str]) -> list[di
 def _series(rows: Rows, names: Sequence[str]) -> dict[str, list[Mapping[str, Any]]]:
     series: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        told = ", ".join(_shown(row[name]) for name in names if row.get(name) is not None)
+        told = ", ".join(_told(name, row[name]) for name in names if row.get(name) is not None)
         series.setdefault(told, []).append(row)
     return series
+
+
+def _told(name: str, value: Any) -> str:
+    """A number is told with what it counts."""
+    return relation_name(value) if isinstance(value, str) else f"{name} {value}"
 
 
 def _shown(value: Any, otherwise: str = "") -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checks import typed
 from ..evaluation.scores import summary_of
 from ..frames import frame
 from ..plots import finish
@@ -65,12 +66,16 @@ class Findings:
         from ..pages.page import write_page
         from ..pages.study import study_page
 
-        write_page(path, study_page("Study", self.rows, self.keys, self.settings, "\n".join(self.notes)))
+        write_page(path, study_page(self._title(), self.rows, self.keys, self.settings, "\n".join(self.notes)))
+
+    def _title(self) -> str:
+        return f"Study: {self.settings['run'].replace('_', ' ')}" if "run" in self.settings else "Study"
 
     def _repr_markdown_(self) -> str:
         """The table, in a notebook."""
         return self.table()
 
+    @typed
     def plot(self, folder: str | Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
         """Every figure in every format; none where there is nothing to show."""
         paths = []
@@ -84,6 +89,7 @@ class Findings:
     def to_dict(self) -> dict[str, Any]:
         return {"settings": self.settings, "rows": self.rows, "notes": self.notes}
 
+    @typed
     def save(self, folder: str | Path) -> None:
         """study.json, .csv, .md and the figures, atomically."""
         folder = Path(folder)
