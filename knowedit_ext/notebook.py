@@ -28,7 +28,8 @@ def html_table(
             told = "" if hover is None else f' title="{escape(hover[n][k])}"'
             line.append(f"<td{style}{told}>{escape(_shown(cell))}</td>")
         lines.append(f"<tr>{''.join(line)}</tr>")
-    body = f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    caption = f'<caption style="text-align:left">{escape(caption)}</caption>'
+    body = f"{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
     return f'<div style="overflow-x:auto"><table>{body}</table></div>'
 
 
@@ -53,4 +54,4 @@ def shades(effects: np.ndarray, colours: str, reach: float | None = None) -> lis
 def _shown(value: Any) -> str:
     if value is None or (isinstance(value, float) and not np.isfinite(value)):
         return ""
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{round(value, 2) + 0.0:.2f}" if isinstance(value, float) else str(value)  # no -0.00

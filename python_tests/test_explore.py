@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 import knowedit_ext as ke
 from knowedit_ext.explore import Session
+from knowedit_ext.explore.app import map_html
 
 from .support.unchanged import assert_unchanged, snapshot
 
@@ -109,6 +111,13 @@ def test_only_what_was_tried_last_is_kept(session: Session) -> None:
     with pytest.raises(ValueError, match="this edit is kept"):
         session.keep(kept)
     assert session.kept == [kept]
+
+
+def test_a_map_of_nothing_is_said_to_be_one(session: Session) -> None:
+    known = session.trace(PROMPT, SUBJECT, samples=2)
+    assert map_html(known) == known._repr_html_() and "strong" not in map_html(known)
+    assert "hardly changes" in map_html(replace(known, low_score=0.95 * known.high_score))
+    assert "hardly changes" not in map_html(replace(known, low_score=0.85 * known.high_score))
 
 
 @pytest.fixture

@@ -14,11 +14,13 @@ from ..editing import Edit
 from ..extras import require
 from ..notebook import html_table
 from ..runs.interrupts import imported
+from ..tracing import Trace
 from ..tracing.kinds import KINDS
 from .session import Session
 
 LOOPBACK = "127.0.0.1"
 ALONE = {"concurrency_id": "model", "concurrency_limit": 1}  # one model: one thing at a time, from whatever window
+LITTLE = 0.1  # of the answer's score, that corrupting the subject is to take at least
 SECONDS = 2  # after which a window shows what another one kept
 MARKED = """(subject) => {
     const prompt = document.querySelector("#prompt textarea, #prompt input");
@@ -70,10 +72,12 @@ def app_of(session: Session, prompt: str = "", subject: str = "") -> Any:
         with gradio.Row():
             text = gradio.Textbox(prompt, label="Prompt", elem_id="prompt")
             about = gradio.Textbox(subject, label="Subject (type it, or mark it in the prompt)", elem_id="subject")
-            kind = gradio.Radio(list(KINDS), value="state", label="Restore", elem_id="kind")
+            kind = gradio.Radio(
+                [(row.label, name) for name, row in KINDS.items()], value="state", label="Restore", elem_id="kind"
+            )
         text.select(None, [about], about, js=MARKED)
         gradio.Button("Trace", elem_id="trace").click(
-            told(lambda *given: session.trace(*given)._repr_html_()),
+            told(lambda *given: map_html(session.trace(*given))),
             [text, about, kind],
             gradio.HTML(elem_id="map"),
             **ALONE,
@@ -92,7 +96,7 @@ def app_of(session: Session, prompt: str = "", subject: str = "") -> Any:
         log = gradio.HTML(shown(), elem_id="log")
         keep.click(told(partial(changed, keep_mine)), mine, log, **ALONE)
         revert.click(told(partial(changed, session.revert)), None, log, **ALONE)
-        save.click(told(saved), None, gradio.File(label="Edit file", elem_id="file"), **ALONE)
+        save.click(told(saved), None, gradio.File(label="Edit file", elem_id="file", height=90), **ALONE)
         gradio.Timer(SECONDS).tick(shown, None, log, show_progress="hidden", queue=False)
         app.load(shown, None, log, show_progress="hidden", queue=False)
     return app
@@ -102,9 +106,22 @@ def serve(session: Session, port: int, prompt: str = "", subject: str = "", wait
     """Show the page on 127.0.0.1:port, until an interrupt; wait=False: go on, and return the app, to be closed."""
     app = app_of(session, prompt, subject)
     app.launch(
-        server_name=LOOPBACK, server_port=port, share=False, inbrowser=False, quiet=True, prevent_thread_lock=not wait
+        server_name=LOOPBACK,
+        server_port=port,
+        share=False,
+        inbrowser=False,
+        quiet=True,
+        prevent_thread_lock=not wait,
+        footer_links=[],
     )
     return app
+
+
+def map_html(trace: Trace) -> str:
+    """The map; a warning where there is nothing to see on it, for its colours reach as far as its effects."""
+    little = trace.high_score - trace.low_score < LITTLE * trace.high_score
+    warning = "<p><strong>Corrupting the subject hardly changes the answer: the map shows noise.</strong></p>"
+    return (warning if little else "") + trace._repr_html_()
 
 
 def log_html(session: Session) -> str:

@@ -136,7 +136,8 @@ class Effects:
                  for n, x in enumerate(mean.mean)]
                 for mean in each.aie.values()
             ]  # fmt: skip
-            caption = f"average indirect effect of the {KINDS[kind].label} by layer, {each.cases} prompts"
+            prompts = f"{each.cases} prompt{'s' * (each.cases != 1)}"
+            caption = f"average indirect effect of the {KINDS[kind].label} by layer, {prompts}"
             colours = shades(means[kind], KINDS[kind].colours, reach)
             tables.append(html_table(caption, ["", *map(str, range(each.layers))], rows, colours, hover))
         return "".join(tables) or escape(repr(self))
