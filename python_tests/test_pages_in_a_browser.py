@@ -115,6 +115,6 @@ def test_rows_are_sorted_filtered_and_opened(chromium: Any, tmp_path: Path) -> N
 
 
 def test_tokens_that_look_like_tags_are_seen(chromium: Any, tmp_path: Path) -> None:
-    odd = replace(TRACES["state"], tokens=["<b>&lt;", *TRACES["state"].tokens[1:]])
+    odd = replace(TRACES["state"], tokens=["<b>&lt;$x$", *TRACES["state"].tokens[1:]])
     with opened(chromium, tmp_path / "page.html", trace_page([odd])) as tab:
-        assert "0 <b>&lt;*" in tab.locator("#chart0 .yaxislayer-above").text_content()
+        assert "0 <b>&lt;$x$*" in tab.locator("#chart0 .yaxislayer-above").text_content()

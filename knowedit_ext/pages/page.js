@@ -2,8 +2,8 @@
 const charts = JSON.parse(document.getElementById("charts").textContent);
 const at = (name, n) => document.getElementById(name + n);
 
-// Plotly takes tags in texts for markup: a token "<s>" would not be seen.
-const plain = (text) => typeof text === "string" ? text.replaceAll("&", "&amp;").replaceAll("<", "&lt;") : text;
+// Plotly takes tags for markup, and what stands between dollars for maths: a token "<s>" would not be seen.
+const plain = (text) => typeof text === "string" ? text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("$", "&#36;") : text;
 const each = (values, change) => Array.isArray(values) ? values.map((one) => each(one, change)) : change(values);
 
 function written(trace, ink) {
