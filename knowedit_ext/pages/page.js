@@ -17,10 +17,10 @@ function draw(n) {
   const [ink, line] = ["--ink", "--line"].map((name) => style.getPropertyValue(name).trim());
   const axis = { gridcolor: line, zerolinecolor: line, linecolor: line };
   const layout = { ...charts[n].layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 13 } };
-  layout.xaxis = { ...axis, ...layout.xaxis };
+  layout.xaxis = { ...axis, automargin: true, ...layout.xaxis };
   layout.yaxis = { ...axis, ...layout.yaxis };
   layout.margin = { t: 30, r: 10, b: 60, ...layout.margin };
-  if (matchMedia("(max-width: 45rem)").matches) layout.legend = { orientation: "h", y: -0.3, ...layout.legend };
+  if (matchMedia("(max-width: 45rem)").matches) layout.legend = { orientation: "h", x: 0, y: 1, yanchor: "bottom", ...layout.legend }; // above: names of groups may be long
   const touched = matchMedia("(pointer: coarse)").matches;
   if (touched) layout.dragmode = false; // a finger scrolls the page
   Plotly.react(at("chart", n), charts[n].data.map((trace) => written(trace, ink)), layout, { responsive: true, displaylogo: false, displayModeBar: touched ? false : "hover" });

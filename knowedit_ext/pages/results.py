@@ -68,7 +68,7 @@ def _map(trace: Trace, low: float, high: float) -> Chart:
     }
     layout = {
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
-        "xaxis": {"title": {"text": "layer"}, "dtick": max(1, round(len(layers) / 12)), "showgrid": False},
+        "xaxis": {"title": {"text": "layer"}, "dtick": max(1, round(len(layers) / 7)), "showgrid": False},
         "margin": {"t": 10, "l": 10, "r": 10, "b": 50},
     }
     rows = [[token, *row] for token, row in zip(tokens, _plain(trace.scores), strict=True)]
