@@ -64,7 +64,8 @@ def edit(
     if not missing and not (params := preset_or(params, method, model)):
         missing = ["--params"]
     if missing:
-        raise ValueError(f"{', '.join(missing)} missing (or give --show FILE)")
+        one = " (one fact: --prompt, --subject, --target)" if "--requests" in missing else ""
+        raise ValueError(f"{', '.join(missing)} missing{one}; --show FILE shows a saved edit")
     if store is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("several ranks share their values through a folder: give --store DIR")
     from ..datasets.records import read_records

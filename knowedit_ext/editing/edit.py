@@ -96,12 +96,13 @@ class Edit:
         return dense(self.changes[name])
 
     def __repr__(self) -> str:
-        size = f"{len(self.requests)} requests, {len(self.changes)} weights"
+        size = f"{_counted(len(self.requests), 'request')}, {_counted(len(self.changes), 'weight')}"
         return f"Edit({self.method or 'of no method'}, {size} of {self.model.get('name', 'an unnamed model')})"
 
     def summary(self) -> str:
         """Method, requests, the base's fingerprint and weights, a line each."""
-        lines = [f"{self.method}: {len(self.requests)} requests, for {self.model.get('name', 'an unnamed model')}"]
+        asked = _counted(len(self.requests), "request")
+        lines = [f"{self.method}: {asked}, for {self.model.get('name', 'an unnamed model')}"]
         for request in self.requests[:10]:
             text = request["prompt"].replace("{}", request["subject"])
             lines.append(f"  {text} ->{request['target_new']}")
@@ -317,6 +318,10 @@ def _joint_keys(edits: Sequence[Edit]) -> dict[int, torch.Tensor]:
     """Of the layers that all edits keep keys of, side by side."""
     layers = set.intersection(*(set(edit.keys) for edit in edits))
     return {layer: torch.cat([edit.keys[layer] for edit in edits], 1) for layer in sorted(layers)}
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _joint_statistics(edits: Sequence[Edit]) -> dict[str, torch.Tensor]:

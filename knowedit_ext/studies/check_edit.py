@@ -209,13 +209,17 @@ def _light(value: float, limits: Limit) -> str:
     return GREEN if value <= green else YELLOW if yellow is None or value <= yellow else RED
 
 
+def _percent(growth: float) -> str:
+    return f"{growth:+,.0f} %" if abs(growth) >= 10 else f"{growth:+.2g} %"
+
+
 def _perplexity(model: EditableModel, edit: Edit, texts: Sequence[str], limits: Limit) -> Measure:
     before = text_perplexity(model, texts)
     with edit.applied(model):
         after = text_perplexity(model, texts)
     growth = 100.0 * (after / before - 1)
     light = _light(growth, limits)
-    return Measure("perplexity", before, after, light, f"perplexity of plain texts: {growth:+.2g} %")
+    return Measure("perplexity", before, after, light, f"perplexity of plain texts: {_percent(growth)}")
 
 
 def _norm(model: EditableModel, edit: Edit, limits: Limit) -> list[Measure]:
@@ -229,5 +233,5 @@ def _norm(model: EditableModel, edit: Edit, limits: Limit) -> list[Measure]:
         return []
     growths = {name: 100.0 * (after / before - 1) for name, (before, after) in norms.items()}
     name = max(growths, key=growths.__getitem__)
-    reason = f"norm of {name}: {growths[name]:+.2g} %"
+    reason = f"norm of {name}: {_percent(growths[name])}"
     return [Measure("norm", *norms[name], _light(growths[name], limits), reason)]

@@ -37,7 +37,7 @@ def test_made_saved_and_shown(tmp_path, monkeypatch, capsys) -> None:
     edit.apply(ke.load_model(load_world().folder, dtype="float32"))
     assert knowedit(monkeypatch, "edit", "--show", "edit.safetensors") == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown == made[:-1] and shown[0].startswith("rome: 1 requests")
+    assert shown == made[:-1] and shown[0].startswith("rome: 1 request,")
     assert shown[1].endswith(f"->{request['target_new']}") and shown[2].startswith("  base: ") and "rank 1" in shown[3]
 
 
