@@ -90,9 +90,9 @@ def once(command: str, folder: Path, printed: Path | None) -> dict[str, float]:
     words = shlex.split(command)
     words[:1] = [sys.executable, *(["-m", "knowedit_ext"] if words[0] == "knowedit" else [])]
     before, began = took["seconds"], monotonic()
-    if printed is not None:
-        printed.parent.mkdir(parents=True, exist_ok=True)
-    with open(printed or os.devnull, "w") as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    said = folder / f"{path.stem}.txt"  # what stood in `printed` stays if this fails
+    with open(said, "w") as file:
         process = subprocess.Popen(words, cwd=HERE.parent, stdout=None if printed is None else file)
         while process.poll() is None:
             sleep(0.5)
@@ -100,6 +100,9 @@ def once(command: str, folder: Path, printed: Path | None) -> dict[str, float]:
             took["seconds"] = before + monotonic() - began
             write_json(path, took)
     took["ended"] = process.returncode == 0
+    if took["ended"] and printed is not None:
+        printed.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(said, printed)
     write_json(path, took)
     if process.returncode:
         sys.exit(f"this ended with status {process.returncode}: {command}")

@@ -31,8 +31,11 @@ def test_a_command_runs_until_it_ends_well(tmp_path: Path) -> None:
         f"f.close(); n = len(open({str(count)!r}).read()); print('said', n); sys.exit(n < 2)"
     )
     command, printed = f"python {script}", tmp_path / "out" / "printed.md"
+    printed.parent.mkdir()
+    printed.write_text("said by an earlier command\n")
     with pytest.raises(SystemExit, match="ended with status 1"):
         real.once(command, tmp_path / "commands", printed)
+    assert printed.read_text() == "said by an earlier command\n"
     took = real.once(command, tmp_path / "commands", printed)
     assert took["ended"] and took["seconds"] > 0 and printed.read_text() == "said 2\n"
     assert real.once(command, tmp_path / "commands", printed) == took and len(count.read_text()) == 2
