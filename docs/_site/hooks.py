@@ -58,7 +58,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Formulas as MathML, which browsers draw by themselves."""
-    return FORMULA.sub(
-        lambda match: convert(html.unescape(match[3]), display="inline" if match[2] == "(" else "block"), content
-    )
+    """Formulas as MathML, which browsers draw by themselves; one wider than the screen is scrolled by itself."""
+
+    def drawn(match: re.Match[str]) -> str:
+        if match[2] == "(":
+            return convert(html.unescape(match[3]))
+        return f'<div style="overflow-x: auto">{convert(html.unescape(match[3]), display="block")}</div>'
+
+    return FORMULA.sub(drawn, content)
