@@ -23,13 +23,15 @@ pytest.importorskip("jinja2", reason="the extra html is not installed")
 import knowedit_ext as ke  # noqa: E402
 from knowedit_ext.cli import study as study_commands  # noqa: E402
 from knowedit_ext.commands.study_inputs import tell  # noqa: E402
+from knowedit_ext.datasets.relations import relation_name  # noqa: E402
 from knowedit_ext.pages.page import Measured, Page, Table, rendered, write_page  # noqa: E402
 from knowedit_ext.pages.results import report_page, trace_page  # noqa: E402
+from knowedit_ext.pages.study import study_page  # noqa: E402
 from knowedit_ext.studies.findings import Findings  # noqa: E402
 from knowedit_ext.studies.localization_results import Localization  # noqa: E402
 from knowedit_ext.studies.results import Sequential  # noqa: E402
 
-from .support.pages import EDIT, FACT, MODEL, PAGES, RECORDS, REPORT, SAID, STUDY, TRACES  # noqa: E402
+from .support.pages import EDIT, FACT, MODEL, PAGES, RECORDS, RELATIONS, REPORT, SAID, STUDY, TRACES  # noqa: E402
 
 
 class Read(HTMLParser):
@@ -179,6 +181,13 @@ def test_rows_of_studies_become_lines_levels_and_groups(tmp_path: Path) -> None:
         ("rome", ["place of birth (P19)", "native language (P103)"], [0.0, 1.0]),
         ("memit", ["place of birth (P19)", "mine"], [2.0, 3.0]),
     ]
+    by_method = study_page("Relations", RELATIONS, ("method", "relation"), {}, split="method").charts
+    assert [(chart.title, [t["y"] for t in chart.traces]) for chart in by_method] == [
+        ("S, rome", [[0.0, 1.0]]),
+        ("S, memit", [[2.0, 3.0]]),
+    ]
+    assert relation_name("P19+P103") == "place of birth (P19) + native language (P103)"
+    assert relation_name("memit+history") == "memit+history"
     Findings(STUDY, {"seed": 1}, ("method",)).to_html(tmp_path / "study.html")
     assert Read((tmp_path / "study.html").read_text()).tables[0][2][:2] == ["rome", "0"]
     Findings([], {}, ("method",)).to_html(tmp_path / "nothing.html")  # of a study that is still computed

@@ -47,4 +47,5 @@ NAMES = {
 
 def relation_name(relation_id: str) -> str:
     """ "P103" -> "native language (P103)", "P103+P106" of both; an id without a name is its own."""
-    return " + ".join(f"{NAMES[each]} ({each})" if each in NAMES else each for each in relation_id.split("+"))
+    ids = relation_id.split("+")
+    return " + ".join(f"{NAMES[each]} ({each})" for each in ids) if all(each in NAMES for each in ids) else relation_id

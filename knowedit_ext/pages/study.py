@@ -24,9 +24,10 @@ def study_page(
     settings: Mapping[str, Any],
     lead: str = "",
     labels: Mapping[str, str] | None = None,
+    split: str | None = None,
 ) -> Page:
     """rows: tidy, of a mean also half the width of its interval ("ES", "ES_half"). keys: columns that tell rows apart.
-    labels: of measures, where they are called otherwise than their column.
+    labels: of measures, where they are called otherwise than their column. split: a column; a chart for each value.
 
     Lines over the first of `AXES` in which rows differ; rows without it, and the unedited model, are levels. Else bars.
     """
@@ -34,7 +35,11 @@ def study_page(
     axis = next((name for name in AXES if len(_values(rows, name)) > 1), None)
     apart = [n for n in columns if _tells_apart(rows, n, keys) and n != axis]
     measures = [name for name in columns if _is_measure(rows, name, (*keys, *AXES))]
-    charts = [_chart(rows, name, (labels or {}).get(name, name), axis, apart) for name in measures]
+    charts = [
+        _chart(part, name, f"{(labels or {}).get(name, name)}{value}", axis, [n for n in apart if n != split])
+        for name in measures
+        for value, part in _parts(rows, split)
+    ]
     ordered = [name for name in keys if name in columns] + [name for name in columns if name not in keys]
     shown = [name for name in ordered if not all(isinstance(row.get(name), (Mapping, list)) for row in rows)]
     shown = [name for name in shown if name.removesuffix(HALF) not in measures or name in measures]
@@ -42,6 +47,13 @@ def study_page(
     table = Table(caption, shown, [[_cell(row, name) for name in shown] for row in rows])
     asked = Record("Settings", (), json.dumps(settings, indent=1, sort_keys=True, default=str))
     return Page(title, lead, charts, [table], [asked] if settings else [], switch="Measure")
+
+
+def _parts(rows: Rows, split: str | None) -> list[tuple[str, Rows]]:
+    if split is None:
+        return [("", rows)]
+    values = list(dict.fromkeys(row[split] for row in rows))
+    return [(f", {value}".replace("_", " "), [row for row in rows if row[split] == value]) for value in values]
 
 
 def _cell(row: Mapping[str, Any], name: str) -> Any:

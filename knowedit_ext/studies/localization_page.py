@@ -22,7 +22,9 @@ def localization_page(study: Localization) -> Page:
         spread = {name.removesuffix("_sd"): value for name, value in mean.items() if name.endswith("_sd")}
         half = {n + HALF: None if sd is None else 1.96 * sd / mean["n"] ** 0.5 for n, sd in spread.items()}
         means.append(row | half)
-    page = study_page("Does localization inform editing?", means, ("problem", "method"), study.settings, study.lead())
+    page = study_page(
+        "Does localization inform editing?", means, ("problem", "method"), study.settings, study.lead(), split="problem"
+    )
     return replace(page, tables=[_regressions(study), _correlations(study), *page.tables])
 
 
