@@ -21,6 +21,7 @@ from ..model.load import EditableModel
 from ..model.tokens import encode_all
 from ..sweep.engine import free_bytes, row_bytes
 from ..sweep.whole import mixes_whole
+from .room import make_room
 
 MAX_LENGTH, TOP_K = 100, 5  # test_generation and generate_fast, as published
 BEST_BATCH = {"cpu": 64}  # more texts at once bring no speed once the matrices are read from cache
@@ -180,12 +181,13 @@ class _Writer:
 
     def write(self, texts: list[_Text], bar: tqdm) -> None:
         """One batch, with a cache of keys and values, padded on the left."""
-        longest = max(len(text.ids) for text in texts)
-        tokens = torch.tensor([[text.ids[0]] * (longest - len(text.ids)) + text.ids for text in texts])
-        mask = torch.tensor([[0] * (longest - len(text.ids)) + [1] * len(text.ids) for text in texts])
-        cache = None
+        width, to_come = max(len(text.ids) for text in texts), max(len(text.uniforms) for text in texts)
+        tokens = torch.tensor([[text.ids[0]] * (width - len(text.ids)) + text.ids for text in texts])
+        padding = torch.tensor([[width - len(text.ids)] for text in texts])
+        mask = (torch.arange(width + to_come) >= padding).long().to(self.model.device)  # of all columns to come
+        logits, cache = self._forward(texts, tokens, mask[:, :width], None)
+        make_room(cache, to_come)
         while True:
-            logits, cache = self._forward(texts, tokens, mask, cache)
             for text, token in zip(texts, self._choose(texts, logits), strict=True):
                 if not text.ended:
                     text.append(token, self.last)
@@ -197,8 +199,8 @@ class _Writer:
                 texts, kept = [texts[row] for row in going], torch.tensor(going)
                 mask = mask[kept]
                 cache.batch_select_indices(kept)
-            tokens = torch.tensor([[text.ids[-1]] for text in texts])
-            mask = torch.cat([mask, mask.new_ones(len(texts), 1)], dim=1)
+            tokens, width = torch.tensor([[text.ids[-1]] for text in texts]), width + 1
+            logits, _ = self._forward(texts, tokens, mask[:, :width], cache)
 
     def write_whole(self, texts: list[_Text], bar: tqdm) -> None:
         """One batch of equal lengths, without a cache or padding: what states and convolutions make of them differs."""
