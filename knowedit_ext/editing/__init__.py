@@ -7,7 +7,7 @@ from .methods import METHODS, edit, method_of
 from .methods.alphaedit import AlphaEditParams, alphaedit
 from .methods.emmet import EMMETParams, emmet
 from .methods.encore import ENCOREParams, encore
-from .methods.finetune import FTParams, finetune
+from .methods.finetune import FTParams, finetune, finetune_each
 from .methods.kn import kn
 from .methods.memit import MEMITParams, memit
 from .methods.pmet import PMETParams, pmet
@@ -42,6 +42,7 @@ __all__ = [
     "emmet",
     "encore",
     "finetune",
+    "finetune_each",
     "kn",
     "knowledge_neurons",
     "memit",

@@ -102,17 +102,25 @@ class Batch:
     @torch.no_grad()
     def refresh(self) -> None:
         """Run what lies below the trained layers, under the draws of noise that it has now."""
-        runs = [(example, noise) for example in self.examples for noise in example.draw()]
+        runs = [(n, noise) for n, example in enumerate(self.examples) for noise in example.draw()]
+        own = [self.examples[n] for n, _ in runs]
         noises = [noise for _, noise in runs]
-        self.packed = PackedPrompts(self.model, clean_runs(self.model, [each.ids for each, _ in runs], noises))
+        self.packed = PackedPrompts(self.model, clean_runs(self.model, [each.ids for each in own], noises))
         self.hidden = self.packed.run(self.packed.start, 0, self.first)
-        scored = [(number, *at) for number, (example, _) in enumerate(runs) for at in example.scored]
+        scored = [(number, *at) for number, example in enumerate(own) for at in example.scored]
         self.rows = torch.tensor([self.packed.row(number, position) for number, position, _ in scored])
         self.run_of_row = torch.tensor([number for number, *_ in scored])
         self.targets = torch.zeros(len(scored), max(len(targets) for *_, targets in scored), dtype=torch.int64)
         self.weights = torch.zeros(self.targets.shape, dtype=torch.float64)
         for row, (number, _, targets) in enumerate(scored):
             self.targets[row, : len(targets)] = torch.tensor(targets)
-            self.weights[row, : len(targets)] = runs[number][0].weight
-        self.minimise = torch.tensor([example.minimise for example, _ in runs])
-        self.shares = torch.tensor([example.share for example, _ in runs], dtype=torch.float64)
+            self.weights[row, : len(targets)] = own[number].weight
+        self.example_of_run = torch.tensor([n for n, _ in runs])
+        self.minimise = torch.tensor([example.minimise for example in own])
+        self.shares = torch.tensor([example.share for example in own], dtype=torch.float64)
+
+    def spans(self) -> list[tuple[int, int]]:
+        """The first of each example's rows, and the one behind its last."""
+        own = self.example_of_run.tolist()
+        starts = [self.packed.row(own.index(n), 0) for n in range(self.size)]
+        return list(zip(starts, [*starts[1:], self.packed.rows], strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..editing.edit import Edit
 from ..editing.methods import method_of
-from ..editing.methods.finetune import FTParams, finetune
+from ..editing.methods.finetune import FTParams, finetune_each
 from ..editing.methods.memit import MEMITParams, memit, memit_values
 from ..editing.methods.rome import ROMEParams, rome_each
 from ..editing.params import LayerParams
@@ -76,9 +76,9 @@ class StudyMethod:
         contexts: Any,
         compat: str | None = None,
     ) -> Iterable[Edit]:
-        """One edit a request: values of all are optimised at once; fine-tuning goes one by one, when asked for."""
+        """One edit a request: values of all are optimised at once; fine-tuning goes side by side, when asked for."""
         if self.kind == "ft":
-            return (finetune(model, [request], params, compat=compat) for request in requests)
+            return finetune_each(model, requests, params, compat=compat)
         if self.kind == "rome":
             return rome_each(model, requests, params, moments, contexts=contexts, compat=compat)
         if compat is not None:  # its noise is drawn edit by edit

@@ -1,36 +1,27 @@
-"""Fine-tuning, the baseline of ROME and MEMIT: Adam on a few weights (rome and memit, baselines/ft/ft_main.py).
-
-What lies below the lowest trained layer never changes: it is computed once. From there on, rows without padding go
-through the model's own layers, and the head sees the scored ones. The model's parameters are never written: copies of
-them stand in their place during a pass, in float32 where the model is in a lower precision.
-"""
+"""Fine-tuning, the baseline of ROME and MEMIT: Adam on a few weights (rome and memit, baselines/ft/ft_main.py)."""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
-from torch.func import functional_call
-from tqdm import tqdm
 
 from ...checks import Count, NotNegative, Positive, StudyCompat, typed
-from ...model.errors import NotFiniteError
 from ...model.facts import tokenize_fact
 from ...model.gradients import check_gradients
-from ...model.head import final_states, log_probabilities
 from ...model.hooks import at_rest, learning
 from ...model.load import EditableModel
 from ...model.weights import is_plain, parameters, real_name
 from ..edit import Edit
-from ..examples import Batch, examples_of, published_examples
+from ..examples import Batch, Example, examples_of, published_examples
 from ..method import Method
 from ..params import LayerParams
 from ..request import EditRequest, check_requests, warn_of_known
+from ..training import Loss, Trained, train, train_each
 
 
 @dataclass(frozen=True)
@@ -85,11 +76,6 @@ class FTParams(LayerParams):
             )
 
 
-logger = logging.getLogger(__name__)
-
-STOP_LOSS = 1e-2
-
-
 @at_rest
 @typed
 def finetune(
@@ -117,32 +103,104 @@ def finetune(
     """
     requests = check_requests(requests, problems=True)
     weights = trained_weights(model, params, compat)
-    if compat is None and params.kl_factor:
-        raise ValueError(f"kl_factor is {params.kl_factor}: fine-tuning has no such term; set it to 0")
     size = params.batch_size
     batches = [requests[at : at + size] for at in range(0, len(requests), size)]
-    objective = params.objective_optimization or ("prompt_last" if compat == "reference" else "target_new")
-    score = {"target_new": examples_of, "prompt_last": published_examples}[objective]
-    examples = [score(model, batch, compat) for batch in batches]
+    examples = [_examples(model, batch, params, compat) for batch in batches]
     if compat is None:
         warn_of_known(model, requests, [tokenize_fact(model, request.fact()) for request in requests])
-    first = min(_layer_of(model)[id(weight)] for weight in weights.values())
+    first = _lowest(model, weights)
     packed = [Batch(model, batch, first) for batch in examples]
     check_gradients(model, first, model.num_layers)
+    decay = _weight_decay(params, len(requests), compat)
     with learning(model):
-        trained = _train(
-            _Loss(model, first),
-            packed,
-            weights,
-            params,
-            _weight_decay(params, len(requests), compat),
-            _patience(requests, compat),
-            progress,
-        )
+        trained = train(Loss(model, first), packed, weights, params, decay, _patience(requests, compat), progress)
+    return _edit(model, requests, trained, weights, params, compat)
+
+
+@typed
+def finetune_each(
+    model: EditableModel,
+    requests: Iterable[EditRequest | Mapping[str, Any]],
+    params: FTParams,
+    compat: StudyCompat = None,
+    *,
+    batch: Count | None = None,
+    progress: bool = False,
+) -> Iterator[Edit]:
+    """An edit for each request, each as `finetune` makes it of that one on the model as it is, in their order.
+
+    Down projections, all that is trained unless `rewrite_module_tmp` names something else, are trained side by side:
+    `batch` requests at once, None: as memory allows. Other weights are trained one request after the other. Edits are
+    made as they are asked for: dense changes are as large as the weights. Requests may contradict each other.
+    """
+    requests = [one for request in requests for one in check_requests(request, problems=True)]
+    if not requests:
+        raise ValueError("no edit requests")
+    weights = trained_weights(model, params, compat)
+    if set(weights) - _projections(model, params):
+        return (finetune(model, [request], params, compat, progress=progress) for request in requests)
+    size = batch or _together(model, weights)
+    parts = [requests[at : at + size] for at in range(0, len(requests), size)]
+    return (edit for part in parts for edit in _side_by_side(model, part, params, compat, progress))
+
+
+@at_rest
+def _side_by_side(
+    model: EditableModel, requests: Sequence[EditRequest], params: FTParams, compat: str | None, progress: bool
+) -> list[Edit]:
+    weights = trained_weights(model, params, compat)  # those of now: edits may have come and gone in between
+    examples = [_examples(model, [request], params, compat)[0] for request in requests]
+    if compat is None:
+        warn_of_known(model, requests, [tokenize_fact(model, request.fact()) for request in requests])
+    first = _lowest(model, weights)
+    check_gradients(model, first, model.num_layers)
+    patience = [_patience([request], compat) for request in requests]
+    with learning(model):
+        decay = _weight_decay(params, 1, compat)
+        trained = train_each(Loss(model, first), examples, weights, params, decay, patience, progress)
+    return [
+        _edit(model, [request], each, weights, params, compat) for request, each in zip(requests, trained, strict=True)
+    ]
+
+
+def _examples(
+    model: EditableModel, batch: Sequence[EditRequest], params: FTParams, compat: str | None
+) -> list[Example]:
+    objective = params.objective_optimization or ("prompt_last" if compat == "reference" else "target_new")
+    return {"target_new": examples_of, "prompt_last": published_examples}[objective](model, batch, compat)
+
+
+def _edit(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    trained: Trained,
+    weights: Mapping[str, nn.Parameter],
+    params: FTParams,
+    compat: str | None,
+) -> Edit:
     changes = {name: (new - weights[name].detach().to(new.dtype)).cpu() for name, new in trained.items()}
     described = [request.to_dict() for request in requests]
     name = "ft" if params.norm_constraint is None else "ft-l"
     return Edit(changes, name, described, params.to_dict(), [], compat).bind(model)
+
+
+def _lowest(model: EditableModel, weights: Mapping[str, nn.Parameter]) -> int:
+    return min(_layer_of(model)[id(weight)] for weight in weights.values())
+
+
+def _projections(model: EditableModel, params: FTParams) -> set[str]:
+    """The parameters of the down projections: they map each row by itself."""
+    paths = [model.modules.parameter_name(layer) for layer in params.layers]
+    return {f"{path}.{leaf}" for path in paths for leaf in ("weight", "bias")}
+
+
+def _together(model: EditableModel, weights: Mapping[str, nn.Parameter]) -> int:
+    """Requests whose weights, their gradients, Adam's two means and a copy take a quarter of what is free, and 16 at
+    most: by then the other weights are read for many rows."""
+    from ...sweep.engine import free_bytes
+
+    each = 5 * 4 * sum(weight.numel() for weight in weights.values())
+    return max(1, min(16, free_bytes(model.device) // 4 // each))
 
 
 # -- what is trained ---------------------------------------------------------------------------------------------------
@@ -150,7 +208,9 @@ def finetune(
 
 def trained_weights(model: EditableModel, params: FTParams, compat: str | None = None) -> dict[str, nn.Parameter]:
     """Parameters by their real names, none of an adapter's. ValueError: layers or modules that are not there, weights
-    that cannot be trained."""
+    that cannot be trained, a term that there is not."""
+    if compat is None and params.kl_factor:
+        raise ValueError(f"kl_factor is {params.kl_factor}: fine-tuning has no such term; set it to 0")
     chosen: dict[str, nn.Parameter] = {}
     named = [(each.name, each.tensor) for each in parameters(model.hf) if not each.adapter]
     named += [(real_name(path), tensor) for path, tensor in model.hf.named_buffers()]
@@ -213,85 +273,9 @@ def _patience(requests: Sequence[EditRequest], compat: str | None) -> int | None
     return None if any(request.minimise for request in requests) else 5
 
 
-# -- training ----------------------------------------------------------------------------------------------------------
-
-
-class _Loss(nn.Module):
-    """A batch's loss; a module, so that `functional_call` can put other weights in the place of the model's."""
-
-    def __init__(self, model: EditableModel, first: int) -> None:
-        super().__init__()
-        self.hf, self.model, self.first = model.hf, model, first
-        self.paths = {each.name: f"hf.{each.path}" for each in parameters(model.hf)}
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        hidden = batch.packed.run(batch.hidden, self.first, self.model.num_layers)
-        states = final_states(self.model, hidden[batch.rows.to(hidden.device)])
-        logp = log_probabilities(self.model, states, batch.targets)  # [rows, k]
-        rows = -(logp * batch.weights.to(logp)).sum(1)
-        nll = rows.new_zeros(len(batch.shares)).index_add(0, batch.run_of_row.to(rows.device), rows)  # [runs]
-        losses = torch.where(batch.minimise.to(nll.device), (-nll).exp(), nll)
-        return (losses * batch.shares.to(losses)).sum()
-
-
-def _train(
-    loss_of: _Loss,
-    batches: Sequence[Batch],
-    weights: dict[str, nn.Parameter],
-    params: FTParams,
-    weight_decay: float,
-    patience: int | None,
-    progress: bool,
-) -> dict[str, torch.Tensor]:
-    """The trained weights, in float32 at least."""
-    trained = {name: weight.detach().to(_precise(weight.dtype), copy=True) for name, weight in weights.items()}
-    variables = [tensor.requires_grad_() for tensor in trained.values()]
-    optimiser = torch.optim.Adam(variables, lr=params.lr, weight_decay=weight_decay)
-    requests, small = sum(batch.size for batch in batches), 0
-    for epoch in tqdm(range(params.num_steps), desc="fine-tuning", unit="epoch", disable=not progress):
-        total = 0.0
-        for batch in batches:
-            if epoch and batch.redrawn:
-                batch.refresh()
-            used = {loss_of.paths[name]: tensor.to(weights[name].dtype) for name, tensor in trained.items()}
-            loss = functional_call(loss_of, used, (batch,))
-            value = loss.item()
-            if not math.isfinite(value):
-                raise NotFiniteError(f"the loss is {value} in epoch {epoch}: try a lower lr than {params.lr}")
-            total += value * batch.size
-            if value >= STOP_LOSS:
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-            if params.norm_constraint is not None:
-                _clamp(trained, weights, params.norm_constraint)
-        mean = total / requests
-        logger.debug("epoch %d: mean loss %.4f", epoch, mean)
-        small = small + 1 if mean < STOP_LOSS else 0
-        if patience is not None and small >= patience:
-            break
-    for name, tensor in trained.items():  # the last step is followed by no loss
-        if not torch.isfinite(tensor).all():
-            raise NotFiniteError(f"'{name}' came to hold NaN or infinite numbers: try a lower lr than {params.lr}")
-    logger.info("fine-tuned %d requests in %d epochs to a mean loss of %.4f", requests, epoch + 1, mean)
-    return {name: tensor.detach() for name, tensor in trained.items()}
-
-
-@torch.no_grad()
-def _clamp(trained: dict[str, torch.Tensor], weights: dict[str, nn.Parameter], most: float) -> None:
-    """Every entry back to within `most` of what it was: the L-infinity ball of FT+L."""
-    for name, tensor in trained.items():
-        before = weights[name].to(tensor.dtype)
-        tensor.clamp_(before - most, before + most)
-
-
-def _precise(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _unbounded(params: FTParams) -> None:
     if params.norm_constraint is not None:
         raise ValueError(f"norm_constraint is {params.norm_constraint}: that is method ft-l")
 
 
-METHOD = Method("ft", "fine-tuning of a few weights", finetune, FTParams, check=_unbounded)
+METHOD = Method("ft", "fine-tuning of a few weights", finetune, FTParams, check=_unbounded, each=finetune_each)

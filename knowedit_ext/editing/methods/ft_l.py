@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..method import Method
-from .finetune import FTParams, finetune
+from .finetune import FTParams, finetune, finetune_each
 
 
 def _bounded(params: FTParams) -> None:
@@ -11,4 +11,6 @@ def _bounded(params: FTParams) -> None:
         raise ValueError("there is no norm_constraint, which ft-l is fine-tuning with: that is method ft")
 
 
-METHOD = Method("ft-l", "fine-tuning within a bound on each entry", finetune, FTParams, check=_bounded)
+METHOD = Method(
+    "ft-l", "fine-tuning within a bound on each entry", finetune, FTParams, check=_bounded, each=finetune_each
+)
