@@ -15,6 +15,7 @@ _TEXTS = tuple(file.read_text(encoding="utf-8") for file in _FILES)
 METHOD_NAMES = tuple(name for text in _TEXTS for name in _METHOD.findall(text))
 KIND_NAMES = ("state", "mlp", "attn", "knockout")
 PROBLEM_NAMES = ("error_injection", "tracing_reversal", "fact_erasure", "fact_amplification", "fact_forcing")
+DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla", "meta", "privateuseone")
 COMPATS = ("reference", "hase")
 TOKEN_NAMES = ("subject_first", "subject_last", "subject_first_after_last", "last")
 FILE_NAMES = ("known_1000", "zsre", "counterfact", "attribute_snippets", "idf", "tfidf_vocab")
@@ -26,6 +27,17 @@ def check_method(name: str, *others: str) -> None:
     known = (*others, *(METHOD_NAMES if table is None else table.METHODS))
     if name not in known:
         raise ValueError(f"unknown method {quoted(name)}: expected one of {', '.join(known)}")
+
+
+def check_line(label: str) -> None:
+    """ValueError for a study's METHOD[+...][:parameter=value,...] of an unknown method."""
+    check_method(re.split(r"[+:]", label, maxsplit=1)[0].strip())
+
+
+def check_device(name: str) -> None:
+    """ValueError for what torch calls no device; whether this machine has it takes torch."""
+    if not re.fullmatch(rf"({'|'.join(DEVICES)})(:\d+)?", name):
+        raise ValueError(f"unknown device {quoted(name)}: expected e.g. 'cpu', 'cuda' or 'cuda:1'")
 
 
 def may_be_preset(name: str) -> bool:

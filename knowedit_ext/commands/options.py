@@ -16,7 +16,7 @@ from ..checks import one_of, quoted
 from ..documents import PARAMETER_FILES
 from ..plots import figure_format
 from ..world.store import WORLD
-from .names import may_be_preset
+from .names import check_device, may_be_preset
 
 LARGEST_SEED = 2**32 - 1
 WORLD_DATA = Path(WORLD)
@@ -95,8 +95,8 @@ def choice(name: str, allowed: Sequence[str], help: str) -> Any:
     return read_by(lambda value: one_of(name, value, allowed), help)
 
 
-def read_by(read: Callable[[str], object], help: str) -> Any:
-    """An option, or a list of them, whose texts `read` takes, if it is given."""
+def read_by(read: Callable[[str], object], help: str, *names: str) -> Any:
+    """An option, or a list of them, whose texts `read` takes, if it is given. names: other than its variable's."""
 
     def check(given: Any) -> Any:
         for value in (given,) if isinstance(given, str) else given or ():
@@ -104,7 +104,7 @@ def read_by(read: Callable[[str], object], help: str) -> Any:
                 read(value)
         return given
 
-    return typer.Option(help=help, callback=check)
+    return typer.Option(*names, help=help, callback=check)
 
 
 def template(help: str) -> Any:
@@ -126,7 +126,7 @@ def folder_to_read(help: str) -> Any:
 ModelName = Annotated[
     str, typer.Argument(help='Hub name or folder of a Hugging Face decoder; "world": the built-in one.')
 ]
-Device = Annotated[str | None, typer.Option(help='Where to run, e.g. "cpu" or "cuda".')]
+Device = Annotated[str | None, read_by(check_device, 'Where to run, e.g. "cpu" or "cuda".')]
 Dtype = Annotated[str | None, choice("dtype", DTYPES, f"{', '.join(DTYPES)}; default: as the checkpoint says.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N of them.")]
 MaxRows = Annotated[int | None, typer.Option(min=1, help="Rows held at once; default: from free memory.")]

@@ -9,7 +9,7 @@ import typer
 import knowedit_ext as ke
 
 from ..world.store import WORLD
-from .names import TOKEN_NAMES
+from .names import TOKEN_NAMES, check_line
 from .numbers import layers_of, numbers_of, pair_of
 from .options import (
     ContextSeed,
@@ -86,7 +86,7 @@ def scaling(
 def layers(
     model: ModelName,
     out: Out,
-    method: Annotated[str, typer.Option(help="METHOD[:parameter=value,...].")] = "memit",
+    method: Annotated[str, read_by(check_line, "METHOD[:parameter=value,...].")] = "memit",
     params: Params = "",
     window: Annotated[
         list[str] | None, read_by(layers_of, 'Layers edited together, e.g. "3-5"; may be repeated; default: see docs.')
@@ -178,7 +178,7 @@ def mixes(
 def layer_token(
     model: ModelName,
     out: Out,
-    method: Annotated[str, typer.Option(help="rome or r_rome, with parameters if need be.")] = "rome",
+    method: Annotated[str, read_by(check_line, "rome or r_rome, with parameters if need be.")] = "rome",
     params: Params = "",
     data: Data = None,
     moments: MomentsFolder = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ import typer
 import knowedit_ext as ke
 
 from ..world.store import WORLD, load_world
-from .names import METHOD_NAMES, check_method
-from .options import WORLD_DATA, data_of, data_to_read, file_to_read, folder_to_fill, load
+from .names import METHOD_NAMES, check_line, check_method
+from .options import WORLD_DATA, data_of, data_to_read, file_to_read, folder_to_fill, load, read_by
 from .running import say
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 Out = Annotated[Path, folder_to_fill("Folder; a study that was killed goes on there.")]
 Labels = Annotated[
     list[str],
-    typer.Option("--method", help='METHOD[:parameter=value,...], e.g. "memit:layers=3-5"; may be repeated.'),
+    read_by(check_line, 'METHOD[:parameter=value,...], e.g. "memit:layers=3-5"; may be repeated.', "--method"),
 ]
 GivenParams = Annotated[
     list[str] | None,
@@ -63,8 +62,6 @@ def inputs(
     """All is checked before the model is loaded. every_layer: moments of all are needed, not of the methods' own."""
     source, world = data_of(model, data), model == WORLD
     shared, by_method = params_by_method(params or ([WORLD] if world else []))
-    for label in labels:
-        check_method(re.split(r"[+:]", label, maxsplit=1)[0].strip())
     from ..studies.treatment import treatments
 
     lines = treatments(labels, shared, by_method)

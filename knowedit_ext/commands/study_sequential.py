@@ -11,6 +11,7 @@ import knowedit_ext as ke
 
 from ..world.store import WORLD, load_world
 from .ability import TaskNames, TasksFolder
+from .names import check_line
 from .options import (
     WORLD_DATA,
     Device,
@@ -22,6 +23,7 @@ from .options import (
     data_to_read,
     folder_to_fill,
     load,
+    read_by,
 )
 from .study_inputs import Data, GivenParams, params_by_method, tell, world_moments
 
@@ -31,7 +33,7 @@ def sequential(
     out: Annotated[Path, folder_to_fill("Folder; a study that was killed goes on there, at its batch.")],
     method: Annotated[
         list[str],
-        typer.Option(help='METHOD[+history][:parameter=value,...], e.g. "memit+history:mu=1"; may be repeated.'),
+        read_by(check_line, 'METHOD[+history][:parameter=value,...], e.g. "memit+history:mu=1"; may be repeated.'),
     ],
     params: GivenParams = None,
     data: Data = None,
