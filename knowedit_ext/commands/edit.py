@@ -10,6 +10,7 @@ import typer
 
 import knowedit_ext as ke
 
+from ..checks import quoted
 from ..world.store import WORLD
 from .names import METHOD_NAMES, check_method
 from .options import (
@@ -64,8 +65,10 @@ def edit(
     if not missing and not (params := preset_or(params, method, model)):
         missing = ["--params"]
     if missing:
-        one = " (one fact: --prompt, --subject, --target)" if "--requests" in missing else ""
-        raise ValueError(f"{', '.join(missing)} missing{one}; --show FILE shows a saved edit")
+        hint = "one fact: --prompt, --subject, --target; --show FILE shows a saved edit"
+        if missing == ["--params"]:
+            hint = f"no {method} preset is called {quoted(Path(model).name)}; `knowedit methods` lists them"
+        raise ValueError(f"{', '.join(missing)} missing ({hint})")
     if store is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("several ranks share their values through a folder: give --store DIR")
     from ..datasets.records import read_records
@@ -88,6 +91,10 @@ def edit(
         )
     line = Treatment(method, chosen, chosen.params_of(params), history=False)
     held = None if moments is None else ke.Moments.load(moments)
+    if held is None and line.uses_moments and model != WORLD:
+        raise ValueError(
+            f"{method} needs second moments of the model: --moments, a folder that `knowedit moments` makes"
+        )
     loaded = load(model, device, dtype)
     if held is None and model == WORLD:
         held = world_moments(loaded, [line])

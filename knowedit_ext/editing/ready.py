@@ -32,7 +32,8 @@ def check_ready(model: EditableModel, params: EditParams, moments: Moments | Non
 
 def _check_moments(model: EditableModel, layer: int, moments: Moments | None) -> None:
     if moments is None:
-        raise ValueError("moments are needed (ke.collect_moments), or mom2_adjustment=False for ROME")
+        where = "ke.collect_moments; --moments, of `knowedit moments`"
+        raise ValueError(f"moments are needed ({where}), or mom2_adjustment=False for ROME")
     if not isinstance(moments, Moments):
         raise TypeError(f"moments are a {type(moments).__name__}: expected Moments, see ke.collect_moments")
     if layer not in moments:
