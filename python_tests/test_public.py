@@ -7,9 +7,11 @@ import pkgutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import knowedit_ext as ke
+from knowedit_ext.studies.check_edit import Measure
 
 PACKAGES = ("model", "tracing", "evaluation", "editing", "editors", "moments", "datasets", "studies", "world")
 
@@ -35,6 +37,28 @@ def test_a_function_is_not_hidden_by_the_file_it_is_in() -> None:
 def test_every_public_name_comes_from_a_package_that_gives_it() -> None:
     given = {public for name in PACKAGES for public in importlib.import_module(f"knowedit_ext.{name}").__all__}
     assert set(ke.__all__) <= given
+
+
+RESULTS = {
+    "KnockoutTrace(subject, ->' a', 9 tokens x 99 layers, clean 0.5)": lambda: ke.KnockoutTrace(
+        {"subject": np.zeros(99, np.float32)}, 0.5, {"subject": (0, 1)}, " a", (1,), ("w",) * 9, (0, 2), 3
+    ),
+    "KnowledgeNeurons(->' a', 1 of 4 x 50, 2 prompts)": lambda: ke.KnowledgeNeurons(
+        np.zeros((2, 4, 50), np.float32), [[(0, n) for n in range(50)]], [(0, 1)], " a", 1
+    ),
+    "EditCheck(yellow: efficacy green, norm yellow)": lambda: ke.EditCheck(
+        (Measure("efficacy", 0.0, 1.0, "green", "as asked"), Measure("norm", 1.0, 2.0, "yellow", "norm: +100 %"))
+    ),
+    "Ability(perplexity; before and after)": lambda: ke.Ability({"perplexity": {"a": 1.0}}, {"perplexity": {"a": 2.0}}),
+    "Suggestion(memit, 7 of 60 candidates, layers [1, 2])": lambda: ke.Suggestion(
+        ke.MEMITParams(layers=(1, 2)), "memit", [{"S": 1.0}] * 99, [], None, None, 7, 60, 1.0, {}, []
+    ),
+}
+
+
+@pytest.mark.parametrize("shown", RESULTS)
+def test_a_result_shows_itself_in_a_line(shown: str) -> None:
+    assert repr(RESULTS[shown]()) == shown
 
 
 ALONE = """

@@ -76,6 +76,11 @@ class KnowledgeNeurons:
         """[layers, neurons] for the request's own prompt."""
         return self.by_prompt[0]
 
+    def __repr__(self) -> str:
+        prompts, layers, width = self.by_prompt.shape
+        size = f"{len(self.neurons)} of {layers} x {width}, {prompts} prompts"
+        return f"KnowledgeNeurons(->{self.answer!r}, {size})"
+
     def plot(self, path: str | Path | None = None) -> Figure:
         """How many of `neurons` each layer has, and its highest score. Written as .png, .pdf or .svg."""
         return plot_neurons(self.scores, self.neurons, self.answer, path)

@@ -115,6 +115,9 @@ class Ability:
     before: Scores
     after: Scores | None
 
+    def __repr__(self) -> str:
+        return f"Ability({', '.join(self.before)}; {'before' if self.after is None else 'before and after'})"
+
     def to_dict(self) -> dict[str, Any]:
         return {"before": self.before, "after": self.after}
 

@@ -70,6 +70,9 @@ class EditCheck:
 
     measures: tuple[Measure, ...]
 
+    def __repr__(self) -> str:
+        return f"EditCheck({self.light}: {', '.join(f'{one.name} {one.light}' for one in self.measures)})"
+
     @property
     def light(self) -> str:
         return max((measure.light for measure in self.measures), key=LIGHTS.index)

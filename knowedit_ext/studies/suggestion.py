@@ -55,6 +55,9 @@ class Suggestion:
     settings: dict[str, Any]
     notes: list[str]
 
+    def __repr__(self) -> str:
+        return f"Suggestion({self.method}, {self.tried} of {self.size} candidates, layers {list(self.params.layers)})"
+
     @property
     def share(self) -> float:
         """Of the space that was tried."""

@@ -61,6 +61,10 @@ class KnockoutTrace:
             for name, scores in self.scores.items()
         }
 
+    def __repr__(self) -> str:
+        size = f"{len(self.tokens)} tokens x {len(next(iter(self.scores.values()), ()))} layers"
+        return f"KnockoutTrace({', '.join(self.scores)}, ->{self.answer!r}, {size}, clean {self.clean_score:.3g})"
+
     def plot(self, path: str | Path | None = None) -> Figure:
         """A line a group over the layers; written to `path` (.png, .pdf, .svg) where given."""
         return plot_knockouts([self], path)
