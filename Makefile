@@ -31,7 +31,7 @@ demo: $(VENV)/.installed
 	$(BIN)/knowedit demo
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 python_tests
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist worksteal python_tests
 
 walkthrough:
 	PYTHONPATH=python_tests $(PYTHON) -m walkthrough $(WALK_FLAGS)

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +79,27 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@cache
+def made() -> tuple[ke.Moments, list[ke.Edit], ke.Trace]:
+    """Moments, two edits and a trace of the world: results, which pages read."""
+    model, records = ke.load_model("world"), ke.world_records()[:2]
+    moments = ke.collect_moments(model, "world", layers=range(6), max_tokens=5000)
+    edits = [ke.rome(model, record, ke.ROMEParams.preset("world"), moments) for record in records]
+    first = ke.EditRequest.of(records[0])
+    return moments, edits, ke.trace(model, ke.Fact(first.prompt, first.subject, first.target_true), "mlp")
+
+
 def given() -> dict[str, Any]:
     """What a page speaks of without making it."""
     model, records = ke.load_model("world"), ke.world_records()[:3]
     request = ke.EditRequest.of(records[0])
     fact = ke.Fact(request.prompt, request.subject, request.target_true)
-    moments = ke.collect_moments(model, "world", layers=range(6), max_tokens=5000)
-    edits = [ke.rome(model, record, ke.ROMEParams.preset("world"), moments) for record in records[:2]]
+    moments, edits, trace = made()
     pre, post = ({"rewrite": each, "paraphrase": each, "neighborhood": each} for each in (0.9, 0.1))
     return {
         "ke": ke, "model": model, "records": records, "record": records[0], "counterfact_records": records,
         "request": request, "requests": records[:2], "many": records[:2], "moments": moments, "m": moments,
-        "fact": fact, "edit": edits[0], "edits": edits, "trace": ke.trace(model, fact, "mlp"), "K": torch.randn(640, 4),
+        "fact": fact, "edit": edits[0], "edits": list(edits), "trace": trace, "K": torch.randn(640, 4),
         "pre": pre, "post": post, "texts": ["a text"] * 8, "score": [0.1, 0.5, 0.3, 0.9], "layer": [0, 1, 0, 1],
         "effect": [0.2, 0.4, 0.1, 0.3],
     }  # fmt: skip

@@ -77,7 +77,11 @@ def world_moments(model: ke.EditableModel, lines: Sequence[Treatment], every_lay
     used = [line for line in lines if line.uses_moments]
     own = {n for line in used for n in line.params.layers}
     wanted = list(range(model.num_layers)) if used and every_layer else sorted(own)
-    return ke.collect_moments(model, load_world().statements(), wanted) if wanted else None
+    if not wanted:
+        return None
+    from ..world import moments
+
+    return moments.collect(model, wanted)
 
 
 def params_by_method(given: Sequence[str]) -> tuple[str | None, dict[str, Any]]:

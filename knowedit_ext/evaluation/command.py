@@ -18,12 +18,13 @@ from ..editing.methods import METHODS, method_of
 from ..editing.problems import as_problem, problem_of, problem_record
 from ..model.identity import identity
 from ..model.load import EditableModel
-from ..moments import Moments, collect_moments
+from ..moments import Moments
 from ..runs.files import load_json, write_json
 from ..runs.lock import alone
 from ..runs.ranks import Ranks
 from ..runs.settings import check_same
 from ..world import load_world
+from ..world import moments as of_the_world
 from .evaluate import evaluate, load, places, usable
 from .methods import Editing
 from .metrics import asking
@@ -71,7 +72,7 @@ def run(
     if problem is not None:
         records = _as_problems(model, records, choices, settings["compat"], chosen["skip_bad"])
     if moments is None and data is None and getattr(params, "mom2_adjustment", False):
-        moments = collect_moments(model, load_world().statements(), params.layers)
+        moments = of_the_world.collect(model, params.layers)
     edit: Editing | Edit | None = saved
     group = None
     if params is not None:
