@@ -7,6 +7,7 @@ container (of text and images, ...) needs none where its text part has one.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,12 @@ def _experts(mlp: str = "mlp", attn: str = "self_attn", without: tuple[str, ...]
     return Family("model", "layers", "embed_tokens", "norm", attn, mlp, without=without)
 
 
+def _short_conv(mlp_norm: str = "") -> Family:
+    projections = ("feed_forward.w2", "feed_forward.w3", "feed_forward.w1")
+    mixers, mlp = "self_attn conv", "feed_forward"
+    return Family("model", "layers", "embed_tokens", "embedding_norm", mixers, mlp, *projections, mlp_norm)
+
+
 FAMILIES: dict[str, Family] = {
     "gpt2": _gpt("transformer", "h", "wte", "ln_f", "attn", "c_proj", "c_fc"),
     "gpt_bigcode": _gpt("transformer", "h", "wte", "ln_f", "attn", "c_proj", "c_fc"),
@@ -115,7 +122,8 @@ FAMILIES: dict[str, Family] = {
         (
             "mixtral qwen2_moe qwen3_moe olmoe deepseek_v2 deepseek_v3 gpt_oss glm4_moe phimoe ernie4_5_moe dots1 "
             "hunyuan_v1_moe flex_olmo exaone_moe afmoe axk1 cohere2_moe flint glm4_moe_lite hy_v3 kolibri1 laguna "
-            "mellum mimo_v2_flash minimax minimax_m2 solar_open sarvam_moe sarvam_mla qwen3_vl_moe_text aria_text"
+            "mellum mimo_v2_flash minimax minimax_m2 solar_open sarvam_moe sarvam_mla qwen3_vl_moe_text aria_text "
+            "kimi_linear"
         ).split(),
         _experts(),
     ),
@@ -150,21 +158,14 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text", "lara_mini"), _experts(attn="self_attn linear_attn")),
     "olmo_hybrid": dataclasses.replace(_llama_like(), attn="self_attn linear_attn"),
     "lfm2_moe": Family("model", "layers", "embed_tokens", "embedding_norm", "self_attn conv", "feed_forward"),
-    "lfm2": Family(
-        "model",
-        "layers",
-        "embed_tokens",
-        "embedding_norm",
-        "self_attn conv",
-        "feed_forward",
-        "feed_forward.w2",
-        "feed_forward.w3",
-        "feed_forward.w1",
-    ),
+    "lfm2": _short_conv(),
+    "lfm3": _short_conv(mlp_norm="post_ffn_norm"),
     **dict.fromkeys(
         ("mamba", "mamba2", "falcon_mamba"),
         Family("backbone", "layers", "embeddings", "norm_f", "mixer", "", without=("mlp",)),
     ),
+    # A layer is one mixer: a state space, attention, an MLP or experts.
+    "nemotron_h": Family("model", "layers", "embeddings", "norm_f", "mixer", "", without=("mlp",)),
     "granitemoe": _experts(mlp="block_sparse_moe"),
     # Two modules add to the residual stream side by side.
     **dict.fromkeys(("granitemoeshared", "granitemoe_swa"), _experts(mlp="", without=("mlp",))),
@@ -211,6 +212,11 @@ class ModuleMap:
             raise UnsupportedModelError(
                 f"{type(hf).__name__} has no language-model head: load the model with AutoModelForCausalLM"
             )
+        owners = (type(module) for module in hf.modules() if self.head in module._modules.values())
+        # Names in the forward of the whole, and of what the head is in: what is done around it, see `LogitForm`.
+        self.head_reads = frozenset(
+            name for owner in (type(hf), *owners) for name in inspect.unwrap(owner.forward).__code__.co_names
+        )
         for layer in self.layers:
             for part in ("attn", "mlp", "down_projection"):
                 if getattr(self.family, part):

@@ -13,7 +13,7 @@ from torch import nn
 from ..ops import target_logprob
 from ..ops.logprob import Learned, log_sum_exp, log_sum_exp_with_mean
 from ..ops.reference import compute_dtype
-from .families import UnsupportedModelError, on_device
+from .families import ModuleMap, UnsupportedModelError, on_device
 from .load import EditableModel
 
 HEAD_ROWS = 512  # rows of logits held at once
@@ -42,13 +42,17 @@ class LogitForm:
     softcap: float = 0.0
 
     @classmethod
-    def of(cls, config: Any) -> LogitForm:
-        """From a text model's config. Raises `UnsupportedModelError` for a factor that is no number above 0."""
-        scales = {"states": 1.0, "logits": 1.0}
+    def of(cls, modules: ModuleMap) -> LogitForm:
+        """From a text model's config, as far as the class reads it: containers leave out what their text part does.
+
+        Raises `UnsupportedModelError` for a factor that is no number above 0.
+        """
+        config, scales = modules.config, {"states": 1.0, "logits": 1.0}
         for name, (what, power) in (_SCALES | _SCALES_OF.get(config.model_type, {})).items():
-            scales[what] *= _number(config, name, 1.0) ** power
-        caps = [_number(config, name, 0.0) for name in _SOFTCAPS]
-        return cls(scales["states"], scales["logits"], max(caps))
+            if name in modules.head_reads:
+                scales[what] *= _number(config, name, 1.0) ** power
+        caps = [_number(config, name, 0.0) for name in _SOFTCAPS if name in modules.head_reads]
+        return cls(scales["states"], scales["logits"], max(caps, default=0.0))
 
     @property
     def scale(self) -> float:
@@ -72,7 +76,7 @@ def final_states(model: EditableModel, hidden: torch.Tensor) -> torch.Tensor:
 
 def logits(model: EditableModel, states: torch.Tensor) -> torch.Tensor:
     """[rows, vocab], float32 (float64 for float64), of states behind the final norm [rows, hidden]: the model's own."""
-    head, form = model.modules.head, LogitForm.of(model.modules.config)
+    head, form = model.modules.head, LogitForm.of(model.modules)
     states = on_device(states, head)
     if form.states_scale != 1.0:
         states = states * form.states_scale
@@ -92,7 +96,7 @@ def log_probabilities(model: EditableModel, states: torch.Tensor, targets: torch
 
     float32 (float64 for float64); [rows, vocab] is not held where the head is a plain matrix.
     """
-    head, form = model.modules.head, LogitForm.of(model.modules.config)
+    head, form = model.modules.head, LogitForm.of(model.modules)
     states = on_device(states, head)
     targets = targets.to(states.device)
     learning = torch.is_grad_enabled() and states.requires_grad
@@ -122,7 +126,7 @@ class Said(NamedTuple):
     @torch.no_grad()
     def of(cls, model: EditableModel, states: torch.Tensor) -> Said:
         """Of states behind the final norm."""
-        head, form = model.modules.head, LogitForm.of(model.modules.config)
+        head, form = model.modules.head, LogitForm.of(model.modules)
         states = on_device(states, head)
         if form.softcap or not _readable(head, form, states) or _few(head, states):
             return cls(states, None, None)
@@ -146,7 +150,7 @@ def divergence(model: EditableModel, before: Said, states: torch.Tensor) -> torc
     Where logits are linear in the states, sum_v p(v) (log p(v) - log q(v)) is (states_p - states_q) . mean_p less
     the difference of the two log sum exp: no distribution is held.
     """
-    head, form = model.modules.head, LogitForm.of(model.modules.config)
+    head, form = model.modules.head, LogitForm.of(model.modules)
     states = on_device(states, head)
     if before.mean is None:
         old, new = distribution(model, before.states), distribution(model, states)

@@ -92,7 +92,7 @@ def test_scales_and_caps(monkeypatch: pytest.MonkeyPatch, kind: str, more: dict)
     model = planted(monkeypatch, kind, **more)
     assert_reads_as_the_model(model)
     # The test sees a factor that is left out.
-    monkeypatch.setattr(head.LogitForm, "of", classmethod(lambda cls, config: cls()))
+    monkeypatch.setattr(head.LogitForm, "of", classmethod(lambda cls, modules: cls()))
     with pytest.raises(AssertionError):
         assert_reads_as_the_model(model)
 
@@ -116,7 +116,7 @@ def test_traces_edits_and_evaluation_of_scaled_families(monkeypatch: pytest.Monk
 def test_every_precision(monkeypatch: pytest.MonkeyPatch, kind: str, more: dict, dtype: torch.dtype) -> None:
     """Against the head in float64 on the very states: only the products' rounding is left, none of the factor's."""
     model = planted(monkeypatch, kind, **more)
-    form, matrix = head.LogitForm.of(model.modules.config), model.modules.head.weight.detach().to(dtype)
+    form, matrix = head.LogitForm.of(model.modules), model.modules.head.weight.detach().to(dtype)
     states = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
     want = (states.double() @ matrix.double().T * form.scale).log_softmax(-1)
     model.hf.to(dtype)
@@ -195,7 +195,7 @@ def test_divergence(case: str, few: int, monkeypatch: pytest.MonkeyPatch) -> Non
             old, new = (head.distribution(model, x).double() for x in (before, after))
             want = (old.exp() * (old - new)).sum(-1)
         else:
-            form, bias = head.LogitForm.of(model.modules.config), model.modules.head.bias
+            form, bias = head.LogitForm.of(model.modules), model.modules.head.bias
 
             def say(x: torch.Tensor, form=form, weight=weight, bias=bias) -> torch.Tensor:
                 out = x.double() * form.states_scale @ weight.double().T + (0 if bias is None else bias.double())
