@@ -42,6 +42,7 @@ class Attending:
     queries: its own [rows, heads, d], with scale, sliding window and softcap (0: none), and what is added to scores by
     key position [heads, positions] or None; None where that is not all.
     nearest: how far away the nearest key lies for a row that does not see itself: the table has that key in its place.
+    sight: (longest prompt, how far the mask lets its tokens see), see `RowArguments.sight`.
     lengths, run_of_row, mixing: of modules that run whole sequences: the prompts' lengths, the prompt of a row, what
     the module gets for each prompt.
     """
@@ -51,6 +52,7 @@ class Attending:
     recorded: tuple[torch.Tensor, ...] | None = None
     queries: tuple[torch.Tensor, float, int, float, torch.Tensor | None] | None = None
     nearest: int = 0
+    sight: tuple[int, int | None] = (0, None)
     lengths: Sequence[int] = ()
     run_of_row: Callable[[int], int] = lambda row: 0
     mixing: Sequence[Mapping[str, Any]] = ()
@@ -134,7 +136,22 @@ def _brief(value: Any) -> str:
     return f"tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
 
 
-AttentionInterface.register(NAME, _attend)
+def _by_interface(
+    module: nn.Module, *args: Any, sliding_window: int | None = None, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """The mask that the sweep does not hand over must say what the arguments say, for prompts of this very length."""
+    length, seen = _attending.get().sight
+    ours = min(length, sliding_window or length)
+    if seen is not None and seen != ours:
+        mask = f"see the last {seen} of {length} positions" if seen else "see what is no sliding window"
+        raise UnsupportedModelError(
+            f"{type(module).__name__}'s mask lets tokens {mask}, its arguments {ours}: a sweep does not know of masks, "
+            "so its numbers would be wrong (whole=True in the family's line has the class attend by itself)"
+        )
+    return _attend(module, *args, sliding_window=sliding_window, **kwargs)
+
+
+AttentionInterface.register(NAME, _by_interface)
 
 
 def _calls_attn(attention: nn.Module) -> bool:
@@ -215,13 +232,13 @@ def attending(
     segments: torch.Tensor | None,
     frozen: tuple[torch.Tensor, ...] | None = None,
     nearest: int = 0,
-    **whole: Any,
+    **told: Any,
 ) -> Iterator[Attending]:
     """What the layer that runs inside attends by; holds its keys and values afterwards.
 
     Raises `UnsupportedModelError` where the layer's `attention` went another way than through the tree.
     """
-    layer = Attending(segments, frozen, nearest=nearest, **whole)
+    layer = Attending(segments, frozen, nearest=nearest, **told)
     token = _attending.set(layer)
     try:
         yield layer

@@ -19,7 +19,7 @@ from ..model.hooks import Hooks, at_rest
 from ..model.load import EditableModel
 from ..ops import restore_rows
 from .attention import tree_attention_in
-from .capture import CleanRun, RowArguments
+from .capture import CleanRun, RowArguments, input_columns, split_inputs
 from .interventions import Interventions
 from .layer import keys_values, run_layer
 from .layout import Layout, RestoreRows
@@ -78,11 +78,23 @@ def sweep(
         raise ValueError("no runs: there is nothing to sweep")
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"max_rows is {max_rows}: expected at least 1")
-    interventions.check_rows(hidden)
+    interventions.check_rows([split_inputs(prompts[0], rows)[0] for rows in hidden])
     probe(model)
+    return swept(model, prompts, interventions, hidden, max_rows)
+
+
+def swept(
+    model: EditableModel,
+    prompts: Sequence[CleanRun],
+    interventions: Interventions,
+    hidden: Sequence[torch.Tensor],
+    max_rows: int | None = None,
+) -> SweepResult:
+    """`sweep` without its checks, those of the model among them."""
     layers = model.modules.layers
     devices = [device_of(layer) or model.device for layer in layers]
-    plan = plan_of(interventions, [len(prompt.ids) for prompt in prompts], devices, max_rows or default_max_rows(model))
+    lengths, most = [len(prompt.ids) for prompt in prompts], max_rows or default_max_rows(model)
+    plan = plan_of(interventions, lengths, devices, most, bool(input_columns(prompts[0])))
     states = []
     with tree_attention_in(model.modules):
         for one in plan.passes:
@@ -124,14 +136,16 @@ def _through_the_layers(
     Nothing here waits for the device, or hands it what lies on the host.
     """
     modules, layout, frozen = model.modules, one.layout, None
-    arguments = RowArguments(prompts, one.places)
+    hidden, inputs = split_inputs(prompts[0], hidden)
+    arguments = RowArguments(prompts, one.places, inputs, layout.origin)
     with _restoring(model, layout):
         for number in range(model.num_layers):
             hidden = _bear(on_device(hidden, modules.layers[number]), layout, number)
             if layout.last is not None and number == model.num_layers - 1:
                 frozen = keys_values(modules, number, hidden, arguments)
                 places = one.places.to(layout.last.device)[layout.last]
-                hidden, arguments = hidden[layout.last], RowArguments(prompts, places)
+                origin = None if inputs is None else layout.origin[layout.last.to(layout.origin.device)]
+                hidden, arguments = hidden[layout.last], RowArguments(prompts, places, inputs, origin)
             nearest = layout.nearest.get(number, 0)
             hidden, _ = run_layer(modules, number, hidden, arguments, layout.segments[number], frozen, nearest)
             _restore(hidden, layout.restores.get(("layer", number), ()))

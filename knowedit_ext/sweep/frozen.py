@@ -69,6 +69,7 @@ class FrozenPrompts:
         reads = self._readout.split(self._counts)
         few._counts = [self._counts[prompt] for prompt in prompts]
         few._owner, few._index = self._owner[kept], self._index[kept]
+        few._origin = self._origin[kept] if len(self._origin) else self._origin
         few._at = [place[at[list(prompts)]] for at in self._at]
         few._readout = torch.cat([reads[prompt] for prompt in prompts])
         few._readout = torch.where(few._readout < 0, few._readout, place[few._readout.clamp(min=0)])
@@ -106,7 +107,7 @@ class FrozenPrompts:
             patches = [Patch(site, (self.edited,), (token,), nothing, "add") for site in self.sites]
             planned.add_run(number, patches, positions)
         planner = Planner(planned.roots, range(len(planned.roots)), self.depth)
-        layout = lay_out(planner.plan(planned.runs), self.depth)
+        layout = lay_out(planner.plan(planned.runs), self.depth, self.packed.inputs is not None)
         self._births = {layer: rows for layer, rows in enumerate(layout.births) if len(rows)}
         self._whole = max(self._births) + 1  # from this layer on live rows see frozen ones left of the tokens alone
         self._at = []  # of each site one row a prompt, in the prompts' order
@@ -117,6 +118,7 @@ class FrozenPrompts:
         self._counts = [rows.size for rows in layout.readout]  # of a prompt
         self._numbers, self._owner = torch.arange(len(self._tokens)), layout.prompt[roots:]
         self._index = (self.packed.offsets[layout.prompt] + layout.position)[roots:]
+        self._origin = layout.origin[roots:]
         every, live = torch.arange(roots), {}
         self._tables: dict[int, torch.Tensor] = {}  # by layer
         for layer in range(self.edited, self.depth):
@@ -144,9 +146,11 @@ class FrozenPrompts:
         )
         first, last = devices[self.edited], devices[self.depth - 1]
         self._at_there, self._readout_there = [at.to(first) for at in self._at], self._readout.to(last)
-        self._arguments = RowArguments(self.packed.prompts, self._index.to(first))
+        prompts, inputs = self.packed.prompts, self.packed.inputs
+        self._arguments = RowArguments(prompts, self._index.to(first), inputs, self._origin)
         if self._reads_in(self.depth - 1):
-            self._read_arguments = RowArguments(self.packed.prompts, self._index[self._readout].to(last))
+            origin = self._origin if inputs is None else self._origin[self._readout]
+            self._read_arguments = RowArguments(prompts, self._index[self._readout].to(last), inputs, origin)
 
     @torch.no_grad()
     def _frozen_run(self, keys: bool) -> None:

@@ -29,7 +29,8 @@ def run_layer(
     """
     layer = modules.layers[number]
     hidden = on_device(hidden, layer)
-    with attending(modules.attn(number), segments, frozen, nearest, **arguments.whole(number)) as attended:
+    told = {"sight": arguments.sight(number), **arguments.whole(number)}
+    with attending(modules.attn(number), segments, frozen, nearest, **told) as attended:
         out = layer(hidden[None], **arguments.layer(number, len(hidden), hidden.device))
     return first_of(out).squeeze(0), attended.recorded
 
@@ -38,6 +39,6 @@ def keys_values(modules: ModuleMap, number: int, hidden: torch.Tensor, arguments
     """A layer's keys and values of rows [rows, hidden] that enter it; the layer is stopped there."""
     layer = modules.layers[number]
     hidden = on_device(hidden, layer)
-    with suppress(Stop), attending(modules.attn(number), None) as attended:
+    with suppress(Stop), attending(modules.attn(number), None, sight=arguments.sight(number)) as attended:
         layer(hidden[None], **arguments.layer(number, len(hidden), hidden.device))
     return attended.recorded

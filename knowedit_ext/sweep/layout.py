@@ -35,6 +35,7 @@ class Layout:
     """Everything about a sweep that does not depend on numbers in the model.
 
     rows: [L + 1] rows alive in each layer, and behind the last; position, prompt: int64 [rows[L]] of each row;
+    origin: int64 [rows[L]], the root's row that a row is a copy of (itself, of a root's); empty unless asked for;
     births: [L + 1] int64 gather indices of the rows born at the input of each layer;
     segments: [L] int32 [n, 5] tables for `tree_attention`, one tensor for layers in which nothing changes; nearest: by
     layer, see `Attending`;
@@ -48,6 +49,7 @@ class Layout:
     root_rows: int
     position: torch.Tensor
     prompt: torch.Tensor
+    origin: torch.Tensor
     births: list[torch.Tensor]
     segments: list[torch.Tensor]
     nearest: dict[int, int]
@@ -86,8 +88,8 @@ def on_devices(tables: Sequence[torch.Tensor], devices: Sequence[torch.device]) 
     return [moved[id(table), device] for table, device in zip(tables, devices, strict=True)]
 
 
-def lay_out(template: Template, num_layers: int) -> Layout:
-    """Number the rows of a template and expand it over the copies."""
+def lay_out(template: Template, num_layers: int, origins: bool = False) -> Layout:
+    """Number the rows of a template and expand it over the copies. origins: whether `Layout.origin` is wanted."""
     born, rows, count = [], [], 0
     for layer in range(-1, num_layers + 1):
         for stretch in template.roots if layer < 0 else template.births.get(layer, ()):
@@ -107,6 +109,9 @@ def lay_out(template: Template, num_layers: int) -> Layout:
         root_rows=root_rows,
         position=torch.from_numpy(_ranges(np.repeat(starts, copies), np.repeat(lengths, copies))),
         prompt=torch.from_numpy(np.repeat(prompts, lengths * copies)),
+        origin=torch.cat([torch.arange(root_rows), _sources(born[len(template.roots) :], origins=True)])
+        if origins
+        else torch.empty(0, dtype=torch.int64),
         births=[_sources(template.births.get(layer, ())) for layer in range(num_layers + 1)],
         segments=_tables(template.entries, num_layers),
         nearest=template.nearest,
@@ -143,12 +148,13 @@ def _read_out(template: Template) -> list[np.ndarray]:
     return readout
 
 
-def _sources(born: Iterable[Stretch]) -> torch.Tensor:
-    """The rows that those of some stretches are copies of."""
+def _sources(born: Iterable[Stretch], origins: bool = False) -> torch.Tensor:
+    """The rows that those of some stretches are copies of; origins: of their roots'."""
     parts = [(0, 0, 0, 0)]  # first row, rows to the next copy's, copies, length
     for stretch in born:
-        lengths = [piece.stop - piece.start for piece in stretch.sources]
-        pieces = [(*at, length) for at, length in zip(_places(stretch.sources), lengths, strict=True)]
+        sources = stretch.origin if origins else stretch.sources
+        lengths = [piece.stop - piece.start for piece in sources]
+        pieces = [(*at, length) for at, length in zip(_places(sources), lengths, strict=True)]
         if len(pieces) == 1:
             start, stride, length = pieces[0]
             parts.append((start, stride, stretch.copies, length))

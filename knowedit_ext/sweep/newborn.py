@@ -117,7 +117,8 @@ class NewbornRows:
     def _arguments(self, layers: int, copies: int) -> RowArguments:
         every = torch.arange(self._packed.rows)
         own = every[self._rows]
-        return RowArguments(self._packed.prompts, torch.cat([every, own, own.repeat_interleave(copies).repeat(layers)]))
+        index = torch.cat([every, own, own.repeat_interleave(copies).repeat(layers)])
+        return RowArguments(self._packed.prompts, index, self._packed.inputs, index)
 
     def _segments(self, rows: int, copies: int) -> torch.Tensor:
         """A line for each prompt, and one for each other row: its lone token behind that prompt."""

@@ -9,7 +9,7 @@ import torch
 
 from ..model.load import EditableModel
 from .attention import tree_attention_in
-from .capture import CleanRun, EmbeddingNoise, RowArguments, clean_runs
+from .capture import CleanRun, EmbeddingNoise, RowArguments, clean_runs, split_inputs
 from .interventions import Interventions
 from .layer import KeysValues, keys_values, run_layer
 from .layout import lay_out
@@ -45,12 +45,14 @@ class PackedPrompts:
         counts = [root.length - root.start for root in self.interventions.roots]
         self._first_rows = [0, *itertools.accumulate(counts)]
         self.rows = self._first_rows[-1]
-        self.start = torch.cat(
+        start = torch.cat(
             [p.hidden[0, root.start :] for p, root in zip(prompts, self.interventions.roots, strict=True)]
         )
+        self.start, self.inputs = split_inputs(prompts[0], start)
         # Where each prompt begins in all of them, whole, laid end to end.
         self.offsets = torch.tensor([0, *itertools.accumulate(len(prompt.ids) for prompt in prompts)])
-        self._arguments = RowArguments(prompts, self.offsets[self._layout.prompt] + self._layout.position)
+        places = self.offsets[self._layout.prompt] + self._layout.position
+        self._arguments = RowArguments(prompts, places, self.inputs, torch.arange(self.rows))
 
     @classmethod
     def sharing(

@@ -198,7 +198,7 @@ class Planner:
         """Own `positions` from the input of `layer` on, as copies of the root's rows."""
         for first, after in _runs_of(positions, self.alone[state.root]):
             stretch = self._new(state, first, after, layer)
-            stretch.sources = self._root_pieces(state.root, first, after)
+            stretch.sources = stretch.origin = self._root_pieces(state.root, first, after)
         self._link(state, layer)
 
     def _new(self, state: _State, first: int, after: int, layer: int) -> Stretch:
@@ -212,6 +212,7 @@ class Planner:
         fork = _State(state.root, [], state.front, state.owned)
         for stretch in state.stretches:
             copy = self._new(fork, stretch.start, stretch.stop, layer)
+            copy.origin = stretch.origin
             if stretch.birth < layer:
                 copy.sources = [Piece(stretch, stretch.start, stretch.stop)]
                 continue
@@ -265,10 +266,10 @@ class Planner:
     def _bear_behind(self, state: _State, token: int, layer: int, source: Piece | torch.Tensor, add: bool) -> None:
         """Own a token from behind `layer` on, born as what the patch puts there."""
         stretch = self._new(state, token, token + 1, layer + 1)
+        stretch.sources = stretch.origin = [self._root_piece(state.root, token)]
         if isinstance(source, Piece) and not add:
             stretch.sources = [source]
         else:
-            stretch.sources = [self._root_piece(state.root, token)]
             self._restore("input", layer + 1, stretch, token, source, add)
         self._link(state, layer + 1)
 

@@ -16,7 +16,7 @@ ROOT_BIRTH = -1  # root rows are there before layer 0
 @dataclass(eq=False, slots=True)
 class Stretch:
     """Rows start..stop of a run, [copies, stop - start] of them, that first enter layer `birth`; `row` numbers the
-    first, once they are laid out."""
+    first, once they are laid out. origin: the root's own rows at these positions."""
 
     start: int
     stop: int
@@ -24,6 +24,7 @@ class Stretch:
     birth: int
     prompt: int
     sources: list[Piece] = field(default_factory=list)  # what the rows are copies of, in order of position
+    origin: list[Piece] = field(default_factory=list)
     entry: Entry | None = None
     row: int = -1
 

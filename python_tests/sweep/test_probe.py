@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from torch import nn
+from transformers import CONFIG_MAPPING
+from transformers.models.llama import modeling_llama
 
 import knowedit_ext as ke
 from knowedit_ext.editing.edit import LowRank
-from knowedit_ext.model import head
+from knowedit_ext.model import families, head
 from knowedit_ext.moments.forward import visit_keys
 from knowedit_ext.sweep import attention, clean_run
+from knowedit_ext.sweep.capture import clean_runs
 from knowedit_ext.sweep.packed import PackedPrompts
 from knowedit_ext.sweep.probe import probe
 
 from ..support.families import FAMILIES, VOCAB, WIDTH, WINDOWED, tiny_hf
+from ..support.more_families import more_model
 from ..support.strangers import gpt_oss, stranger
 from ..support.tokenizers import word_level
 
@@ -166,7 +171,7 @@ def test_a_forgotten_scale_of_the_logits(
     model.hf.to(dtype)
     probe(model)
     model.probed = False
-    monkeypatch.setattr(head.LogitForm, "of", classmethod(lambda cls, config: cls()))
+    monkeypatch.setattr(head.LogitForm, "of", classmethod(lambda cls, modules: cls()))
     with pytest.raises(ke.UnsupportedModelError, match=f"{OFF} .* a factor of {factor[:3]}"):
         probe(model)
 
@@ -178,7 +183,7 @@ def test_a_layer_that_looks_at_neighbouring_rows() -> None:
     def mix(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         return output + torch.cat([torch.zeros_like(output[:, :1]), output[:, :-1]], dim=1)
 
-    model.modules.mlp(1).register_forward_hook(mix)
+    model.modules.layers[1].register_forward_hook(mix)
     with pytest.raises(ke.UnsupportedModelError, match=OFF):
         probe(model)
 
@@ -192,4 +197,59 @@ def test_attention_that_is_not_causal() -> None:
         )
         layer.self_attn.is_causal = False
     with pytest.raises(ke.UnsupportedModelError, match=OFF):
+        probe(model)
+
+
+def test_a_long_window_that_is_in_the_mask_alone() -> None:
+    """Longer than what is measured at loading: refused with the first prompt that is longer than the window."""
+    model = tiny("qwen2", sliding_window=70, max_position_embeddings=100)
+    for layer in model.modules.layers:
+        layer.self_attn.sliding_window = None
+    probe(model)
+    for length in (70, 75):
+        packed = PackedPrompts(model, clean_runs(model, [[5 + n % 50 for n in range(length)]]))
+        if length == 70:
+            packed.run(packed.start, 0, model.num_layers)
+            continue
+        with pytest.raises(ke.UnsupportedModelError, match="mask lets tokens see the last 70 of 75 positions"):
+            packed.run(packed.start, 0, model.num_layers)
+
+
+def test_a_mask_that_is_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first positions are seen by all."""
+    right = modeling_llama.create_causal_mask
+
+    def prefix(*args, **kwargs) -> torch.Tensor:
+        mask = right(*args, **kwargs)
+        mask[..., :3] = 0
+        return mask
+
+    monkeypatch.setattr(modeling_llama, "create_causal_mask", prefix)
+    with pytest.raises(ke.UnsupportedModelError, match="mask lets tokens see what is no sliding window"):
+        probe(tiny("llama", attn_implementation="eager"))
+
+
+def test_arguments_that_hang_on_the_tokens() -> None:
+    model, last = tiny("llama"), []
+    model.modules.embedding.register_forward_hook(lambda module, args, out: last.append(1 + 0.01 * args[0].sum()))
+    model.hf.model.rotary_emb.register_forward_hook(lambda module, args, out: tuple(last[-1] * x for x in out))
+    with pytest.raises(
+        ke.UnsupportedModelError, match="passes its layers a 'position_embeddings' that hangs on the tok"
+    ):
+        probe(model)
+
+
+@pytest.mark.skipif("gemma4_text" not in CONFIG_MAPPING, reason="this transformers has no Gemma 4")
+def test_layers_that_hand_each_other_keys() -> None:
+    model = more_model("gemma4_text", num_kv_shared_layers=2, hidden_size_per_layer_input=6)
+    with pytest.raises(ke.UnsupportedModelError, match="cannot run in a sweep, though it runs by itself"):
+        probe(model)
+
+
+@pytest.mark.parametrize("named", ["up_projection", "gate_projection"])
+def test_another_projection_in_the_place_of_the_down_projection(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = families.FAMILIES["llama"]
+    monkeypatch.setitem(families.FAMILIES, "llama", replace(line, down_projection=getattr(line, named)))
+    model = tiny("llama", intermediate_size=WIDTH)  # square: shapes do not tell
+    with pytest.raises(ke.UnsupportedModelError, match="puts out is not what the MLP does"):
         probe(model)
