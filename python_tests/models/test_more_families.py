@@ -17,8 +17,9 @@ from knowedit_ext.evaluation.generation import continuations
 from knowedit_ext.evaluation.nll import score
 from knowedit_ext.model import head
 from knowedit_ext.model.families import FAMILIES
-from knowedit_ext.sweep import attention
+from knowedit_ext.sweep import attention, capture, clean_run, engine
 from knowedit_ext.sweep.probe import probe
+from knowedit_ext.sweep.whole import mixes_whole
 
 from ..editing import test_finetune as plain_ft
 from ..editing.plain import moments_of, plain_value, probability, weight_name
@@ -198,7 +199,89 @@ def test_faults_are_found(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(attention, "tree_attention", lambda *a, fault=fault, **k: attend(*a, fault=fault, **k))
             patch.setattr(attention, "mix_whole", lambda *a, fault=fault: whole(*a, fault=fault))
             refused(model)
-    form = head.LogitForm.of(model.modules.config)
+    form = head.LogitForm.of(model.modules)
     if form != head.LogitForm():
-        monkeypatch.setattr(head.LogitForm, "of", classmethod(lambda cls, config: cls()))
-        refused(model)
+        with monkeypatch.context() as patch:
+            patch.setattr(head.LogitForm, "of", classmethod(lambda cls, modules: cls()))
+            refused(model)
+    for fault in faults_of_lines(model):
+        with monkeypatch.context() as patch:
+            fault(model, patch)
+            refused(model)
+
+
+def in_a_sweep() -> bool:
+    return attention._attending.get(None) is not None
+
+
+def faults_of_lines(model: ke.EditableModel) -> list:
+    """What a sweep of ours could leave out, of any family: where a row stands, what an MLP (a router of experts) does,
+    the final norm, what the tokens in front of a row are."""
+    faults = [final_norm_left_out, tokens_read_by_a_layer, layers_that_look_at_other_rows]
+    if "mlp" not in model.modules.family.without:
+        faults.append(mlp_otherwise)
+    rotary = [named.get("position_embeddings") for named in clean_run(model, IDS[0]).arguments]
+    if any(x is not None for x in rotary) and not mixes_whole(model.modules):
+        faults.append(later_rows_placed_otherwise)
+    return faults
+
+
+def final_norm_left_out(model: ke.EditableModel, patch: pytest.MonkeyPatch) -> None:
+    right = engine.final_states
+    patch.setattr(engine, "final_states", lambda model, rows: 0.5 * (right(model, rows) + rows))
+
+
+def mlp_otherwise(model: ke.EditableModel, patch: pytest.MonkeyPatch) -> None:
+    module = model.modules.mlp(1)
+    right = module.forward
+
+    def wrong(*args, **kwargs):
+        out = right(*args, **kwargs)
+        first = out[0] if isinstance(out, tuple) else out
+        first = first + 0.3 * first.roll(1, -1)
+        return (first, *out[1:]) if isinstance(out, tuple) else first
+
+    patch.setattr(module, "forward", lambda *args, **kwargs: (wrong if in_a_sweep() else right)(*args, **kwargs))
+
+
+def later_rows_placed_otherwise(model: ke.EditableModel, patch: pytest.MonkeyPatch) -> None:
+    right = capture.RowArguments.__init__
+
+    def wrong(self, runs, index, *others):
+        places = torch.cat([torch.arange(len(run.ids)) for run in runs])[index.cpu()].to(index.device)
+        right(self, runs, torch.where(places >= 6, index - 1, index), *others)
+
+    patch.setattr(capture.RowArguments, "__init__", wrong)
+
+
+def tokens_read_by_a_layer(model: ke.EditableModel, patch: pytest.MonkeyPatch) -> None:
+    """By another way than its arguments: something of what was embedded last."""
+    last: list[torch.Tensor] = []
+    embedding, layer = model.modules.embedding, model.modules.layers[1]
+    embed, right = embedding.forward, layer.forward
+
+    def keep(*args, **kwargs):
+        out = embed(*args, **kwargs)
+        last[:] = [1 + 0.2 * (100 * out.float().mean()).sin()]
+        return out
+
+    def wrong(*args, **kwargs):
+        out = right(*args, **kwargs)
+        return (out[0] * last[0], *out[1:]) if isinstance(out, tuple) else out * last[0]
+
+    patch.setattr(embedding, "forward", keep)
+    patch.setattr(layer, "forward", wrong)
+
+
+def layers_that_look_at_other_rows(model: ke.EditableModel, patch: pytest.MonkeyPatch) -> None:
+    """A state that goes from token to token."""
+    layer = model.modules.layers[1]
+    right = layer.forward
+
+    def wrong(*args, **kwargs):
+        out = right(*args, **kwargs)
+        first = out[0] if isinstance(out, tuple) else out
+        first = first + 0.1 * torch.cat([torch.zeros_like(first[:, :1]), first[:, :-1]], 1)
+        return (first, *out[1:]) if isinstance(out, tuple) else first
+
+    patch.setattr(layer, "forward", wrong)

@@ -36,6 +36,7 @@ _ROUTED = dict(n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1, 
 _LLAMA4 = dict(num_local_experts=2, intermediate_size_mlp=48, interleave_moe_layer_step=2, no_rope_layers=[1, 0, 1, 1])
 _MAMBA = dict(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=LAYERS, state_size=4, conv_kernel=3)
 _SSM = dict(mamba_n_heads=8, mamba_d_head=8, mamba_d_state=4, mamba_n_groups=1)
+_SIGLIP = {name: value for name, value in _VISION.items() if name != "image_size"} | dict(num_patches=4)
 _QWEN_VISION = dict(depth=1, hidden_size=16, out_hidden_size=WIDTH, num_heads=2)
 _MROPE = dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[1, 1, 2]))
 _GEMMA4 = (
@@ -51,6 +52,7 @@ _GEMMA4 = (
         global_head_dim=8,
     )
 )
+_BY_LAYER = dict(hidden_size_per_layer_input=6, vocab_size_per_layer_input=VOCAB)  # as Gemma 4 E2B
 _SPARSE = _PLAIN | _HEAD | _MOE | dict(num_experts=4)
 _HYBRID_MOE = _PLAIN | _HEAD | _LINEAR | _MIXED | _MOE | dict(num_experts=4, shared_expert_intermediate_size=16)
 
@@ -132,7 +134,7 @@ DENSE: dict[str, dict] = {
     "iquestcoder": _PLAIN | _HEAD,
     "qwen3_5": dict(text_config=_PLAIN | _HEAD | _LINEAR | _MIXED, vision_config=_QWEN_VISION),
     "gemma4_text": _GEMMA4,
-    "gemma4": dict(text_config=_GEMMA4),
+    "gemma4": dict(text_config=_GEMMA4 | _BY_LAYER),
     "bloom": _BLOOM,
     "falcon": _PLAIN | dict(new_decoder_architecture=False, multi_query=True, parallel_attn=True),
     "mpt": dict(
@@ -144,6 +146,24 @@ DENSE: dict[str, dict] = {
     "bitnet": _PLAIN,
     "olmo_hybrid": _PLAIN | _LINEAR | _MIXED,
     "lfm2": _PLAIN | _CONV,
+    "lfm3": _PLAIN | _HEAD | _WINDOW | dict(layer_types=["conv", "full_attention", "sliding_attention", "conv"]),
+    "lfm2_vl": dict(
+        text_config=_PLAIN | _CONV | dict(model_type="lfm2"),
+        vision_config=_SIGLIP | dict(model_type="siglip2_vision_model"),
+    ),
+    "idefics3": dict(text_config=_PLAIN | dict(model_type="llama"), vision_config=_VISION),
+    "internvl": dict(
+        text_config=_PLAIN | dict(model_type="qwen2"),
+        vision_config=_VISION | dict(model_type="internvl_vision", image_size=[28, 28], patch_size=[14, 14]),
+    ),
+    "aya_vision": dict(
+        text_config=_PLAIN | _WINDOW | _HALF | dict(model_type="cohere2", logit_scale=0.25),
+        vision_config=_VISION | dict(model_type="siglip_vision_model"),
+    ),
+    "cohere2_vision": dict(
+        text_config=_PLAIN | _WINDOW | _HALF | dict(model_type="cohere2", logit_scale=0.25),
+        vision_config=_VISION | dict(model_type="siglip_vision_model"),
+    ),
 }
 EXPERTS: dict[str, dict] = {
     "mixtral": _PLAIN | _WINDOW | dict(num_local_experts=4),
@@ -226,6 +246,18 @@ EXPERTS: dict[str, dict] = {
         attn_layer_offset=1,
         use_mamba_kernels=False,
     ),
+    "kimi_linear": _PLAIN
+    | _MLA
+    | _MOE
+    | _ROUTED
+    | dict(num_local_experts=4, linear_head_dim=8, linear_num_heads=4, linear_conv_kernel_dim=3)
+    | dict(layer_types=["linear_attention", "full_attention"] * (LAYERS // 2)),
+    "nemotron_h": _PLAIN
+    | _HEAD
+    | _MOE
+    | _ROUTED
+    | dict(mamba_num_heads=8, mamba_head_dim=8, ssm_state_size=4, n_groups=1, moe_shared_expert_intermediate_size=16)
+    | dict(conv_kernel=3, layers_block_type=["linear_attention", "mlp", "full_attention", "moe"]),
     "falcon_mamba": _MAMBA | dict(time_step_rank=4),
     "mamba": _MAMBA | dict(time_step_rank=4),
     "mamba2": _MAMBA | dict(num_heads=8, head_dim=8, n_groups=1, chunk_size=8),
@@ -236,14 +268,8 @@ EXPERTS: dict[str, dict] = {
 SCALES = {"youtu": 4.0, "minimax": 6.0, "jetmoe": 16.0}
 
 
-# Before 5.24 transformers cannot build them from a config, or passes its layers what a sweep refuses; or they were not
-# tried there.
-LATER = (
-    "qwen2_vl qwen2_5_vl qwen3_5 llama4 doge exaone iquestcoder afmoe axk1 cohere2_moe flint glm4_moe_lite hy_v3 "
-    "kolibri1 laguna mellum mimo_v2_flash minimax minimax_m2 solar_open sarvam_moe sarvam_mla granitemoeshared "
-    "granitemoe_swa qwen3_vl_moe falcon_mamba granitemoehybrid jetmoe jamba bamba llava llava_onevision smolvlm "
-    "glm4v apertus1p5_text aria_text lara_mini"
-).split()
+# Before 5.24 transformers cannot build them from a config, or passes its layers what a sweep refuses.
+LATER = "qwen2_vl qwen2_5_vl qwen3_5 llama4 doge nemotron_h".split()
 
 
 def known(families: dict[str, dict]) -> list[str]:
