@@ -33,6 +33,7 @@ ON_THE_WORLD = (
     ("model, 17)", "model, 3)"), ("[0, 4, 8]", "[0, 1]"), ('"gpt-j/ft-w"', '"world/ft-l"'),
     ("rank=1920", "rank=4"), ("TrainingParams()", "TrainingParams(iterations=1, val_edits=1)"),
     ("gpt2-xl_MEMIT", "world_MEMIT"), ("stats/gpt2-xl/", "stats/world/"),
+    ('methods=["rome", "memit", "ft-1", "ft-5"]', 'methods=["ft-1"]'),  # minutes
 )  # fmt: skip
 
 
