@@ -17,7 +17,8 @@ PIP := $(BIN)/python -m pip
 # The versions that tests passed on; Python 3.10, which some of them are too new for, takes what there is.
 INSTALL = $(PIP) install --quiet $(shell $(BIN)/python -c \
     "import sys; print('-c constraints.txt' * (sys.version_info >= (3, 11)))")
-PYTEST := PYTHONSAFEPATH=1 KNOWEDIT_TEST_INSTALLED=1 $(BIN)/python -m pytest
+# Not `python -m pytest`, which puts this folder first on the path: Python 3.10 knows no PYTHONSAFEPATH.
+PYTEST := PYTHONSAFEPATH=1 KNOWEDIT_TEST_INSTALLED=1 $(BIN)/pytest
 SOURCES := $(shell find knowedit_ext csrc -type f -not -name '*.pyc' -not -name '*.so') \
            setup.py CMakeLists.txt pyproject.toml constraints.txt $(wildcard README.md) LICENSE
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
