@@ -145,7 +145,7 @@ def test_command(method, tmp_path, monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    assert f"{method.name}: {1 if limit else 2} requests" in capsys.readouterr().out
+    assert f"{method.name}: {'1 request' if limit else '2 requests'}," in capsys.readouterr().out
     assert ke.Edit.load(out).method == method.name
 
 
