@@ -254,7 +254,8 @@ def _read(model: Any, sheets: Sequence[Sheet], can_keep: bool) -> list[list[Any]
         inputs["position_ids"] = torch.cat(positions)
     first = min(min(sheet.starts) + shift for sheet, shift in zip(sheets, shifts, strict=True)) - 1
     device = next(model.parameters()).device
-    named = {"logits_to_keep": width - first} if can_keep else {}
+    # By their numbers: a slice of several texts torch would multiply with the head text by text.
+    named = {"logits_to_keep": torch.arange(first, width)} if can_keep else {}
     with eager(), fused_gelu(model):
         out = model(**{name: value.to(device) for name, value in inputs.items()}, **named)
     logits = out if isinstance(out, torch.Tensor) else out.logits

@@ -224,7 +224,9 @@ class _Writer:
             named |= {self.cache_name: cache, "use_cache": True}
         index = torch.tensor([text.edit for text in texts])
         with nullcontext() if self.edits is None else self.edits.rows(index):
-            out = own_forward(self.model, tokens, logits_to_keep=1, **named)
+            # By its number: last rows of several texts, as a slice, torch would multiply with the head text by text.
+            last = torch.tensor([tokens.shape[1] - 1])
+            out = own_forward(self.model, tokens, logits_to_keep=last, **named)
         return out.logits[:, -1], getattr(out, self.cache_name, None)
 
     def _choose(self, texts: list[_Text], logits: torch.Tensor) -> list[int]:
