@@ -66,6 +66,10 @@ LIGHT = [  # arguments, exit status, what is said
     (["study", "localization", "world", "--problem", "x", "--out", "s"], 2, "unknown problem 'x'"),
     (["study", "layers", "world", "--window", "x", "--out", "s"], 2, "'x' is no list of layers"),
     (["study", "layer-token", "world", "--token", "x", "--out", "s"], 2, "unknown token 'x'"),
+    (["study", "localization", "world", "--method", "ft", "--out", "s"], 2, "unknown method 'ft' of the study"),
+    (["evaluate", "world", "--out", "o", "--num-edits", "0"], 2, "--num-edits is 0"),
+    (["suggest", "world", "--minutes", "0", "--out", "o"], 2, "--minutes is 0"),
+    (["moments", "world", "world", "--layers", "1", "--out", "m", "--tolerance", "nan"], 2, "--tolerance is nan"),
     (
         ["study", "scaling", "world", "--method", "rome", "--counts", "1,x", "--out", "s"],
         2,

@@ -30,6 +30,7 @@ from .options import (
     folder_to_fill,
     load,
     meaningless,
+    positive,
     preset_or,
     read_by,
 )
@@ -54,7 +55,9 @@ def evaluate(
     ] = None,
     params: Params = "",
     moments: MomentsFolder = None,
-    num_edits: Annotated[int | None, typer.Option(help="Facts edited at once; default: memit all, others 1.")] = None,
+    num_edits: Annotated[
+        int | None, positive("--num-edits", "Facts edited at once; default: memit all, others 1.")
+    ] = None,
     limit: Limit = None,
     snippets: Annotated[Path | None, file_to_read("attribute_snippets.json, for consistency.")] = None,
     tfidf: Annotated[tuple[Path, Path] | None, typer.Option(help="idf.npy and tfidf_vocab.json.")] = None,

@@ -11,7 +11,7 @@ import typer
 import knowedit_ext as ke
 
 from .numbers import layers_of
-from .options import Device, Dtype, ModelName, choice, folder_to_fill, load, read_by
+from .options import Device, Dtype, ModelName, choice, folder_to_fill, load, positive, read_by
 from .running import say
 
 
@@ -31,7 +31,7 @@ def moments(
     stop: Annotated[
         str | None, choice("stop", ("tolerance",), '"tolerance": stop when solutions have settled.')
     ] = None,
-    tolerance: Annotated[float, typer.Option(help="Relative error of solutions to stop at.")] = 0.1,
+    tolerance: Annotated[float, positive("--tolerance", "Relative error of solutions to stop at.")] = 0.1,
     npz: Annotated[Path | None, folder_to_fill("Also write the published .npz files below this folder.")] = None,
     device: Device = None,
     dtype: Dtype = None,

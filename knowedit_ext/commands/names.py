@@ -34,6 +34,12 @@ def check_line(label: str) -> None:
     check_method(re.split(r"[+:]", label, maxsplit=1)[0].strip())
 
 
+def check_edited_by(name: str) -> None:
+    """ValueError for what is no method of the study of localization."""
+    if not re.fullmatch(r"rome|memit|ft-0*[1-9]\d*", name):
+        raise ValueError(f"unknown method {quoted(name)} of the study: expected rome, memit, or ft-1, ft-5 (ft-LAYERS)")
+
+
 def check_device(name: str) -> None:
     """ValueError for what torch calls no device; whether this machine has it takes torch."""
     if not re.fullmatch(rf"({'|'.join(DEVICES)})(:\d+)?", name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -105,6 +106,17 @@ def read_by(read: Callable[[str], object], help: str, *names: str) -> Any:
         return given
 
     return typer.Option(*names, help=help, callback=check)
+
+
+def positive(name: str, help: str) -> Any:
+    """A number above 0, if it is given."""
+
+    def check(given: float | None) -> float | None:
+        if given is not None and not 0 < given < math.inf:
+            raise ValueError(f"{name} is {given:g}: expected more than 0")
+        return given
+
+    return typer.Option(help=help, callback=check)
 
 
 def template(help: str) -> Any:

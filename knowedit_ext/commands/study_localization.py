@@ -10,7 +10,7 @@ import typer
 import knowedit_ext as ke
 
 from ..world.store import WORLD, load_world
-from .names import COMPATS, PROBLEM_NAMES
+from .names import COMPATS, PROBLEM_NAMES, check_edited_by
 from .numbers import layers_of, noise_of
 from .options import (
     Device,
@@ -36,7 +36,7 @@ def localization(
         list[str] | None, choice("problem", PROBLEM_NAMES, f"{', '.join(PROBLEM_NAMES)}; may be repeated.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="rome, memit, ft-N (a window of N layers); may be repeated.")
+        list[str] | None, read_by(check_edited_by, "rome, memit, ft-N (a window of N layers); may be repeated.")
     ] = None,
     layers: Annotated[str, read_by(layers_of, 'Edited layers, e.g. "0,4,8-11"; default: all.')] = "",
     facts: Annotated[int | None, typer.Option(min=1, help="Only the first N facts that the model knows.")] = None,

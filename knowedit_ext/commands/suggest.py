@@ -23,6 +23,7 @@ from .options import (
     data_of,
     file_to_read,
     load,
+    positive,
     preset_or,
 )
 from .running import say
@@ -38,7 +39,7 @@ def suggest(
     params: Params = "",
     facts: Annotated[Path | None, file_to_read("Facts to trace (known_1000's format); default: the records'.")] = None,
     limit: Annotated[int, typer.Option(min=2, help="Only the first N records; half of them are held out.")] = 128,
-    minutes: Annotated[float, typer.Option(help="So many draws as fit into this.")] = 60.0,
+    minutes: Annotated[float, positive("--minutes", "So many draws as fit into this.")] = 60.0,
     draws: Annotated[int | None, typer.Option(min=0, help="So many settings drawn, instead of --minutes.")] = None,
     first: Annotated[int, typer.Option(min=1, help="Records of the first round.")] = 8,
     variants: Annotated[int, typer.Option(min=1, help="Candidates a setting: windows and weights.")] = 4,

@@ -138,8 +138,6 @@ def _check(data: Path | None, of_world: bool, choices: dict[str, Any], texts: di
         if method not in METHODS:
             raise ValueError("--store is for the values of a --method")
         check_keeps(METHODS[method], METHODS[method].params_of(choices["params"]))
-    if choices["num_edits"] is not None and choices["num_edits"] < 1:
-        raise ValueError(f"--num-edits is {choices['num_edits']}: expected at least 1")
     if texts["tfidf"] is not None and texts["snippets"] is None:
         raise ValueError("--tfidf is for the consistency with --snippets: give these too")
 
