@@ -84,7 +84,7 @@ def closed_form(
 
         def optimised(some: Sequence[Mapping[str, Any]]) -> torch.Tensor:
             aim = kin.aim(params)
-            return closed_form_values(kin.name, editable, asked(some), params, contexts, 0, None, False, None, aim)
+            return closed_form_values(editable, asked(some), params, contexts, 0, None, None, False, None, aim)
 
         with resting(editable):
             if cache_template is not None:

@@ -131,7 +131,7 @@ def test_values_of_requests_to_come_are_computed_together(model, hparams, algori
     execute, count = getattr(easyedit, f"execute_{algorithm}"), []
     alone = [execute(model.hf, model.tokenizer, [one], settings) for one in ASKED]
     values = closed_form.closed_form_values
-    counted = lambda name, m, asked, *rest: count.append(len(asked)) or values(name, m, asked, *rest)  # noqa: E731
+    counted = lambda m, asked, *rest: count.append(len(asked)) or values(m, asked, *rest)  # noqa: E731
     monkeypatch.setattr(closed_form, "closed_form_values", counted)
     with ahead.planned(ASKED):
         together = [execute(model.hf, model.tokenizer, [one], settings) for one in ASKED]
