@@ -32,10 +32,13 @@ class Hooks(ExitStack):
         hook = lambda module, args, kwargs: act(args, kwargs)  # noqa: E731
         self.callback(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=first).remove)
 
-    def behind(self, module: nn.Module, act: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
+    def behind(
+        self, module: nn.Module, act: Callable[[torch.Tensor], torch.Tensor | None], first: bool = False
+    ) -> None:
         """act(output, or the first of several) behind each call; what it returns, if anything, takes its place.
 
-        Rows without a batch (OPT's MLP) are handed over as a batch of one.
+        Rows without a batch (OPT's MLP) are handed over as a batch of one. first: in front of the hooks that are there
+        already, so act gets what the module itself puts out.
         """
 
         def hook(module: nn.Module, args: tuple, output: Any) -> Any:
@@ -47,7 +50,7 @@ class Hooks(ExitStack):
             changed = changed[0] if flat else changed
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-        self.callback(module.register_forward_hook(hook).remove)
+        self.callback(module.register_forward_hook(hook, prepend=first).remove)
 
     def __exit__(self, kind: type[BaseException] | None, *raised: Any) -> bool:
         super().__exit__(kind, *raised)

@@ -42,7 +42,7 @@ SEED = 1
 def probe(model: EditableModel) -> None:
     """Raise `UnsupportedModelError` where a sweep's logits are not the model's own; nothing the second time.
 
-    A model whose own logits are not finite is left to those who read them.
+    A model whose own logits or weights are not finite is left to those who read its numbers.
     """
     if not model.probed:
         model.probed = _measured(model)
@@ -72,6 +72,8 @@ def _measured(model: EditableModel) -> bool:
             f"{_which(model)} cannot run in a sweep, though it runs by itself ({type(error).__name__}: {error}): its "
             "layers need something that is not known here"
         ) from error
+    if not ours[finite].isfinite().all() and not _weights_are_finite(model):
+        return False  # some bodies of attention make numbers of NaN again
     # A constant changes nothing.
     theirs, ours, shaken = (x[finite] - x[finite].mean(-1, keepdim=True) for x in (theirs, ours, shaken))
     off, moved = (ours - theirs).norm(dim=-1), (shaken - theirs).norm(dim=-1)  # [rows]
@@ -79,6 +81,10 @@ def _measured(model: EditableModel) -> bool:
     if not (off.norm() <= SLACK * moved.norm() and off.median() <= SLACK * moved.median()):
         raise UnsupportedModelError(_message(model, theirs, ours, float(SLACK * moved.norm())))
     return True
+
+
+def _weights_are_finite(model: EditableModel) -> bool:
+    return all(p.is_meta or not p.is_floating_point() or bool(p.isfinite().all()) for p in model.hf.parameters())
 
 
 def _prompts(model: EditableModel) -> tuple[list[int], list[tuple[list[int], int]]]:
@@ -108,8 +114,9 @@ def _check_parts(model: EditableModel, ids: Sequence[int], others: Sequence[int]
             hooks.before(modules.attn(layer), lambda args, kwargs: choices.enter())
             hooks.behind(modules.attn(layer), lambda out: choices.leave())
         for layer in edited:
-            hooks.behind(modules.mlp(layer), partial(said.__setitem__, ("mlp", layer)))
-            hooks.behind(modules.down_projection(layer), partial(said.__setitem__, ("down", layer)))
+            # By themselves: what hooks of the user's make of an MLP's output is measured where it is edited.
+            hooks.behind(modules.mlp(layer), partial(said.__setitem__, ("mlp", layer)), first=True)
+            hooks.behind(modules.down_projection(layer), partial(said.__setitem__, ("down", layer)), first=True)
         first = clean_run(model, ids)
     for layer in edited:
         if not _same(said.get(("mlp", layer)), said.get(("down", layer))):
