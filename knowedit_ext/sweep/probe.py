@@ -28,6 +28,7 @@ from ..model.hooks import Hooks, at_rest, named_arguments
 from ..model.load import EditableModel
 from .capture import clean_run, clean_runs, differing, layer_zero_input
 from .interventions import Interventions, Patch
+from .whole import mixes_whole
 
 TOKENS = 13  # as many as no model has experts, neurons or heads
 LONGEST_WINDOW = 64  # sliding windows up to this are overrun; longer prompts would cost too much
@@ -61,6 +62,8 @@ def _measured(model: EditableModel) -> bool:
     finite = theirs.isfinite().all(-1)
     if not finite.any():
         return False
+    if not mixes_whole(model.modules):
+        _check_cache(model, ids, trace.read, theirs, shaken)
     try:
         ours = logits(model, trace.swept(model, ids, others)).to(theirs)
     except torch.OutOfMemoryError:
@@ -81,6 +84,22 @@ def _measured(model: EditableModel) -> bool:
     if not (off.norm() <= SLACK * moved.norm() and off.median() <= SLACK * moved.median()):
         raise UnsupportedModelError(_message(model, theirs, ours, float(SLACK * moved.norm())))
     return True
+
+
+def _check_cache(
+    model: EditableModel, ids: Sequence[int], read: Sequence[int], theirs: torch.Tensor, shaken: torch.Tensor
+) -> None:
+    """A clean run says the same with a cache, which generation has, and without, as all else runs. (Layers that take
+    keys from earlier ones by way of the cache have no such keys without it.)"""
+    theirs, shaken = theirs[: len(read)], shaken[: len(read)]
+    cached = own_forward(model, torch.tensor([list(ids)]), use_cache=True).logits[0, read].float()
+    if theirs.isfinite().all() and not (cached - theirs).norm() <= SLACK * (shaken - theirs).norm():
+        off = float((cached - theirs).norm() / theirs.norm())
+        raise UnsupportedModelError(
+            f"{_which(model)} says something else when it keeps no cache of keys and values: off by {off:.2g} of its "
+            "logits' size. Without one its layers lack what they share, so numbers of it would be wrong; a newer "
+            "transformers may mend that"
+        )
 
 
 def _weights_are_finite(model: EditableModel) -> bool:

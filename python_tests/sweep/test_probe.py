@@ -242,7 +242,8 @@ def test_arguments_that_hang_on_the_tokens() -> None:
 @pytest.mark.skipif("gemma4_text" not in CONFIG_MAPPING, reason="this transformers has no Gemma 4")
 def test_layers_that_hand_each_other_keys() -> None:
     model = more_model("gemma4_text", num_kv_shared_layers=2, hidden_size_per_layer_input=6)
-    with pytest.raises(ke.UnsupportedModelError, match="cannot run in a sweep, though it runs by itself"):
+    says = "cannot run in a sweep, though it runs by itself|says something else when it keeps no cache"  # or the newer
+    with pytest.raises(ke.UnsupportedModelError, match=says):
         probe(model)
 
 
