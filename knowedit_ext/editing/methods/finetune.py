@@ -20,7 +20,7 @@ from ..edit import Edit
 from ..examples import Batch, Example, examples_of, published_examples
 from ..method import Method
 from ..params import LayerParams
-from ..request import EditRequest, check_requests, warn_of_known
+from ..request import EditRequest, check_each, check_requests, warn_of_known
 from ..training import Loss, Trained, train, train_each
 
 
@@ -133,9 +133,7 @@ def finetune_each(
     `batch` requests at once, None: as memory allows. Other weights are trained one request after the other. Edits are
     made as they are asked for: dense changes are as large as the weights. Requests may contradict each other.
     """
-    requests = [one for request in requests for one in check_requests(request, problems=True)]
-    if not requests:
-        raise ValueError("no edit requests")
+    requests = check_each(requests)
     weights = trained_weights(model, params, compat)
     if set(weights) - _projections(model, params):
         return (finetune(model, [request], params, compat, progress=progress) for request in requests)
