@@ -239,6 +239,18 @@ def test_arguments_that_hang_on_the_tokens() -> None:
         probe(model)
 
 
+def test_a_model_that_says_something_else_with_a_cache() -> None:
+    model = tiny("llama")
+
+    def act(module: nn.Module, args: tuple, kwargs: dict, out: tuple) -> tuple | None:
+        kept = any(kwargs.get(name) is not None for name in ("past_key_values", "cache"))
+        return (1.1 * out[0], *out[1:]) if kept else None
+
+    model.modules.attn(1).register_forward_hook(act, with_kwargs=True)
+    with pytest.raises(ke.UnsupportedModelError, match="says something else when it keeps no cache"):
+        probe(model)
+
+
 @pytest.mark.skipif("gemma4_text" not in CONFIG_MAPPING, reason="this transformers has no Gemma 4")
 def test_layers_that_hand_each_other_keys() -> None:
     model = more_model("gemma4_text", num_kv_shared_layers=2, hidden_size_per_layer_input=6)
