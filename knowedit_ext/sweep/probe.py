@@ -62,8 +62,6 @@ def _measured(model: EditableModel) -> bool:
     finite = theirs.isfinite().all(-1)
     if not finite.any():
         return False
-    if not mixes_whole(model.modules):
-        _check_cache(model, ids, trace.read, theirs, shaken)
     try:
         ours = logits(model, trace.swept(model, ids, others)).to(theirs)
     except torch.OutOfMemoryError:
@@ -75,6 +73,8 @@ def _measured(model: EditableModel) -> bool:
             f"{_which(model)} cannot run in a sweep, though it runs by itself ({type(error).__name__}: {error}): its "
             "layers need something that is not known here"
         ) from error
+    if not mixes_whole(model.modules):
+        _check_cache(model, ids, trace.read, theirs, shaken)
     if not ours[finite].isfinite().all() and not _weights_are_finite(model):
         return False  # some bodies of attention make numbers of NaN again
     # A constant changes nothing.
