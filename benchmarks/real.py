@@ -60,12 +60,12 @@ def run(name: str, part: Part, asked: argparse.Namespace) -> None:
     if missing:
         sys.exit(f"{name} needs {' and '.join(missing)}: see docs/real-models.md")
     out, lines = asked.out / name, []
+    # What is kept names no folder of this machine.
+    called = {places["work"]: "WORK", places["data"]: "DATA", asked.models: "MODELS", HERE: "benchmarks"}
     for command in part.commands.splitlines():
         command, _, printed = command.format(**places).partition(" > ")
-        took = once(command, asked.work / "commands", out / printed if printed else None)
-        shown = command.replace(str(places["work"]), "WORK").replace(str(places["data"]), "DATA")
-        shown = shown.replace(str(asked.models), "MODELS").replace(f"{HERE}/", "benchmarks/")
-        lines.append(f"| `{shown}` | {took['seconds'] / 60:.1f} | {took['megabytes']:.0f} |")
+        took = once(command, asked.work / "commands", out / printed if printed else None, called)
+        lines.append(f"| `{renamed(command, called)}` | {took['seconds'] / 60:.1f} | {took['megabytes']:.0f} |")
     for pattern in part.kept:
         for path in sorted(asked.work.glob(pattern)):
             target = out / path.name
@@ -76,8 +76,15 @@ def run(name: str, part: Part, asked: argparse.Namespace) -> None:
         atomic_write(out / "README.md", lambda file: file.write(text.encode()))
 
 
-def once(command: str, folder: Path, printed: Path | None) -> dict[str, float]:
-    """Run it unless it ended well before; its seconds, those of killed runs before with them, and its peak memory."""
+def renamed(text: str, called: dict[Path, str]) -> str:
+    for folder, name in called.items():
+        text = text.replace(str(folder), name)
+    return text
+
+
+def once(command: str, folder: Path, printed: Path | None, called: dict[Path, str]) -> dict[str, float]:
+    """Run it unless it ended well before; its seconds, those of killed runs before with them, and its peak memory.
+    What it prints is kept with folders as they are `called`."""
     path = folder / f"{digest(command.encode())}.json"
     took = (
         json.loads(path.read_text())
@@ -101,8 +108,9 @@ def once(command: str, folder: Path, printed: Path | None) -> dict[str, float]:
             write_json(path, took)
     took["ended"] = process.returncode == 0
     if took["ended"] and printed is not None:
+        text = renamed(said.read_text(), called)
         printed.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(said, printed)
+        atomic_write(printed, lambda file: file.write(text.encode()))
     write_json(path, took)
     if process.returncode:
         sys.exit(f"this ended with status {process.returncode}: {command}")

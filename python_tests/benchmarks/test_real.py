@@ -28,20 +28,20 @@ def test_a_command_runs_until_it_ends_well(tmp_path: Path) -> None:
     script, count = tmp_path / "a.py", tmp_path / "count"
     script.write_text(
         f"import sys; n = len(open({str(count)!r}, 'a+').read() or ''); f = open({str(count)!r}, 'a'); f.write('x'); "
-        f"f.close(); n = len(open({str(count)!r}).read()); print('said', n); sys.exit(n < 2)"
+        f"f.close(); n = len(open({str(count)!r}).read()); print('said', n, {str(tmp_path / 'a')!r}); sys.exit(n < 2)"
     )
-    command, printed = f"python {script}", tmp_path / "out" / "printed.md"
+    command, printed, called = f"python {script}", tmp_path / "out" / "printed.md", {tmp_path: "WORK"}
     printed.parent.mkdir()
     printed.write_text("said by an earlier command\n")
     with pytest.raises(SystemExit, match="ended with status 1"):
-        real.once(command, tmp_path / "commands", printed)
+        real.once(command, tmp_path / "commands", printed, called)
     assert printed.read_text() == "said by an earlier command\n"
-    took = real.once(command, tmp_path / "commands", printed)
-    assert took["ended"] and took["seconds"] > 0 and printed.read_text() == "said 2\n"
-    assert real.once(command, tmp_path / "commands", printed) == took and len(count.read_text()) == 2
+    took = real.once(command, tmp_path / "commands", printed, called)
+    assert took["ended"] and took["seconds"] > 0 and printed.read_text() == "said 2 WORK/a\n"
+    assert real.once(command, tmp_path / "commands", printed, called) == took and len(count.read_text()) == 2
     printed.unlink()  # what it prints is asked for again
-    real.once(command, tmp_path / "commands", printed)
-    assert printed.read_text() == "said 3\n"
+    real.once(command, tmp_path / "commands", printed, called)
+    assert printed.read_text() == "said 3 WORK/a\n"
 
 
 def test_every_command_can_be_asked_for(monkeypatch, capsys) -> None:
