@@ -20,8 +20,8 @@ class Part:
     kept: tuple[str, ...] = ()
 
 
-def table(records: str, name: str, more: str, published: bool = False) -> str:
-    """All methods on the same records, side by side; published: ROME by the published rule too, and paired."""
+def table(records: str, name: str, more: str, published: tuple[str, ...] = ()) -> str:
+    """All methods on the same records, side by side; those in `published` by the published rule too, and paired."""
     out = f"{{work}}/{name}"
     start = f"knowedit evaluate {{smollm2}} --data {records} {more} --dtype float32"
     lines = [f"{start} --out {out}/unedited"]
@@ -31,12 +31,12 @@ def table(records: str, name: str, more: str, published: bool = False) -> str:
         store = f" --store {{work}}/values/{name}_{VALUES[method]}" if method in VALUES else ""
         params = PRESET.get(method, f"{{here}}/real_params/{method}.json")
         lines.append(f"{start} --method {method} --params {params}{moments} --no-baseline{store} --out {out}/{row}")
-        if row == "ROME" and published:
+        if row in published:
             lines.append(f"{lines[-1]}-published --compat reference")
-            lines.append(f"knowedit compare {out}/ROME-published {out}/ROME > rome_default.md")
-    rows = ["unedited", *METHODS]
-    if published:
-        rows.insert(rows.index("ROME") + 1, "ROME-published")
+            lines.append(f"knowedit compare {out}/{row}-published {out}/{row} > {row.lower()}_default.md")
+    rows = ["unedited"]
+    for row in METHODS:
+        rows += [row, f"{row}-published"] if row in published else [row]
     return "\n".join([*lines, f"knowedit report {' '.join(f'{out}/{row}' for row in rows)} > table.md"])
 
 
@@ -137,8 +137,8 @@ python {here}/settings.py {smollm2} {work}/suggest/params.json smollm2-135m gpt-
         ("scaling/study.md", "scaling/study.csv", "scaling/curves.png"),
     ),
     "counterfact": Part(
-        "the papers' CounterFact table; ROME by default and as published, paired",
-        table("{work}/counterfact.json", "counterfact", "--no-generation --limit {records}", published=True),
+        "the papers' CounterFact table; ROME, FT+L and KN by default and as published, paired",
+        table("{work}/counterfact.json", "counterfact", "--no-generation --limit {records}", ("ROME", "FT-L", "KN")),
     ),
     "generated": Part(
         "fluency and consistency, of records whose new object WikiText-2 names",
