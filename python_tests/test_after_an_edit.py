@@ -12,7 +12,7 @@ import pytest
 import knowedit_ext as ke
 from knowedit_ext.cli import main
 from knowedit_ext.editing.folder import save_edited
-from knowedit_ext.evaluation.compare import paired
+from knowedit_ext.evaluation.compare import _row, paired
 from knowedit_ext.evaluation.written import written
 from knowedit_ext.extras import MissingExtraError
 from knowedit_ext.tracing.compare import difference
@@ -112,8 +112,23 @@ def test_runs_are_compared_record_by_record(run, edit: ke.Edit) -> None:
     change = after - before
     assert rows["EM"]["difference"] == pytest.approx(change.mean())
     assert rows["EM"]["half_width"] == pytest.approx(1.96 * change.std(ddof=1) / np.sqrt(3))
+    reports = (("first", plain.summary("pre")), ("second", changed.summary()))
+    assert all(rows["S"][side] == pytest.approx(summary["S"].mean) for side, summary in reports)
     with pytest.raises(ValueError, match="no record in common"):
         paired(ke.Report(plain.cases[:1]), ke.Report(changed.cases[1:]))
+
+
+def test_the_interval_of_s_is_that_of_records_drawn_anew() -> None:
+    """Bootstrap over 400 paired records of three shares each."""
+    rng = np.random.default_rng(0)
+    before = rng.random((400, 3))
+    after = np.clip(before + rng.normal(0.05, 0.1, before.shape), 0, 1)
+    row = _row(before, after)
+    s = lambda values: 3 / (1 / values.mean(axis=0)).sum()  # noqa: E731
+    drawn = [rng.integers(400, size=400) for _ in range(2000)]
+    differences = [s(after[each]) - s(before[each]) for each in drawn]
+    assert row["difference"] == pytest.approx(s(after) - s(before))
+    assert row["half_width"] == pytest.approx(1.96 * np.std(differences), rel=0.1)
 
 
 def test_traces_are_compared_cell_by_cell(run, edit: ke.Edit) -> None:

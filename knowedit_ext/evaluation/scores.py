@@ -38,9 +38,14 @@ def summary_of(rows: Sequence[Mapping[str, float]]) -> dict[str, Mean]:
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     means = {name: Mean.of(values) for name, values in columns.items()}
-    parts = SUCCESSES if any(name in means for name in SUCCESSES) else ACCURACIES
+    parts = parts_of_s(means)
     complete = [[row[name] for name in parts] for row in rows if all(name in row for name in parts)]
     return ({"S": harmonic(np.array(complete))} if complete else {}) | means
+
+
+def parts_of_s(columns: Iterable[str]) -> tuple[str, ...]:
+    """What S is the harmonic mean of: of zsRE, which has no successes, the accuracies."""
+    return SUCCESSES if set(SUCCESSES) & set(columns) else ACCURACIES
 
 
 def harmonic(values: np.ndarray) -> Mean:
