@@ -131,9 +131,14 @@ python {here}/settings.py {smollm2} {work}/suggest/params.json smollm2-135m gpt-
     ),
     "memit": Part(
         "MEMIT of 1, 10, 100 and 500 records",
-        "knowedit study scaling {smollm2} --data {work}/counterfact.json --moments {work}/moments "
-        "--params smollm2-135m --method memit --counts 1,10,100,500 --least 10 --dtype float32 "
-        "--store {work}/values/counterfact_memit --out {work}/scaling",
+        """\
+knowedit study scaling {smollm2} --data {work}/counterfact.json --moments {work}/moments \
+--params smollm2-135m --method memit --counts 1,10,100,500 --least 10 --dtype float32 \
+--store {work}/values/counterfact_memit --out {work}/scaling
+knowedit compare {work}/scaling/cells/unedited-n500-part0-seed0/evaluation \
+{work}/scaling/cells/memit-n500-part0-seed0/evaluation > unedited_and_500.md
+knowedit compare {work}/scaling/cells/memit-n100-part0-seed0/evaluation \
+{work}/scaling/cells/memit-n500-part0-seed0/evaluation > the_first_100_of_100_and_of_500.md""",
         ("scaling/study.md", "scaling/study.csv", "scaling/curves.png"),
     ),
     "counterfact": Part(
