@@ -57,8 +57,9 @@ TreeAttention tree_attention_params(Pointer q, Pointer k, Pointer v, Pointer out
 }
 
 TreeAttentionBackward tree_attention_backward_params(const TreeAttention& forward, Pointer grad, Pointer dq, Pointer dk,
-                                                     Pointer dv, Pointer stats, int64_t kv_rows, Strides grad_strides) {
-    return {forward, at(grad), at(dq), at(dk), at(dv), at(stats), kv_rows, grad_strides[0], grad_strides[1]};
+                                                     Pointer dv, Pointer stats, int64_t kv_rows, Strides grad_strides,
+                                                     int64_t frozen) {
+    return {forward, at(grad), at(dq), at(dk), at(dv), at(stats), kv_rows, grad_strides[0], grad_strides[1], frozen};
 }
 
 RestoreRows restore_rows_params(Pointer hidden, Pointer rows, Pointer source, Pointer source_rows, int hidden_dtype,
@@ -155,7 +156,7 @@ PYBIND11_MODULE(_C, m) {
              "v_strides"_a, "scale"_a, "window"_a, "softcap"_a, "sinks"_a = 0, "bias"_a = 0, "positions"_a = 0);
     py::class_<TreeAttentionBackward>(m, "TreeAttentionBackward")
         .def(py::init(&tree_attention_backward_params), py::kw_only(), "forward"_a, "grad"_a, "dq"_a, "dk"_a, "dv"_a,
-             "stats"_a, "kv_rows"_a, "grad_strides"_a);
+             "stats"_a, "kv_rows"_a, "grad_strides"_a, "frozen"_a = 0);
     py::class_<RestoreRows>(m, "RestoreRows")
         .def(py::init(&restore_rows_params), py::kw_only(), "hidden"_a, "rows"_a, "source"_a, "source_rows"_a,
              "hidden_dtype"_a, "source_dtype"_a, "count"_a, "width"_a, "hidden_stride"_a, "source_stride"_a, "add"_a);

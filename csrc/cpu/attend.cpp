@@ -191,6 +191,7 @@ void attend_backward(const AttendBackward<T>& b) {
     }
     for (int64_t j = 0; j < a.count; ++j) {
         ds[j] = p[j] * (ds[j] - mean) * slope[j];
+        if (b.grad_at[j] < b.live) continue;
         add<W>(ds[j], a.q, a.d, b.dk + b.grad_at[j]);
         add<W>(p[j], b.up, a.d, b.dv + b.grad_at[j]);
     }

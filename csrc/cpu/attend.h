@@ -31,6 +31,7 @@ struct AttendBackward {
     int64_t padded;          // at least count + kScorePadding
     const T* up;             // [d], the gradient in the row's output
     const int64_t* grad_at;  // [count]
+    int64_t live;            // keys and values whose grad_at is below it get no gradient
     T* dk;                   // the gradient in key j is added to dk + grad_at[j]
     T* dv;                   // and that in value j to dv + grad_at[j]
 };

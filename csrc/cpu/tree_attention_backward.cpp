@@ -48,7 +48,7 @@ class Worker {
         b.forward.scores = scratch.data(), b.padded = padded;
         b.forward.out = static_cast<T*>(g.dq) + (query * p.heads + head) * p.head_dim;
         b.up = static_cast<const T*>(g.grad) + query * g.grad_row + head * g.grad_head;
-        b.grad_at = grad_at.data() + begin;
+        b.grad_at = grad_at.data() + begin, b.live = g.frozen * p.kv_heads * p.head_dim;
         b.dk = static_cast<T*>(g.dk) + kv_head * p.head_dim;
         b.dv = static_cast<T*>(g.dv) + kv_head * p.head_dim;
         run(bodies, b);

@@ -51,9 +51,10 @@ __global__ void __launch_bounds__(kRowBlock, 1) row_gradients(TreeAttentionBackw
         q.load(queries<T>(p).at(row, head), size);
         grad.load(gradients<T>(b).at(row, head), size);
         const Segment s = p.segments[line];
+        const int here = s.position + static_cast<int>(row - s.query_row);
         // Calls take(score, slope, dp, key) for every key the row sees.
         const auto for_each_key = [&](auto take) {
-            for_each_run(p, s, s.position + row - s.query_row, [&](int64_t first, int64_t position, int64_t count) {
+            for_each_run(p, s, here, [&](int64_t first, int64_t position, int64_t count) {
                 const C* shift = bias<C>(p, head, position);
                 for (int64_t j = 0; j < count; j += kBatch) {
                     const T* key = keys<T>(p).at(first + j, kv_head);
@@ -148,14 +149,14 @@ struct Lines {
     }
 };
 
-// A thread a line.
+// A thread a line. Blocks are counted from the first row that is not frozen.
 static __global__ void find_lines(TreeAttentionBackward b, Lines lines) {
     const TreeAttention& p = b.forward;
     const int64_t line = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
     if (line >= p.segment_count) return;
-    for_each_view(p, p.segments[line], 0, b.kv_rows, [&](const Segment& s) {
-        for (int64_t block = s.kv_row / kKeyRows; block * kKeyRows < s.kv_row + s.length; ++block)
-            lines.widen(block, line);
+    for_each_view(p, p.segments[line], b.frozen, b.kv_rows - b.frozen, [&](const Segment& s) {
+        const int64_t first = max(s.kv_row - b.frozen, int64_t{0}), after = s.kv_row + s.length - b.frozen;
+        for (int64_t block = first / kKeyRows; block * kKeyRows < after; ++block) lines.widen(block, line);
     });
 }
 
@@ -164,7 +165,7 @@ __global__ void __launch_bounds__(kKeyBlock, 1) key_gradients(TreeAttentionBackw
     const TreeAttention& p = b.forward;
     Votes& votes = block_shared<Votes>();
     const int warp = static_cast<int>(threadIdx.x) / kWarp, size = static_cast<int>(p.head_dim);
-    const int64_t first = blockIdx.x * int64_t{kKeyRows}, row = first + warp, head = blockIdx.y;
+    const int64_t first = b.frozen + blockIdx.x * int64_t{kKeyRows}, row = first + warp, head = blockIdx.y;
     const int64_t group = p.heads / p.kv_heads;
     Key<T, N> key;
     if (row < b.kv_rows) {
@@ -210,13 +211,15 @@ void tree_attention_backward_cuda(const TreeAttentionBackward& b, int32_t* owner
     const DeviceGuard guard(device, kOp);
     const auto on = static_cast<cudaStream_t>(stream);
     const Grid rows{blocks_for(p.rows * p.heads, kRowBlock / kWarp, kOp), kRowBlock, 0, on};
-    const Grid keys{{blocks_for(b.kv_rows, kKeyRows, kOp), static_cast<unsigned>(p.kv_heads)}, kKeyBlock, 0, on};
-    const int64_t blocks = (b.kv_rows + kKeyRows - 1) / kKeyRows;
+    const int64_t live = b.kv_rows - b.frozen, blocks = (live + kKeyRows - 1) / kKeyRows;
+    const Grid keys{{blocks_for(live, kKeyRows, kOp), static_cast<unsigned>(p.kv_heads)}, kKeyBlock, 0, on};
     const Lines lines{owner + p.rows, owner + p.rows + blocks};
     for_type_and_width(p, kOp, [&](auto type, auto width) {
         using T = decltype(type);
         constexpr int N = decltype(width)::value;
         if (p.rows) claim_rows(p, owner, kOp, on);
+        for (void* none : {b.dk, b.dv})
+            check(cudaMemsetAsync(none, 0, b.frozen * p.kv_heads * p.head_dim * sizeof(T), on), kOp);
         check(cudaMemsetAsync(lines.first, 0x7f, blocks * sizeof(int32_t), on), kOp);
         check(cudaMemsetAsync(lines.after, 0, blocks * sizeof(int32_t), on), kOp);
         void (*const find)(TreeAttentionBackward, Lines) = find_lines;

@@ -12,16 +12,16 @@ struct Found {
 };
 
 template <typename T>
-Found<T> differentiate(const cases::Problem<T>& problem, const std::vector<T>& up) {
+Found<T> differentiate(const cases::Problem<T>& problem, const std::vector<T>& up, int64_t frozen = 0) {
     using Stat = std::conditional_t<std::is_same_v<T, double>, double, float>;
     const int64_t kv = problem.tree.kv_rows * problem.shape.kv_heads * problem.shape.head_dim;
     Found<T> to{cases::unwritten<T>(up.size()), cases::unwritten<T>(kv), cases::unwritten<T>(kv)};
     std::vector<int32_t> owner(problem.tree.rows + 2 * ((problem.tree.kv_rows + 7) / 8), 77);
     auto stats = cases::unwritten<Stat>(problem.tree.rows * problem.shape.heads * 2);
     const int64_t d = problem.shape.head_dim, heads = problem.shape.heads;
-    const TreeAttentionBackward backward{problem.params,       up.data(),   to.q.data(),
-                                         to.k.data(),          to.v.data(), stats.data(),
-                                         problem.tree.kv_rows, heads * d,   d};
+    const TreeAttentionBackward backward{
+        problem.params,       up.data(), to.q.data(), to.k.data(), to.v.data(), stats.data(),
+        problem.tree.kv_rows, heads * d, d,           frozen};
     tree_attention_backward_cuda(backward, owner.data(), 1, &owner);
     for (const simt::Launch& launch : simt::launches()) cases::require(launch.stream == &owner && launch.device == 1);
     simt::launches().clear();
@@ -50,6 +50,23 @@ KNOWEDIT_CASE(tree_attention_backward_float) { check<float>(seed); }
 KNOWEDIT_CASE(tree_attention_backward_double) { check<double>(seed); }
 KNOWEDIT_CASE(tree_attention_backward_bfloat16) { check<BFloat16>(seed); }
 KNOWEDIT_CASE(tree_attention_backward_half) { check<Float16>(seed); }
+
+KNOWEDIT_CASE(tree_attention_backward_of_frozen_rows_is_zero) {
+    std::mt19937 random(7);
+    const cases::Problem<float> problem(cases::random_tree(random, 12, 6), {4, 2, 24}, random);
+    const auto up = cases::normal<float>(problem.tree.rows * 4 * 24, random);
+    const Found<float> whole = differentiate(problem, up);
+    const int64_t row = 2 * 24;
+    for (int64_t frozen : {int64_t{1}, int64_t{8}, int64_t{13}, problem.tree.kv_rows}) {
+        const Found<float> found = differentiate(problem, up, std::min(frozen, problem.tree.kv_rows));
+        cases::require(found.q == whole.q, "dq beside frozen rows");
+        for (size_t i = 0; i < whole.k.size(); ++i) {
+            const bool live = static_cast<int64_t>(i) >= frozen * row;
+            cases::require(found.k[i] == (live ? whole.k[i] : 0) && found.v[i] == (live ? whole.v[i] : 0), "number ", i,
+                           " with ", frozen, " frozen rows");
+        }
+    }
+}
 
 KNOWEDIT_CASE(tree_attention_backward_is_the_same_in_any_order) {
     std::mt19937 random(5);

@@ -33,6 +33,7 @@ def tree_attention(
     softcap: float = 0.0,
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
+    frozen: int = 0,
 ) -> Tensor:
     """Causal attention of packed rows over the tree of their segments. Differentiable in q, k and v.
 
@@ -51,6 +52,7 @@ def tree_attention(
         bias: `[heads, positions]`, dtype of the sinks, without a gradient: what is added (behind the soft-cap) to each
             head's score of every key at a position. ALiBi is `slope * position`: the distance to the row, but for what
             is the same for all of its keys; None: none.
+        frozen: of the first key rows, which get no gradient in k and v: theirs is zero.
 
     A row at position p sees its own segment up to p, then its parent's positions below the segment's start, and so on
     up; a position is only ever taken from the nearest segment that has it. Softmax is in float32 (float64 for float64).
@@ -62,7 +64,7 @@ def tree_attention(
         ValueError: shapes, dtypes or devices do not fit; on CPU also a bad table. On CUDA the table is not read back
             (that would wait for the device): check it once with `check_segments`.
     """
-    return torch.ops.knowedit_ext.tree_attention(q, k, v, segments, scale, window, softcap, sinks, bias)
+    return torch.ops.knowedit_ext.tree_attention(q, k, v, segments, scale, window, softcap, sinks, bias, frozen)
 
 
 def check_segments(segments: Tensor, rows: int, kv_rows: int, positions: int | None = None) -> None:

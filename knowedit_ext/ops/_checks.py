@@ -34,6 +34,7 @@ def tree_attention(
     softcap: float,
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
+    frozen: int = 0,
 ) -> None:
     """Shapes, dtypes and devices of `tree_attention`; ValueError in words."""
     op = "tree_attention"
@@ -48,6 +49,7 @@ def tree_attention(
     _require(q.dtype in FLOATS, f"{op}: q must be a floating point tensor, got {q.dtype}")
     _require(q.dtype == k.dtype == v.dtype, f"{op}: q, k, v must share a dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     _require(window >= 0, f"{op}: window must be >= 0 (0: none), got {window}")
+    _require(0 <= frozen <= len(k), f"{op}: frozen must be 0..{len(k)}, rows of k, got {frozen}")
     _require(softcap >= 0, f"{op}: softcap must be >= 0 (0: none), got {softcap}")
     _same_device(op, q=q, k=k, v=v, segments=segments)
     kind = torch.float64 if q.dtype == torch.float64 else torch.float32

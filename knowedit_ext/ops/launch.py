@@ -65,6 +65,7 @@ def tree_attention_backward(
     softcap: float,
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
+    frozen: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients in q, k and v from grad [rows, heads, d]; on the CPU half precision is computed in float32."""
     on_cpu, before, compute = q.device.type == "cpu", q.dtype, compute_dtype(q.dtype)
@@ -82,6 +83,7 @@ def tree_attention_backward(
         stats=stats.data_ptr(),
         kv_rows=len(k),
         grad_strides=grad.stride()[:2],
+        frozen=frozen,
     )
     if on_cpu:
         native.tree_attention_backward_cpu(params, torch.get_num_threads())

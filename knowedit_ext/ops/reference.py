@@ -133,6 +133,7 @@ def tree_attention_backward(
     softcap: float,
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
+    frozen: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `tree_attention` in q, k, v from grad [rows, heads, d]; probabilities are recomputed."""
     kv_heads, kind = k.shape[1], compute_dtype(q.dtype)
@@ -147,6 +148,7 @@ def tree_attention_backward(
         dq[at] = (ds @ gathered).transpose(0, 1).flatten(1, 2)
         dk.index_add_(1, keys.flatten(), (ds.mT @ queries).flatten(1, 2))
         dv.index_add_(1, keys.flatten(), (p.mT @ up).flatten(1, 2))
+    dk[:, :frozen] = dv[:, :frozen] = 0
     return dq.to(q.dtype), dk.transpose(0, 1).to(k.dtype).contiguous(), dv.transpose(0, 1).to(v.dtype).contiguous()
 
 

@@ -17,12 +17,12 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 LIBRARY.define(
     "tree_attention(Tensor q, Tensor k, Tensor v, Tensor segments, float scale, int window=0, float softcap=0.0,"
-    " Tensor? sinks=None, Tensor? bias=None) -> Tensor",
+    " Tensor? sinks=None, Tensor? bias=None, int frozen=0) -> Tensor",
     tags=_TAGS,
 )
 LIBRARY.define(
     "tree_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor segments, float scale, int window,"
-    " float softcap, Tensor? sinks=None, Tensor? bias=None) -> (Tensor, Tensor, Tensor)",
+    " float softcap, Tensor? sinks=None, Tensor? bias=None, int frozen=0) -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 LIBRARY.define(
@@ -59,8 +59,9 @@ def _tree_attention(
     softcap: float = 0.0,
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
+    frozen: int = 0,
 ) -> Tensor:
-    _checks.tree_attention(q, k, v, segments, window, softcap, sinks, bias)
+    _checks.tree_attention(q, k, v, segments, window, softcap, sinks, bias, frozen)
     device = q.device.type
     native = _native.module(device) if device in ("cpu", "cuda") else None
     if native is None or device == "cpu":  # a CUDA table is checked by the caller: reading it here would wait
@@ -71,14 +72,14 @@ def _tree_attention(
 
 
 def _tree_attention_save(ctx, inputs, output) -> None:
-    q, k, v, segments, *ctx.settings, sinks, bias = inputs
+    q, k, v, segments, *ctx.settings, sinks, bias, ctx.frozen = inputs
     ctx.save_for_backward(q, k, v, segments, sinks, bias)
 
 
 def _tree_attention_backward(ctx, grad: Tensor):
     *saved, sinks, bias = ctx.saved_tensors
-    grads = torch.ops.knowedit_ext.tree_attention_backward(grad, *saved, *ctx.settings, sinks, bias)
-    return (*grads, None, None, None, None, None, None)
+    grads = torch.ops.knowedit_ext.tree_attention_backward(grad, *saved, *ctx.settings, sinks, bias, ctx.frozen)
+    return (*grads, None, None, None, None, None, None, None)
 
 
 for key in ("CPU", "CUDA", "CompositeExplicitAutograd"):
@@ -89,8 +90,8 @@ torch.library.register_autograd(
 
 
 @torch.library.register_fake("knowedit_ext::tree_attention", lib=LIBRARY)
-def _(q, k, v, segments, scale, window=0, softcap=0.0, sinks=None, bias=None):
-    _checks.tree_attention(q, k, v, segments, window, softcap, sinks, bias)
+def _(q, k, v, segments, scale, window=0, softcap=0.0, sinks=None, bias=None, frozen=0):
+    _checks.tree_attention(q, k, v, segments, window, softcap, sinks, bias, frozen)
     return q.new_empty(q.shape)
 
 
@@ -105,18 +106,19 @@ def _tree_attention_gradients(
     softcap: float,
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
+    frozen: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     native = _native.module(q.device.type) if q.device.type in ("cpu", "cuda") else None
     if native is None:
-        return reference.tree_attention_backward(grad, q, k, v, segments, scale, window, softcap, sinks, bias)
-    return launch.tree_attention_backward(native, grad, q, k, v, segments, scale, window, softcap, sinks, bias)
+        return reference.tree_attention_backward(grad, q, k, v, segments, scale, window, softcap, sinks, bias, frozen)
+    return launch.tree_attention_backward(native, grad, q, k, v, segments, scale, window, softcap, sinks, bias, frozen)
 
 
 LIBRARY.impl("tree_attention_backward", _tree_attention_gradients, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("knowedit_ext::tree_attention_backward", lib=LIBRARY)
-def _(grad, q, k, v, segments, scale, window, softcap, sinks=None, bias=None):
+def _(grad, q, k, v, segments, scale, window, softcap, sinks=None, bias=None, frozen=0):
     return tuple(x.new_empty(x.shape) for x in (q, k, v))
 
 

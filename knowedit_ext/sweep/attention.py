@@ -125,10 +125,12 @@ def _attend(
         layer.queries = (q, scale, sliding_window or 0, softcap or 0.0, bias)
     if layer.segments is None:
         raise Stop
+    frozen = 0
     if layer.frozen is not None:
+        frozen = 0 if any(x.requires_grad for x in layer.frozen) else len(layer.frozen[0])
         k, v = (torch.cat(pair) for pair in zip(layer.frozen, (k, v), strict=True))
     table = layer.segments.to(q.device)
-    out = tree_attention(q, k, v, table, scale, sliding_window or 0, softcap or 0.0, sinks, bias)
+    out = tree_attention(q, k, v, table, scale, sliding_window or 0, softcap or 0.0, sinks, bias, frozen)
     return out[None, ..., :width], None  # [1, rows, heads, d]
 
 

@@ -170,12 +170,12 @@ def test_faults_are_found(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[str] = set()
     right, mix = attention.tree_attention, attention.mix_whole
 
-    def attend(q, k, v, table, scale, window=0, softcap=0.0, sinks=None, bias=None, *, fault: str = ""):
+    def attend(q, k, v, table, scale, window=0, softcap=0.0, sinks=None, bias=None, frozen=0, *, fault: str = ""):
         has = dict(window=window, softcap=softcap, sinks=sinks is not None, bias=bias is not None)
         seen.update(name for name, x in has.items() if x)
         seen.add("scale")
         changed = {"window": 0} if fault == "window" else {"softcap": 0.0} if fault == "softcap" else {}
-        given = {"window": window, "softcap": softcap} | changed
+        given = {"window": window, "softcap": softcap, "frozen": frozen} | changed
         if sinks is not None and fault != "sinks":
             given["sinks"] = sinks
         if bias is not None:

@@ -230,6 +230,22 @@ def test_gradients_of_any_tree_against_autograd_in_float64(body, dtype, seed, d,
         assert trees.error(leaf.grad.cpu(), truth.grad) < 4 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_frozen_rows_get_no_gradient(body, dtype):
+    segments, rows, kv_rows = trees.random_tree(9)
+    up, table = torch.randn(rows, 6, 24).to(body, dtype), segments.to(body)
+    found = []
+    for frozen in (0, 1, kv_rows // 2, kv_rows):
+        qkv = random_qkv(rows, kv_rows, heads=6, kv_heads=2, d=24, dtype=dtype, device=body)
+        leaves = [x.requires_grad_() for x in qkv]
+        out = ops.tree_attention(*leaves, table, 0.2, frozen=frozen)
+        found.append((out.detach(), *torch.autograd.grad(out, leaves, up)))
+        (whole_out, whole_q, *whole), (out, dq, *rest) = found[0], found[-1]
+        assert torch.equal(out, whole_out) and torch.equal(dq, whole_q)
+        for one, every in zip(rest, whole, strict=True):
+            assert not one[:frozen].any() and torch.equal(one[frozen:], every[frozen:])
+
+
 @pytest.mark.parametrize("threads", [2, 5])
 def test_gradients_do_not_depend_on_threads(threads):
     segments, rows = trees.forest([90, 40, 40])
@@ -308,6 +324,8 @@ def test_works_in_a_forked_child():
         (dict(bias=torch.zeros(2, 4)), r"bias must be \[4, positions\] of torch.float32, got \[2, 4\]"),
         (dict(bias=torch.zeros(4, 4).double()), "of torch.float32, got .* of torch.float64"),
         (dict(bias=torch.zeros(4, 4, requires_grad=True)), "bias gets no gradient"),
+        (dict(frozen=5), "frozen must be 0..4, rows of k, got 5"),
+        (dict(frozen=-1), "frozen must be 0..4"),
         (dict(bias=torch.zeros(4, 3)), "segment 0 .*positions outside the 3 of the bias"),
     ],
 )

@@ -116,9 +116,9 @@ def test_logits_that_are_not_finite_are_left_to_others() -> None:
 def wrong_attention(patch: pytest.MonkeyPatch, scale: float = 1.0, **given) -> None:
     right = attention.tree_attention
 
-    def wrong(q, k, v, table, scaling, window, softcap, sinks, bias):
+    def wrong(q, k, v, table, scaling, window, softcap, sinks, bias, frozen):
         own = {"window": window, "softcap": softcap, "sinks": sinks, "bias": bias}
-        return right(q, k, v, table, scaling * scale, **(own | given))
+        return right(q, k, v, table, scaling * scale, frozen=frozen, **(own | given))
 
     patch.setattr(attention, "tree_attention", wrong)
 

@@ -47,6 +47,7 @@ struct TreeAttentionBackward {
     void* stats;            // workspace [rows, heads, 2], float (double for double)
     int64_t kv_rows;
     int64_t grad_row, grad_head;  // strides, in elements
+    int64_t frozen = 0;           // of the first key rows: their gradient is not computed, but zero
 };
 
 // Runs on `threads` threads at most; the result does not depend on how many.
