@@ -145,6 +145,8 @@ using namespace knowedit;
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Native bodies of the ops. Trusts its arguments: call through knowedit_ext.ops.";
+    m.attr("version") = KNOWEDIT_VERSION;
+    m.attr("sources") = KNOWEDIT_SOURCES;  // their digest: see CMakeLists.txt
     m.def("cpu_isas", &cpu_isas, "Instruction sets usable on this machine, best first.");
     m.def("cpu_isa", &cpu_isa, "The instruction set in use.");
     m.def("use_cpu_isa", &use_cpu_isa, "name"_a, "Choose one of cpu_isas().");

@@ -54,7 +54,7 @@ def _native_cpu() -> list[str]:
     lines = [f"native cpu    no: {reason}", "  plain-torch bodies run instead: same numbers, slower"]
     if "No module named" in reason:
         lines.append("  -> `pip install .` builds it; in a source tree `make build` does (a C++17 compiler is needed)")
-    else:
+    elif "built" not in reason:  # else the reason tells the way out
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         lines.append(f"  -> it was built for another machine or Python than this {version}: reinstall it here")
     if _native.required():
