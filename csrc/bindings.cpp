@@ -217,10 +217,10 @@ PYBIND11_MODULE(_C, m) {
     m.def("moment_update_has_wgmma", &moment_update_has_wgmma, "params"_a, "device"_a);
     m.def(
         "moment_update_wgmma_cuda",
-        [](const MomentUpdate& params, int device, Pointer stream) {
-            moment_update_wgmma_cuda(params, device, at(stream));
+        [](const MomentUpdate& params, bool in_pairs, int device, Pointer stream) {
+            moment_update_wgmma_cuda(params, in_pairs, device, at(stream));
         },
-        "params"_a, "device"_a, "stream"_a, Released());
+        "params"_a, "in_pairs"_a, "device"_a, "stream"_a, Released());
     m.def(
         "low_rank_rows_cuda",
         [](const LowRankRows& params, int device, Pointer stream) { low_rank_rows_cuda(params, device, at(stream)); },

@@ -36,20 +36,48 @@ __device__ __forceinline__ void arrive_expecting(uint32_t at, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
 }
 
-// Until the phase of this parity has ended; that before the first counts as one of parity 1.
+#define KNOWEDIT_TRY_WAIT(scope)             \
+    asm volatile(                            \
+        "{\n"                                \
+        ".reg .pred done;\n"                 \
+        "mbarrier.try_wait.parity" scope     \
+        ".shared::cta.b64 done, [%1], %2;\n" \
+        "selp.u32 %0, 1, 0, done;\n"         \
+        "}"                                  \
+        : "=r"(done)                         \
+        : "r"(at), "r"(parity)               \
+        : "memory")
+
+// Until the phase of this parity has ended; that before the first counts as one of parity 1. in_cluster: another block
+// may have arrived.
+template <bool in_cluster>
 __device__ __forceinline__ void await(uint32_t at, uint32_t parity) {
     uint32_t done;
     do
-        asm volatile(
-            "{\n"
-            ".reg .pred done;\n"
-            "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-            "selp.u32 %0, 1, 0, done;\n"
-            "}"
-            : "=r"(done)
-            : "r"(at), "r"(parity)
-            : "memory");
+        if constexpr (in_cluster)
+            KNOWEDIT_TRY_WAIT(".acquire.cluster");
+        else
+            KNOWEDIT_TRY_WAIT("");
     while (!done);
+}
+
+#undef KNOWEDIT_TRY_WAIT
+
+// At the barrier that lies at the same place in block number `block` of the cluster.
+__device__ __forceinline__ void arrive_at(uint32_t at, int block) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+        "}" ::"r"(at),
+        "r"(block)
+        : "memory");
+}
+
+// All threads of all blocks of the cluster; what each wrote before is seen by all behind it.
+__device__ __forceinline__ void meet_cluster() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
 // For `threads` threads, which all name the same barrier (not 0: that is __syncthreads).
@@ -80,6 +108,17 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* from, i
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
             to),
         "l"(from), "r"(column), "r"(row), "r"(barrier)
+        : "memory");
+}
+
+// The same into the blocks of the cluster whose bits are set in `blocks`: at this place, and for the barrier at this
+// place, in each.
+__device__ __forceinline__ void copy_box_to(uint16_t blocks, uint32_t to, const CUtensorMap* from, int column, int row,
+                                            uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+        "l"(from), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
         : "memory");
 }
 

@@ -1,10 +1,11 @@
 // 16-bit rows on Hopper: one warp brings x by TMA, two warpgroups multiply by wgmma what has come. One block a 128 x
-// 256 tile of the triangle, over all rows (panels_sm90.h). Compiled in CI, its addresses tested by csrc/testing; not
-// yet run on a GPU, and used only where asked for.
+// 256 tile of the triangle, over all rows (panels_sm90.h), alone or in pairs that share what they read on the right
+// (ring_sm90.h). Compiled in CI, its addresses and the order of its waiting tested by csrc/testing; not yet run on a
+// GPU, and used only where asked for.
 #include <algorithm>
 
 #include "knowedit/moment_update.h"
-#include "panels_sm90.h"
+#include "ring_sm90.h"
 #ifndef KNOWEDIT_SIMT
 #include <cudaTypedefs.h>
 
@@ -41,47 +42,55 @@ namespace knowedit {
 namespace sm90 {
 namespace {
 
-constexpr int kConsumers = kTileRows / kGroupRows * kGroupThreads;
+constexpr int kConsumers = kConsumerWarps * kWarp;
 constexpr int kThreads = kConsumers + kGroupThreads;  // the last warpgroup brings x
-constexpr size_t kMemory = kAlign + kStages * (kStageBytes + 2 * sizeof(uint64_t));
+constexpr size_t kMemory = kAlign + kStages * kStageBytes + kBarriers * sizeof(uint64_t);
 static_assert(kMemory <= 227 << 10);  // of a block on sm_90
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-// The stages and their barriers: `full` when the boxes have come, `empty` when every consumer warp has read them.
+// The stages and their barriers behind them, at the same place in both blocks of a cluster.
+template <int blocks>
 struct Ring {
     unsigned char* memory;
     uint32_t base;
+    int rank;  // of the block in its cluster
 
-    __device__ Ring() : memory(dynamic_shared<unsigned char>()) {
+    __device__ Ring() : memory(dynamic_shared<unsigned char>()), rank(blocks == 1 ? 0 : blockIdx.x % blocks) {
         memory += (kAlign - shared_address(memory) % kAlign) % kAlign;
         base = shared_address(memory);
     }
-    __device__ uint32_t stage(int64_t step) const { return base + static_cast<uint32_t>(step % kStages) * kStageBytes; }
-    __device__ unsigned char* stage_memory(int64_t step) const { return memory + step % kStages * kStageBytes; }
-    __device__ uint32_t full(int64_t step) const {
-        return base + kStages * kStageBytes + static_cast<uint32_t>(step % kStages) * 8;
-    }
-    __device__ uint32_t empty(int64_t step) const { return full(step) + kStages * 8; }
-    __device__ uint32_t round(int64_t step) const { return static_cast<uint32_t>(step / kStages % 2); }
+    __device__ uint32_t stage(int64_t step) const { return base + stage_of(step) * kStageBytes; }
+    __device__ uint32_t barrier(int number) const { return base + kStages * kStageBytes + number * 8; }
 
-    __device__ void start() const {  // one thread, before a barrier
-        for (int stage = 0; stage < kStages; ++stage) {
-            init_barrier(full(stage), 1);
-            init_barrier(empty(stage), kConsumers / kWarp);
-        }
-        publish_barriers();
+    __device__ void init(int number, int arrivals) const { init_barrier(barrier(number), arrivals); }
+    __device__ void await(int number, uint32_t parity) const { sm90::await<(blocks > 1)>(barrier(number), parity); }
+    __device__ void meet_all() const {
+        if constexpr (blocks > 1)
+            meet_cluster();
+        else
+            __syncthreads();
     }
 };
 
-__device__ inline void bring(const Ring& ring, const CUtensorMap* x, const Tile& at, int64_t steps) {
-    for (int64_t step = 0; step < steps; ++step) {
-        await(ring.empty(step), ring.round(step) ^ 1);
-        arrive_expecting(ring.full(step), kStageBytes);
-        for (int box = 0; box < kBoxes; ++box)
-            copy_box(ring.stage(step) + box * kBoxBytes, x, static_cast<int>(box_column(at, box)),
-                     static_cast<int>(step * kDepth), ring.full(step));
+template <int blocks>
+struct Bringer : Ring<blocks> {
+    const CUtensorMap* x;
+    Tile at;
+
+    __device__ Bringer(const Ring<blocks>& ring, const CUtensorMap* x, const Tile& at)
+        : Ring<blocks>(ring), x(x), at(at) {}
+    __device__ void arrive_expecting(int number, int bytes) const {
+        sm90::arrive_expecting(this->barrier(number), bytes);
     }
-}
+    __device__ void copy(int64_t step, int box) const {
+        copy_box(this->stage(step) + box * kBoxBytes, x, static_cast<int>(box_column(at, box)),
+                 static_cast<int>(step * kDepth), this->barrier(full(step)));
+    }
+    __device__ void copy_to_both(int64_t step, int box) const {
+        copy_box_to(3, this->stage(step) + box * kBoxBytes, x, static_cast<int>(box_column(at, box)),
+                    static_cast<int>(step * kDepth), this->barrier(full(step)));
+    }
+};
 
 // Rows of a step that do not count become zero on both sides (0 x NaN is no zero), before any warpgroup reads them.
 __device__ inline void clear_masked(const MomentUpdate& p, int64_t first, unsigned char* stage) {
@@ -132,55 +141,76 @@ __device__ inline void flush(const MomentUpdate& p, float (&sum)[kSums], int64_t
     }
 }
 
-template <typename T>
-__device__ inline void consume(const Ring& ring, const MomentUpdate& p, const Tile& at, int64_t steps, int warp) {
-    const int group = warp * kWarp / kGroupThreads, lane = static_cast<int>(threadIdx.x) % kWarp;
-    const int64_t together = p.sum_rows / kDepth;  // steps until the sums go to acc
+template <typename T, int blocks>
+struct Consumer : Ring<blocks> {
+    const MomentUpdate& p;
+    Tile at;
+    int group, lane;
     float sum[kSums] = {};
-    for (int64_t first = 0; first < steps; first += together) {
-        const int64_t end = first + together < steps ? first + together : steps;
-        for (int64_t step = first; step < end; ++step) {
-            await(ring.full(step), ring.round(step));
-            if (p.mask) clear_masked(p, step * kDepth, ring.stage_memory(step));
-            const uint32_t stage = ring.stage(step);
-            begin_multiplying();
+
+    __device__ Consumer(const Ring<blocks>& ring, const MomentUpdate& p, const Tile& at, int warp)
+        : Ring<blocks>(ring),
+          p(p),
+          at(at),
+          group(warp * kWarp / kGroupThreads),
+          lane(static_cast<int>(threadIdx.x) % kWarp) {}
+
+    __device__ __forceinline__ void arrive(int number, int block) const {
+        if (lane != 0) return;
+        if constexpr (blocks > 1)
+            arrive_at(this->barrier(number), block);
+        else
+            sm90::arrive(this->barrier(number));
+    }
+    __device__ __forceinline__ void multiply(int64_t step) {
+        if (p.mask) clear_masked(p, step * kDepth, this->memory + stage_of(step) * kStageBytes);
+        const uint32_t stage = this->stage(step);
+        begin_multiplying();
 #pragma unroll
-            for (int k = 0; k < kDepth / 16; ++k)
-                multiply<T>(sum, descriptor(stage + left_offset(group, k)), descriptor(stage + right_offset(k)));
-            commit_products();
-            await_products<1>();  // those of the step before are done
-            if (step > first && lane == 0) arrive(ring.empty(step - 1));
-        }
-        await_products<0>();
-        if (lane == 0) arrive(ring.empty(end - 1));
+        for (int k = 0; k < kDepth / 16; ++k)
+            sm90::multiply<T>(sum, descriptor(stage + left_offset(group, k)), descriptor(stage + right_offset(k)));
+        commit_products();
+    }
+    template <int pending>
+    __device__ __forceinline__ void await_products() {
+        sm90::await_products<pending>();
+    }
+    __device__ __forceinline__ void flush() {
         settle(sum);
         const int64_t row = at.row + group * kGroupRows;
         if (p.acc_dtype == DType::Float64)
-            flush<double>(p, sum, row, at.column);
+            sm90::flush<double>(p, sum, row, at.column);
         else
-            flush<float>(p, sum, row, at.column);
+            sm90::flush<float>(p, sum, row, at.column);
         settle(sum);
     }
-}
+};
 #endif
 
-template <typename T>
+// blocks: of a cluster, whose tiles lie above each other.
+template <typename T, int blocks>
 __global__ void __launch_bounds__(kThreads, 1) update(const __grid_constant__ CUtensorMap x, MomentUpdate p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     const Tile at = tile(blockIdx.x, p.width);
-    if (at.row >= p.width) return;
-    const Ring ring;
+    if (blocks == 1 && at.row >= p.width) return;  // in a cluster it brings its half of what the other reads
+    const Ring<blocks> ring;
     const int64_t steps = (p.rows + kDepth - 1) / kDepth;
-    if (threadIdx.x == 0) ring.start();
-    __syncthreads();
+    if (threadIdx.x == 0) {
+        start_barriers<blocks>(ring);
+        publish_barriers();
+    }
+    ring.meet_all();
     const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kWarp, 0);  // for all it is uniform
-    if (warp < kConsumers / kWarp) {
+    if (warp < kConsumerWarps) {
         more_registers<232>();
-        consume<T>(ring, p, at, steps, warp);
+        Consumer<T, blocks> consumer(ring, p, at, warp);
+        consume<blocks>(consumer, steps, p.sum_rows / kDepth);
     } else {
         fewer_registers<40>();
-        if (threadIdx.x == kConsumers) bring(ring, &x, at, steps);
+        Bringer<blocks> bringer(ring, &x, at);
+        if (threadIdx.x == kConsumers) bring<blocks>(bringer, steps);
     }
+    if (blocks > 1) ring.meet_all();  // the other block writes here until it is done
 #else
     __trap();  // not the code for this GPU: moment_update_has_wgmma says so beforehand
 #endif
@@ -217,10 +247,33 @@ CUtensorMap encoded(const MomentUpdate& p) {
     return to;
 }
 
+template <typename T, int blocks>
+void start(const MomentUpdate& p, void* stream) {
+    const auto kernel = update<T, blocks>;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kMemory)), kOp);
+    cudaLaunchAttribute cluster;
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {blocks, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = blocks_for(tile_count(p.width), 1, kOp);
+    config.blockDim = kThreads;
+    config.dynamicSmemBytes = kMemory;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &cluster;
+    config.numAttrs = blocks > 1;
+    check(cudaLaunchKernelEx(&config, kernel, encoded(p), p), kOp);
+    check(cudaGetLastError(), kOp);
+}
+
+template <typename T>
+void start(const MomentUpdate& p, bool in_pairs, void* stream) {
+    in_pairs ? start<T, 2>(p, stream) : start<T, 1>(p, stream);
+}
+
 }  // namespace
 }  // namespace sm90
 
-void moment_update_wgmma_cuda(const MomentUpdate& params, int device, void* stream) {
+void moment_update_wgmma_cuda(const MomentUpdate& params, bool in_pairs, int device, void* stream) {
     if (params.rows == 0 || params.width == 0) return;
     const DeviceGuard guard(device, kOp);
     if (!moment_update_has_wgmma(params, device))
@@ -229,12 +282,10 @@ void moment_update_wgmma_cuda(const MomentUpdate& params, int device, void* stre
             "bfloat16 or float16 rows that lie 16-byte aligned");
     MomentUpdate p = params;
     p.sum_rows = (std::max<int64_t>(p.sum_rows, 1) + sm90::kDepth - 1) / sm90::kDepth * sm90::kDepth;
-    const Grid grid{blocks_for(sm90::tile_count(p.width), 1, kOp), sm90::kThreads, sm90::kMemory,
-                    static_cast<cudaStream_t>(stream)};
     if (p.x_dtype == DType::BFloat16)
-        launch(kOp, grid, sm90::update<__nv_bfloat16>, sm90::encoded(p), p);
+        sm90::start<__nv_bfloat16>(p, in_pairs, stream);
     else
-        launch(kOp, grid, sm90::update<__half>, sm90::encoded(p), p);
+        sm90::start<__half>(p, in_pairs, stream);
 }
 
 }  // namespace knowedit

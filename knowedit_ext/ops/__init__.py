@@ -145,7 +145,8 @@ def moment_update(acc: Tensor, x: Tensor, mask: Tensor | None = None, by: str = 
         x: `[n, d]`, float32, float64, bfloat16 or float16; the row stride is free. float64 is multiplied as such.
         mask: bool `[n]`; rows where it is False do not count (they may hold anything, NaN too). None: all count.
         by: "library" (GEMMs over the triangle); on CUDA also our kernels "mma", and on Hopper "wgmma" for 16-bit rows
-            that TMA reads (each begins at a multiple of 16 bytes). "auto": what should be the fastest, see docs/gpu.md.
+            that TMA reads (each begins at a multiple of 16 bytes), "wgmma_pairs" the same in pairs of blocks that share
+            what they read. "auto": what should be the fastest, see docs/gpu.md.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or a kernel asked for does not take them; nothing is written.

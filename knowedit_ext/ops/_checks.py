@@ -188,8 +188,8 @@ def moment_update(acc: Tensor, x: Tensor, mask: Tensor | None, by: str) -> None:
         f"{_shape(mask) if mask is not None else None}",
     )
     _same_device(op, acc=acc, x=x, **({} if mask is None else {"mask": mask}))
-    _body(op, by, ("auto", "library", "mma", "wgmma"), x)
-    kernel = by in ("mma", "wgmma")
+    _body(op, by, ("auto", "library", "mma", "wgmma", "wgmma_pairs"), x)
+    kernel = by in ("mma", "wgmma", "wgmma_pairs")
     _require(not (kernel and x.dtype == torch.float64), f"{op}: by={by!r} does not multiply float64: use 'library'")
 
 

@@ -45,11 +45,11 @@ def target_logprob(
 
 
 def moment_update(
-    native: ModuleType, acc: Tensor, x: Tensor, mask: Tensor | None, sum_rows: int, wgmma: bool = False
+    native: ModuleType, acc: Tensor, x: Tensor, mask: Tensor | None, sum_rows: int, by: str = "mma"
 ) -> None:
     """Checked arguments to the kernel; writes the lower triangle of acc. x is not float64.
 
-    wgmma: by wgmma and TMA; ValueError where that cannot be.
+    by: "mma", or "wgmma" or "wgmma_pairs" (and TMA); ValueError where that cannot be.
     """
     target, x = _packed(acc), _packed(x)
     mask = None if mask is None else mask.contiguous()
@@ -66,12 +66,15 @@ def moment_update(
         sum_rows=sum_rows,
     )
     device, stream = _stream(x)
-    if wgmma and not native.moment_update_has_wgmma(params, device):
+    if by == "mma":
+        native.moment_update_cuda(params, device, stream)
+    elif native.moment_update_has_wgmma(params, device):
+        native.moment_update_wgmma_cuda(params, by == "wgmma_pairs", device, stream)
+    else:
         raise ValueError(
-            "moment_update: by='wgmma' needs a Hopper GPU, a native module with code for sm_90a, and rows of 16-bit "
+            f"moment_update: by={by!r} needs a Hopper GPU, a native module with code for sm_90a, and rows of 16-bit "
             f"numbers that begin at multiples of 16 bytes; x is {x.dtype} {list(x.shape)}, strides {list(x.stride())}"
         )
-    (native.moment_update_wgmma_cuda if wgmma else native.moment_update_cuda)(params, device, stream)
     if target is not acc:
         acc.copy_(target)
 

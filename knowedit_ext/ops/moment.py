@@ -21,7 +21,7 @@ def update(acc: Tensor, x: Tensor, mask: Tensor | None, by: str) -> None:
     by = preferred(x) if by == "auto" else by
     native = None if by == "library" else _native.module("cuda")
     if native is not None and x.numel():
-        launch_cuda.moment_update(native, acc, x, mask, _GPU_ROWS, by == "wgmma")
+        launch_cuda.moment_update(native, acc, x, mask, _GPU_ROWS, by)
         torch.autograd.graph.increment_version(acc)
     else:
         with float32_products("ieee"):

@@ -167,9 +167,10 @@ def test_cuda_factors_by_our_kernel(d, low_precision):
 
 
 HALVES = [torch.bfloat16, torch.float16]
+in_pairs_or_not = pytest.mark.parametrize("by", ["wgmma", "wgmma_pairs"])
 
 
-def wgmma_is_right(x: torch.Tensor) -> None:
+def wgmma_is_right(x: torch.Tensor, by: str) -> None:
     """x^T x by wgmma against float64, and the second moments of some rows; ValueError where TMA does not read x."""
     d = x.shape[1]
     acc = torch.zeros(d, d, dtype=torch.float64, device="cuda")
@@ -179,7 +180,7 @@ def wgmma_is_right(x: torch.Tensor) -> None:
         if kept is not None and x.stride(0) != d:  # keep the stride
             rows = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda").copy_(rows)
         acc.fill_(1)
-        ops.moment_update(acc, rows, kept, "wgmma")
+        ops.moment_update(acc, rows, kept, by)
         whole = (x if kept is None else x[kept]).double()
         assert trees.error(acc.tril(), (whole.T @ whole + 1).tril().cpu()) < 1e-5
         assert torch.equal(acc.triu(1), torch.ones_like(acc).triu(1))
@@ -193,34 +194,37 @@ def hopper():
         pytest.skip("the native module holds no code for sm_90a")
 
 
+@in_pairs_or_not
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("n, d", [(1, 8), (70, 136), (64, 256), (300, 520), (9000, 392)])
-def test_sanitized_cuda_moments_by_wgmma(hopper, dtype, n, d):
+def test_sanitized_cuda_moments_by_wgmma(hopper, dtype, n, d, by):
     torch.manual_seed(d)
-    wgmma_is_right(torch.randn(n, d, device="cuda").to(dtype))
+    wgmma_is_right(torch.randn(n, d, device="cuda").to(dtype), by)
 
 
+@in_pairs_or_not
 @pytest.mark.parametrize("dtype", HALVES)
-def test_cuda_moments_by_wgmma_of_strided_rows(hopper, dtype):
+def test_cuda_moments_by_wgmma_of_strided_rows(hopper, dtype, by):
     x = torch.randn(200, 320, device="cuda").to(dtype)
-    wgmma_is_right(x[:, 8:301])  # an odd width, at 16 bytes
+    wgmma_is_right(x[:, 8:301], by)  # an odd width, at 16 bytes
     for refused in (x[:, 4:300], x[:, :299].contiguous()):
-        with pytest.raises(ValueError, match="by='wgmma' needs"):
-            wgmma_is_right(refused)
+        with pytest.raises(ValueError, match=f"by='{by}' needs"):
+            wgmma_is_right(refused, by)
 
 
-def test_cuda_op_by_wgmma(hopper):
+@in_pairs_or_not
+def test_cuda_op_by_wgmma(hopper, by):
     """The op on another stream and in a graph."""
     x = torch.randn(200, 256, device="cuda").bfloat16()
     acc, again = (torch.zeros(256, 256, dtype=torch.float64, device="cuda") for _ in range(2))
-    ops.moment_update(acc, x, by="wgmma")
+    ops.moment_update(acc, x, by=by)
     assert trees.error(acc, (x.double().T @ x.double()).tril().cpu()) < 1e-5
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
-        ops.moment_update(again, x, by="wgmma")
+        ops.moment_update(again, x, by=by)
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):
-        ops.moment_update(again, x, by="wgmma")
+        ops.moment_update(again, x, by=by)
     again.zero_()
     graph.replay()
     torch.cuda.synchronize()
@@ -236,8 +240,6 @@ def compiled(monkeypatch):
     native, reason = _native.status("cuda")
     if native is None:
         pytest.skip(reason)
-    if not hasattr(native, "cholesky_cuda"):
-        pytest.skip("the native module is older than its source")
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     for module in (launch, launch_cuda):
@@ -258,13 +260,11 @@ def test_errors_of_a_launch_name_the_op(compiled):
 
 
 def test_wgmma_is_asked_for_only_where_tma_reads_the_rows(compiled):
-    if not hasattr(compiled, "moment_update_has_wgmma"):
-        pytest.skip("the native module is older than its source")
     acc, memory = torch.zeros(8, 8), torch.zeros(4, 16, dtype=torch.bfloat16)
     refusals = [(memory[:, :8], RuntimeError, "^moment_update on CUDA: "), (memory[:, 1:8], ValueError, "16 bytes")]
     for x, error, words in refusals:  # the machine is asked only where TMA reads the rows
         with pytest.raises(error, match=words):
-            launch_cuda.moment_update(compiled, acc[: x.shape[1], : x.shape[1]], x, None, 4096, wgmma=True)
+            launch_cuda.moment_update(compiled, acc[: x.shape[1], : x.shape[1]], x, None, 4096, "wgmma")
     params = dict(acc=0, mask=0, acc_dtype=0, rows=4, acc_stride=8, sum_rows=64)
     for at, dtype, width, stride in [(2, 2, 8, 8), (0, 2, 7, 7), (0, 2, 16, 8), (0, 0, 8, 8)]:
         refused = compiled.MomentUpdate(x=4096 + at, x_dtype=dtype, width=width, x_stride=stride, **params)

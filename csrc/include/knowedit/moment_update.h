@@ -25,8 +25,9 @@ struct MomentUpdate {
 void moment_update_cuda(const MomentUpdate& params, int device, void* stream);
 
 // The same by wgmma and TMA (sum_rows: rounded up to a multiple of 64), where that can be: on Hopper, with code for
-// sm_90a in this build, for 16-bit rows that lie 16-byte aligned. std::invalid_argument elsewhere.
-void moment_update_wgmma_cuda(const MomentUpdate& params, int device, void* stream);
+// sm_90a in this build, for 16-bit rows that lie 16-byte aligned. std::invalid_argument elsewhere. in_pairs: two blocks
+// a cluster, which bring what both read once.
+void moment_update_wgmma_cuda(const MomentUpdate& params, bool in_pairs, int device, void* stream);
 bool moment_update_has_wgmma(const MomentUpdate& params, int device);
 
 }  // namespace knowedit
