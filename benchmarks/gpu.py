@@ -7,8 +7,9 @@
     ... --dry-run       both at toy size on the CPU: shows that they work
 
 `make gpu` runs both. Between two machines the built module travels: `check` leaves it in OUT, `measure` takes it by
---module. OUT holds gpu.json, gpu.md and logs.txt, written anew after each step and row, whatever ends the process. A
-test or case that hangs, dies or spoils the device costs itself alone. No case reports a time whose own check failed.
+--module, and so does a second `check`, which then builds nothing. OUT holds gpu.json, gpu.md and logs.txt, written anew
+after each step and case, whatever ends the process. A test or case that hangs, dies or spoils the device costs itself
+alone. No case reports a time whose own check failed.
 Exit status: 0 all passed, 1 something failed, 2 there is no GPU.
 
 DIR (default: out/conformance, which git ignores) is a copy of the conformance checks, with check.py in it.
@@ -19,100 +20,171 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_measure import Bench, CheckFailed, Row, measure_ceilings
 from gpu_processes import FAILED, NOT_RUN, PASSED, ROOT, Step, collect, run_step, run_tests
+from gpu_report import Row, describe, failed_steps, write_report
 
-Case = Callable[[Bench], Iterator[Row | Callable[[], Row]]]
 LEFT_OUT = ("wgmma and TMA for anything but moment_update of 16-bit rows: not written, the sm_80 kernels run there",)
+TOOLS = ("nvcc", "cmake", "ninja", "c++")
 HEADERS = ("cuda_runtime.h", "Python.h")
-PACKAGES = ("torch", "transformers", "safetensors", "scipy", "pytest", "pybind11")
+# What the package imports, then what building and testing it does.
+PACKAGES = ("torch", "transformers", "numpy", "scipy", "filelock", "safetensors", "tqdm", "typer", "rich", "matplotlib")
+PACKAGES += ("yaml", "pytest", "hypothesis", "pybind11", "setuptools")
 WGMMA_TESTS = "tests-wgmma"
-TEST_LIMIT, CASE_LIMIT = 20, 150  # seconds
+TEST_LIMIT, WGMMA_LIMIT, CASE_LIMIT = 20, 10, 150  # seconds
+BEHIND_TESTS, BEHIND_WGMMA = 75, 45  # seconds kept for what comes behind them
 # By what the times are worth.
-ORDER = ("trace", "edits", "moments", "moment_update", "moment_update_wgmma", "tree_attention", "cholesky")
+CASES = ("trace", "edits", "moments", "moment_update", "moment_update_wgmma", "tree_attention", "cholesky")
+CASES += ("trace_float32", "target_logprob", "restore_rows", "low_rank_rows", "moment_update_wgmma_pairs")
+LOOK = """
+import importlib, sys
+missing = []
+for name in sys.argv[1:]:
+    try:
+        print(name, getattr(importlib.import_module(name), "__version__", ""))
+    except Exception as error:
+        missing.append(f"{name}: {type(error).__name__}: {error}")
+sys.exit("\\n".join(missing) or 0)
+"""
 
 
-def all_cases() -> dict[str, Case]:
-    import gpu_kernels
-    import gpu_models
-
-    known = gpu_kernels.CASES | gpu_models.CASES
-    return {name: known[name] for name in (*ORDER, *(name for name in known if name not in ORDER))}
-
-
-def preflight(out: Path, headers: Sequence[str] = HEADERS, packages: Sequence[str] = PACKAGES) -> Iterator[Step]:
+def preflight(
+    out: Path,
+    tools: Sequence[str] = TOOLS,
+    headers: Sequence[str] = HEADERS,
+    packages: Sequence[str] = PACKAGES,
+) -> Iterator[Step]:
     """What the rest needs, each by itself: one that is missing is named, and the others still are looked at."""
+    for tool in tools:
+        yield run_step(f"tool {tool}", [tool, "--version"], out, 20)
     probe = out / "probe.cpp"
-    include = [f"-I{folder}" for folder in ("/usr/local/cuda/include", sysconfig.get_path("include"))]
+    nvcc = shutil.which("nvcc")
+    cuda = Path(nvcc).resolve().parents[1] if nvcc else Path("/usr/local/cuda")
+    include = [f"-I{folder}" for folder in (cuda / "include", sysconfig.get_path("include"))]
     for header in headers:
         probe.write_text(f"#include <{header}>\n")
         yield run_step(f"header {Path(header).name}", ["c++", "-fsyntax-only", *include, str(probe)], out, 30)
-    probe.unlink(missing_ok=True)
-    imports = "; ".join(f"import {name}, sys; print({name!r}, getattr({name}, '__version__', ''))" for name in packages)
-    yield run_step("packages", [sys.executable, "-c", imports], out, 60)
+    yield run_step("packages", [sys.executable, "-c", LOOK, *packages], out, 90)
 
 
-def check_steps(args: argparse.Namespace, out: Path, until: float) -> Iterator[Step]:
-    """Preflight, build, tests, conformance, a profiled trace; nothing after a build that failed."""
+def check_steps(args: argparse.Namespace, out: Path, logs: Path, until: float) -> Iterator[Step]:
+    """Preflight with the build beside it; tests with conformance beside them, those of wgmma behind the others, then a
+    profiled trace; nothing behind a build that failed."""
+    dry = args.dry_run
 
-    def limit(seconds: float) -> float:
-        return min(seconds, until - time.monotonic())
+    def limit(seconds: float, kept: float = 0) -> float:
+        return min(seconds, until - kept - time.monotonic())
 
-    yield from preflight(out, ("vector",) if args.dry_run else HEADERS)
-    if not args.dry_run:
-        yield run_step("driver", ["nvidia-smi"], out, limit(30))
-        major, minor = torch.cuda.get_device_capability()
-        archs = {"KNOWEDIT_CUDA": "ON", "KNOWEDIT_CUDA_ARCHS": f"{major}{minor}{'a' if major >= 9 else ''}-real"}
-        build = run_step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], out, limit(150), **archs)
-        yield build
-        if build.status != PASSED:
-            return
-        for module in ROOT.glob("knowedit_ext/_C*.so"):
-            shutil.copy(module, out)
-    tests = args.tests or ["python_tests", "-k", "cuda and not wgmma"]
-    yield test_step("tests", tests, args.tests_in, out, until - 60, args.workers)
-    if not args.dry_run:  # apart: a barrier of theirs may hang
-        tests = ["python_tests/ops/test_on_cuda.py", "-k", "wgmma"]
-        yield test_step(WGMMA_TESTS, tests, ROOT, out, limit(40) + time.monotonic(), 2)
-    if (args.conformance / "check.py").is_file():
-        command = [sys.executable, str(args.conformance / "check.py"), "--device", "cpu" if args.dry_run else "cuda"]
-        yield run_step("conformance", command, out, limit(120))
-    else:
-        yield Step("conformance", NOT_RUN, detail=f"no check.py in {args.conformance}: copy the checks there")
-    profile = [sys.executable, str(ROOT / "benchmarks" / "gpu_profile.py"), *(["--toy"] if args.dry_run else [])]
-    yield run_step("profile", profile, out, limit(60))
+    with ThreadPoolExecutor(4) as pool:
+        # A barrier of those of wgmma may hang: they come apart.
+        wgmma = ["python_tests/ops/test_on_cuda.py", "-k", "wgmma"]
+        tests = args.tests or [*files_on_cuda(), "-k", "cuda and not wgmma"]
+        found = pool.submit(collected, args.tests_in, tests)
+        found_wgmma = None if dry else pool.submit(collected, ROOT, wgmma)
+        build = None if dry or args.module else pool.submit(run_build, logs, limit(150))
+        yield from preflight(logs, *((("c++",), ("vector",)) if dry else (TOOLS, HEADERS)))
+        if not dry:
+            yield run_step("driver", ["nvidia-smi"], logs, limit(30))
+        if build is not None:
+            yield build.result()
+            if build.result().status != PASSED:
+                return
+            for module in ROOT.glob("knowedit_ext/_C*.so"):
+                shutil.copy(module, out)
+        conformance = pool.submit(run_conformance, args, logs, limit(150, BEHIND_WGMMA))
+        yield test_step("tests", found.result(), args.tests_in, logs, until - BEHIND_TESTS, TEST_LIMIT, args.workers)
+        if found_wgmma is not None:
+            yield test_step(WGMMA_TESTS, found_wgmma.result(), ROOT, logs, until - BEHIND_WGMMA, WGMMA_LIMIT, 4)
+        yield conformance.result()
+    profile = [sys.executable, str(ROOT / "benchmarks" / "gpu_profile.py"), *(["--toy"] if dry else [])]
+    yield run_step("profile", profile, logs, limit(60))
 
 
-def test_step(name: str, arguments: Sequence[str], cwd: Path, out: Path, until: float, workers: int) -> Step:
-    """Tests by `gpu_processes.run_tests`; its detail names the failing ones, the shortest first."""
-    begun = time.monotonic()
+def run_build(logs: Path, limit: float) -> Step:
+    major, minor = torch.cuda.get_device_capability()
+    archs = {"KNOWEDIT_CUDA": "ON", "KNOWEDIT_CUDA_ARCHS": f"{major}{minor}{'a' if major >= 9 else ''}-real"}
+    return run_step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], logs, limit, **archs)
+
+
+def run_conformance(args: argparse.Namespace, logs: Path, limit: float) -> Step:
+    check = args.conformance / "check.py"
+    if not check.is_file():
+        return Step("conformance", NOT_RUN, detail=f"no check.py in {args.conformance}: copy the checks there")
+    return run_step(
+        "conformance", [sys.executable, str(check), "--device", "cpu" if args.dry_run else "cuda"], logs, limit
+    )
+
+
+def files_on_cuda() -> list[str]:
+    """The files with tests that may run on CUDA: pytest reads no others, which takes long."""
+    told = re.compile(r"cuda|def test_\w+\([^)]*\b(device|body)\b")
+    files = sorted((ROOT / "python_tests").rglob("test_*.py"))
+    return [str(file.relative_to(ROOT)) for file in files if told.search(file.read_text())]
+
+
+def collected(cwd: Path, arguments: Sequence[str]) -> tuple[list[str], list[str]] | RuntimeError:
     try:
-        tests = collect(cwd, *arguments)
+        tests, broken = collect(cwd, *arguments)
     except RuntimeError as error:
-        return Step(name, FAILED, detail=str(error))
-    failed, left = run_tests(tests, cwd, out, TEST_LIMIT, until, workers)
-    lines = [f"{test}: {why}" for test, why in sorted(failed.items(), key=lambda item: len(item[0]))]
-    lines += [f"{len(left)} of {len(tests)} not run: no time left"] if left else []
-    status = FAILED if failed else NOT_RUN if left else PASSED
-    detail = "\n".join([*lines, f"{len(failed)} of {len(tests)} failed"] if lines else [])
-    print(f"-- {name}: {status}\n{detail}", flush=True)
-    return Step(name, status, time.monotonic() - begun, detail)
+        return error
+    return sorted(tests, key=lambda test: "wgmma_pairs" in test), broken  # what no default uses comes last
+
+
+def test_step(
+    name: str,
+    found: tuple[list[str], list[str]] | RuntimeError,
+    cwd: Path,
+    logs: Path,
+    until: float,
+    limit: float,
+    workers: int,
+) -> Step:
+    """Tests by `gpu_processes.run_tests`; its detail names the failing ones, the shortest name first, and its log says
+    all that they said."""
+    if isinstance(found, RuntimeError):
+        return Step(name, FAILED, detail=str(found))
+    begun, (tests, broken) = time.monotonic(), found
+    folder = logs / name
+    folder.mkdir(exist_ok=True)
+    done = run_tests(tests, cwd, folder, limit, until, workers)
+    failed = sorted(done.failed.items(), key=lambda item: len(item[0]))
+    whole = [f"==== {test}\n{why}" for test, why in failed]
+    whole += [f"==== what {log.stem} said\n{log.read_text(errors='replace')}" for log in sorted(folder.glob("*.log"))]
+    (logs / f"{name}.log").write_text("\n".join(whole))
+    reasons = sorted(set(done.skipped.values()))
+    lines = [f"cannot be read: {file}" for file in broken]
+    lines += [f"{test}: {in_short(why)}" for test, why in failed]
+    lines += [f"{list(done.skipped.values()).count(why)} skipped: {why}" for why in reasons]
+    lines += [f"{len(done.left)} of {len(tests)} not run: no time left"] if done.left else []
+    ran = len(tests) - len(done.left) - len(done.skipped)
+    lines.append(f"{len(failed)} of {ran} failed" if failed else f"all {ran} passed" if ran else "none ran")
+    status = FAILED if failed or broken else NOT_RUN if done.left or not ran else PASSED
+    print(f"-- {name}: {status}\n" + "\n".join(lines), flush=True)
+    return Step(name, status, time.monotonic() - begun, "\n".join(lines))
+
+
+def in_short(why: str) -> str:
+    """The line that says what was wrong."""
+    lines = [line.strip() for line in why.splitlines() if line.strip()]
+    said = [line.removeprefix("E ").strip() for line in lines if line.startswith("E ")]
+    return (said or lines or [""])[0][:300]
 
 
 def measure_cases(
-    args: argparse.Namespace, out: Path, until: float, report: dict[str, Any], save: Callable[[], None]
+    args: argparse.Namespace, logs: Path, until: float, report: dict[str, Any], save: Callable[[], None]
 ) -> None:
     """Each case in a process of its own, whose rows so far are kept whatever ends it."""
     for name in ("ceilings", *args.only):
@@ -120,13 +192,12 @@ def measure_cases(
         if left < 5:
             report["not_run"][name] = "no time left"
             continue
-        rows = out / f"case-{name}.json"
-        command = [sys.executable, __file__, "case", str(out), "--case", name, "--repeat", str(args.repeat)]
+        rows = logs / f"case-{name}.json"
+        case = [str(ROOT / "benchmarks" / "gpu_case.py"), str(rows), name, "--repeat", str(args.repeat)]
         step = run_step(
-            f"case {name}", [*command, *(["--dry-run"] if args.dry_run else [])], out, min(CASE_LIMIT, left)
+            f"case {name}", [sys.executable, *case, *["--dry-run"] * args.dry_run], logs, min(CASE_LIMIT, left)
         )
         found = json.loads(rows.read_text()) if rows.exists() else {}
-        rows.unlink(missing_ok=True)
         report["ceilings"] |= found.get("ceilings", {})
         report["cases"] += [Row(**row).as_dict(report["ceilings"]) for row in found.get("rows", [])]
         report["failed"] |= found.get("failed", {})
@@ -136,24 +207,7 @@ def measure_cases(
         save()
 
 
-def one_case(args: argparse.Namespace, out: Path) -> int:
-    """A case, in the process that `measure_cases` started for it."""
-    bench = Bench("cpu" if args.dry_run else "cuda", args.dry_run, args.repeat)
-    target = out / f"case-{args.case}.json"
-    if args.case == "ceilings":
-        target.write_text(json.dumps({"ceilings": measure_ceilings(bench)}))
-        return 0
-
-    def save(rows: list[Row], failed: dict[str, str], not_run: dict[str, str]) -> None:
-        kept = {"rows": [asdict(row) for row in rows], "failed": failed, "not_run": not_run}
-        target.with_suffix(".new").write_text(json.dumps(kept))
-        target.with_suffix(".new").replace(target)
-
-    run_cases(bench, {args.case: all_cases()[args.case]}, float("inf"), save)
-    return 0
-
-
-def sanitizers(out: Path, until: float) -> Iterator[Step]:
+def sanitizers(logs: Path, until: float) -> Iterator[Step]:
     """memcheck and racecheck, in what time is left: they are slow."""
     for tool in ("memcheck", "racecheck"):
         sanitizer = shutil.which("compute-sanitizer")
@@ -163,101 +217,7 @@ def sanitizers(out: Path, until: float) -> Iterator[Step]:
         tests = ["-m", "pytest", "-v", "-p", "no:cacheprovider", "python_tests/ops/test_on_cuda.py", "-k", "sanitized"]
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, *tests]
         # Without its pool, torch's neighbours in memory do not hide an access outside.
-        yield run_step(tool, command, out, min(120, until - time.monotonic()), PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-
-
-def device_answers(bench: Bench) -> bool:
-    """False after an error that CUDA does not recover from in this process; frees the memory of what is done."""
-    try:
-        if bench.device == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-    except RuntimeError:
-        return False
-    return True
-
-
-def run_cases(
-    bench: Bench, cases: dict[str, Case], deadline: float, save: Callable[..., None] = lambda *tables: None
-) -> tuple[list[Row], dict[str, str], dict[str, str]]:
-    """Rows; what failed and what there was no time for, by case; `save` is called with all three after each row."""
-    rows: list[Row] = []
-    failed: dict[str, str] = {}
-    not_run: dict[str, str] = {}
-    answers = True
-    for name, case in cases.items():
-        if not answers or time.monotonic() > deadline:
-            not_run[name] = "no time left" if answers else "the device answers no more after what failed before"
-            continue
-        torch.manual_seed(0)
-        pending = case(bench)
-        while answers:
-            failure = ""
-            try:
-                row = next(pending, None)  # a case that raised has ended; one that yielded a call goes on behind it
-                row = row() if callable(row) else row
-                if row is None:
-                    break
-                print(f"{row.name}: {row.seconds:.3g} s, error {row.error:.1e}", flush=True)
-                rows.append(row)
-            except CheckFailed as error:
-                failure = str(error)
-            except torch.OutOfMemoryError:
-                not_run[f"{name}, part of it"] = "out of memory"
-            except Exception as error:  # one broken case must not take the others' numbers along
-                failure = f"{type(error).__name__}: {error}"
-            if failure:
-                failed[name] = "; ".join(filter(None, [failed.get(name), failure]))
-                print(f"{name}: FAILED, {failure}", flush=True)
-            answers = device_answers(bench)
-            if answers and time.monotonic() > deadline:
-                not_run[f"{name}, after '{rows[-1].name if rows else name}'"] = "no time left"
-                break
-            save(rows, failed, not_run)
-    save(rows, failed, not_run)
-    return rows, failed, not_run
-
-
-def failed_steps(report: dict[str, Any]) -> list[str]:
-    return [step["name"] for step in report["steps"] if step["status"] == FAILED]
-
-
-def describe(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    lines = [f"{report['machine']}, torch {report['torch']}, commit {report['commit']}", ""]
-    if report["dry_run"]:
-        lines += ["A dry run at toy size on the CPU: the times mean nothing.", ""]
-    lines += ["| step | outcome | s |", "|---|---|--:|"]
-    lines += [
-        f"| {s['name']} | {s['status']} {s['detail'].splitlines()[-1] if s['detail'] else ''} | {s['seconds']:.0f} |"
-        for s in report["steps"]
-    ]
-    lines += ["", "| ceiling | T/s |", "|---|--:|"]
-    lines += [f"| {name} | {rate / 1e12:.3g} |" for name, rate in report["ceilings"].items()]
-    lines += ["", "| case | ms | T(flop or byte)/s | of ceiling | beside | error |", "|---|--:|--:|--:|---|--:|"]
-    for case in report["cases"]:
-        beside = [f"{name} {ratio:.2f}x" for name, ratio in case["ratios"].items()]
-        beside += [f"{k.replace('_', ' ')} {v:.3g}" for k, v in case.items() if k.startswith("minutes")]
-        rate, share = ("", "")
-        if case["share"] is not None:
-            rate, share = f"{case['rate'] / 1e12:.3g}", f"{case['share']:.0%} ({case['ceiling']})"
-        cells = (case["case"], f"{1e3 * case['seconds']:.3g}", rate, share, ", ".join(beside), f"{case['error']:.0e}")
-        lines.append(f"| {' | '.join(cells)} |")
-    for title in ("failed", "not_run"):
-        lines += ["", *(f"{title.replace('_', ' ').upper()}: {name}: {why}" for name, why in report[title].items())]
-    lines += ["", *(f"Left out: {what}." for what in report["left_out"])]
-    for s in report["steps"]:
-        if s["status"] == FAILED:
-            lines += ["", f"{s['name']} ended with", "", "```", s["detail"], "```"]
-    return "\n".join(lines) + "\n"
-
-
-def write_report(out: Path, report: dict[str, Any]) -> None:
-    """With all logs in one file: few files come back from where a GPU is lent."""
-    (out / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "gpu.md").write_text(describe(report))
-    logs = sorted(out.glob("*.log"), key=lambda log: log.stat().st_mtime)
-    (out / "logs.txt").write_text("".join(f"==== {log.stem}\n{log.read_text(errors='replace')}\n" for log in logs))
+        yield run_step(tool, command, logs, min(120, until - time.monotonic()), PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
 def commit() -> str:
@@ -276,9 +236,9 @@ def extend_path() -> None:
     os.environ["PATH"] = os.pathsep.join([*filter(None, [os.environ.get("PATH")]), *more])
 
 
-def arguments(cases: Iterable[str]) -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("call", choices=("check", "measure", "case"))
+    parser.add_argument("call", choices=("check", "measure"))
     parser.add_argument("out", type=Path)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--minutes", type=float, help="nothing begins after so many (4 for check, 8 for measure)")
@@ -288,25 +248,20 @@ def arguments(cases: Iterable[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=8, help="processes that test at the same time")
     parser.add_argument("--module", type=Path, help="the native module that `check` built")
     parser.add_argument("--repeat", type=int, default=7, help="times a call is timed")
-    parser.add_argument("--only", nargs="+", choices=cases, default=list(cases), metavar="CASE", help=", ".join(cases))
-    parser.add_argument("--case", help="of `case`, which `measure` calls")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
     return parser.parse_args()
 
 
 def main() -> int:
-    cases, start = all_cases(), time.monotonic()
-    args = arguments(cases)
+    start, args = time.monotonic(), arguments()
     if not args.dry_run and not torch.cuda.is_available():
         print(
             "gpu.py: torch sees no CUDA device here; --dry-run shows the cases at toy size on the CPU", file=sys.stderr
         )
         return 2
-    warnings.filterwarnings("ignore", "corrupting .* does not lower the score")  # random models know nothing
     extend_path()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    if args.call == "case":
-        return one_case(args, out)
     until = start + 60 * (args.minutes or {"check": 4, "measure": 8}[args.call])
     report: dict[str, Any] = {
         "call": args.call,
@@ -321,28 +276,28 @@ def main() -> int:
         "not_run": {},
         "left_out": list(LEFT_OUT),
     }
+    if args.module is not None and args.module.resolve().parent != ROOT / "knowedit_ext":
+        shutil.copy(args.module, ROOT / "knowedit_ext" / args.module.name)
+    with tempfile.TemporaryDirectory() as folder:
+        logs = Path(folder)
 
-    def save() -> None:
-        report["minutes"] = (time.monotonic() - start) / 60
-        write_report(out, report)
+        def save() -> None:
+            report["minutes"] = (time.monotonic() - start) / 60
+            write_report(out, logs, report)
 
-    def record(steps: Iterable[Step]) -> None:
-        for step in steps:
-            report["steps"].append(asdict(step))
-            save()
+        def record(steps: Iterable[Step]) -> None:
+            for step in steps:
+                report["steps"].append(asdict(step))
+                save()
 
-    if args.call == "check":
-        record(check_steps(args, out, until))
-    else:
-        if args.module is not None:
-            shutil.copy(args.module, ROOT / "knowedit_ext" / args.module.name)
-        measure_cases(args, out, until, report, save)
-        if not args.dry_run:
-            record(sanitizers(out, until))
-    save()
-    for kept in [*out.glob("*.log"), *out.glob("*.report")]:  # in logs.txt
-        kept.unlink()
-    print((out / "gpu.md").read_text())
+        if args.call == "check":
+            record(check_steps(args, out, logs, until))
+        else:
+            measure_cases(args, logs, until, report, save)
+            if not args.dry_run:
+                record(sanitizers(logs, until))
+        save()
+    print(describe(report))
     return int(bool(failed_steps(report) or report["failed"]))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from gpu_measure import BF16, COPY, FLOAT32, FLOAT64, Bench, Row, Rows, check, deviation
+from gpu_measure import BF16, COPY, FLOAT32, FLOAT64, Bench, Rows, check, deviation
+from gpu_report import Row
 from torch import Tensor
 from torch.nn import functional
 
@@ -123,19 +124,27 @@ def _moment_update(bench: Bench, n: int, d: int, dtype: torch.dtype) -> Row:
 
 def moment_update_wgmma(bench: Bench) -> Rows:
     """By csrc/cuda/moment_update_sm90.cu, which nothing uses unless asked to."""
+    yield from _by_wgmma(bench, "wgmma")
+
+
+def moment_update_wgmma_pairs(bench: Bench) -> Rows:
+    yield from _by_wgmma(bench, "wgmma_pairs")
+
+
+def _by_wgmma(bench: Bench, by: str) -> Rows:
     if bench.device != "cuda" or torch.cuda.get_device_capability()[0] != 9:
         return
     for n, d in [(8192, 3072), (8192, 6400), (32768, 16384)]:
         for masked in (False, True):
-            yield partial(_moment_update_wgmma, bench, n, d, masked)
+            yield partial(_moment_update_wgmma, bench, n, d, masked, by)
 
 
-def _moment_update_wgmma(bench: Bench, n: int, d: int, masked: bool) -> Row:
+def _moment_update_wgmma(bench: Bench, n: int, d: int, masked: bool, by: str) -> Row:
     x = bench.randn(n, d, dtype=torch.bfloat16)
     kept = torch.arange(n, device=bench.device) % 8 > 0 if masked else None
     acc = torch.zeros(d, d, dtype=torch.float64, device=bench.device)
-    ours = lambda: ops.moment_update(acc, x, kept, "wgmma")  # noqa: E731
-    name = f"moment_update by wgmma {n} x {d}{', masked' if masked else ''}"
+    ours = lambda: ops.moment_update(acc, x, kept, by)  # noqa: E731
+    name = f"moment_update by {by} {n} x {d}{', masked' if masked else ''}"
     ours()
     error = check(name, deviation(acc[-256:, :256], _corner(x if kept is None else x[kept])), SUMMED)
     others = {
@@ -236,6 +245,7 @@ CASES = {
         target_logprob,
         moment_update,
         moment_update_wgmma,
+        moment_update_wgmma_pairs,
         cholesky,
         low_rank_rows,
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from gpu_report import Row
 from torch import Tensor
 
 from knowedit_ext.model.precision import float32_products
@@ -18,33 +19,6 @@ COPY, BF16, TF32, FLOAT32, FLOAT64 = "copy", "bfloat16 matmul", "tf32 matmul", "
 
 class CheckFailed(RuntimeError):
     """A result that is not what it should be: no time is reported for it."""
-
-
-@dataclass
-class Row:
-    """One case. work: flops, or bytes where the ceiling is the copy; others: seconds of what it is compared with."""
-
-    name: str
-    error: float
-    seconds: float
-    work: float = 0.0
-    ceiling: str = ""
-    others: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def as_dict(self, ceilings: dict[str, float]) -> dict[str, Any]:
-        rate = self.work / self.seconds
-        return {
-            "case": self.name,
-            "error": self.error,
-            "seconds": self.seconds,
-            "rate": rate,
-            "ceiling": self.ceiling,
-            "share": rate / ceilings[self.ceiling] if self.ceiling in ceilings else None,
-            "others": self.others,
-            "ratios": {name: seconds / self.seconds for name, seconds in self.others.items()},
-            **self.facts,
-        }
 
 
 Rows = Iterator[Callable[[], Row]]  # of a case: each made by itself, so that one that fails leaves the others

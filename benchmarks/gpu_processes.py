@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PASSED, FAILED, NOT_RUN = "passed", "FAILED", "not run"
 START = 60  # seconds that a process of tests has until its first one: torch is imported, a context made
 POLL = 0.1
+# Of tests: no plugins that only this machine has; what torch asks for where a test wants equal bits of a product.
+TESTING = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+DEVICE_LOST = 70  # exit status of a process of tests whose device answers no more
+# A group of its own, so that `end` reaches whatever it starts; no session of its own, which would outlive a terminal
+# that is killed, and hold the device.
+GROUP: Mapping[str, int] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": 1}
 
 
 @dataclass(frozen=True)
@@ -26,19 +33,28 @@ class Step:
     detail: str = ""
 
 
+@dataclass
+class Tested:
+    """What became of tests: by name, why one failed and why one was skipped; those there was no time for."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+
+
 def environment(**more: str) -> dict[str, str]:
     built = any((ROOT / "knowedit_ext").glob("_C*"))  # else what is installed is measured
     path = [*[str(ROOT)] * built, str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
     ours = {"PYTHONPATH": os.pathsep.join(path), "KNOWEDIT_REQUIRE_NATIVE": "1", "PYTHONUNBUFFERED": "1"}
+    ours["HF_HUB_OFFLINE"] = "1"  # nothing is waited for that is not on the disk
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     return kept | ours | more
 
 
 def start(command: Sequence[str], log: Path, cwd: Path = ROOT, **env: str) -> subprocess.Popen[bytes]:
-    """In a session of its own, so that `end` reaches whatever it starts."""
     with log.open("ab") as stream:
         return subprocess.Popen(
-            command, cwd=cwd, env=environment(**env), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=cwd, env=environment(**env), stdout=stream, stderr=subprocess.STDOUT, **GROUP
         )
 
 
@@ -64,7 +80,10 @@ def run_step(name: str, command: Sequence[str], out: Path, limit: float, **env: 
         return Step(name, NOT_RUN, detail="no time left")
     print(f"-- {name}: {' '.join(command)}", flush=True)
     begun, log = time.monotonic(), out / f"{name}.log"
-    process = start(command, log, **env)
+    try:
+        process = start(command, log, **env)
+    except OSError as error:
+        return Step(name, FAILED, detail=f"{command[0]} does not start: {error}")
     try:
         done: object = process.wait(limit)
     except subprocess.TimeoutExpired:
@@ -72,62 +91,86 @@ def run_step(name: str, command: Sequence[str], out: Path, limit: float, **env: 
     end(process)  # what it left running too
     detail = "" if done == 0 else f"{done}: {last_words(log)}"
     step = Step(name, PASSED if done == 0 else FAILED, time.monotonic() - begun, detail)
-    print(f"   {step.status}, {step.seconds:.0f} s\n{step.detail}", flush=True)
+    print(f"   {name}: {step.status}, {step.seconds:.0f} s\n{step.detail}", flush=True)
     return step
 
 
 # -- tests ------------------------------------------------------------------------------------------------------------
 
 
-def collect(cwd: Path, *arguments: str) -> list[str]:
-    """The tests that pytest finds; RuntimeError with its words where it finds none."""
+def collect(cwd: Path, *arguments: str, limit: float = 120) -> tuple[list[str], list[str]]:
+    """The tests that pytest finds, and the files that it cannot read; RuntimeError with its words where it finds no
+    test."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments]
-    found = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True)
-    tests = [line for line in found.stdout.splitlines() if "::" in line and not line.startswith(("ERROR", "FAILED"))]
+    options = {"cwd": cwd, "env": environment(**TESTING), "capture_output": True, "text": True}
+    try:
+        found = subprocess.run([*command, "--continue-on-collection-errors"], timeout=limit, **options)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"pytest {' '.join(arguments)} has found no test within {limit:.0f} s") from None
+    lines = found.stdout.splitlines()
+    broken = [line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")]
+    tests = [line for line in lines if "::" in line and not line.startswith(("ERROR", "FAILED"))]
     if not tests:
         raise RuntimeError(f"pytest {' '.join(arguments)} finds no test: {found.stdout[-2000:]}{found.stderr[-2000:]}")
-    return tests
+    return tests, broken
 
 
-def run_tests(
-    tests: Sequence[str], cwd: Path, out: Path, limit: float, until: float, workers: int = 1
-) -> tuple[dict[str, str], list[str]]:
-    """(Why a test failed, by its name; those that there was no time for). cwd: where they were collected; limit: the
-    seconds that a test has."""
+def run_tests(tests: Sequence[str], cwd: Path, out: Path, limit: float, until: float, workers: int = 1) -> Tested:
+    """cwd: where they were collected; limit: the seconds that a test has."""
     shares = [list(tests[n::workers]) for n in range(min(workers, len(tests)))]
     with ThreadPoolExecutor(len(shares) or 1) as pool:
         names = [out / f"tests-{number}" for number in range(len(shares))]
         parts = list(pool.map(lambda share, name: _share(share, cwd, name, limit, until), shares, names))
-    failed = {test: why for part, _ in parts for test, why in part.items()}
-    return failed, [test for _, left in parts for test in left]
+    whole = Tested()
+    for part in parts:
+        whole.failed |= part.failed
+        whole.skipped |= part.skipped
+        whole.left += part.left
+    return whole
 
 
-def _share(tests: list[str], cwd: Path, name: Path, limit: float, until: float) -> tuple[dict[str, str], list[str]]:
-    """One after the other, in as few processes as failures allow: after one that failed the next begins in a new one,
-    for the device may be lost to that."""
-    failed: dict[str, str] = {}
-    left, log, report = list(tests), name.with_suffix(".log"), name.with_suffix(".report")
-    while left and time.monotonic() < until:
+def _share(tests: list[str], cwd: Path, name: Path, limit: float, until: float) -> Tested:
+    """One after the other, in as few processes as can be: the next begins in a new one where one hung, died, or lost
+    the device (`gpu_test_report`)."""
+    done, starts_in_vain = Tested(left=list(tests)), 0
+    log, report = name.with_suffix(".log"), name.with_suffix(".report")
+    log.write_bytes(b"")
+    options = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "gpu_test_report"]
+    options += ["-o", f"faulthandler_timeout={0.75 * limit}"]  # where one hangs
+    while done.left and time.monotonic() < until:
         report.write_text("")
-        log.write_bytes(b"")
-        options = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "gpu_test_report"]
-        process = start([sys.executable, *options, *left], log, cwd, GPU_TEST_REPORT=str(report))
+        few = {**TESTING, "OMP_NUM_THREADS": "2", "GPU_TEST_REPORT": str(report)}  # threads: others test beside it
+        process = start([sys.executable, *options, *done.left], log, cwd, **few)
         why = _follow(process, report, limit, until)
         end(process)
-        outcome = dict(line.rsplit("\t", 1) for line in report.read_text().splitlines())
-        for test, said in outcome.items():
-            if said != "started":
-                left.remove(test)
-        broken = [test for test, said in outcome.items() if said == "failed"]
-        hung = [test for test, said in outcome.items() if said == "started"]
-        if broken:
-            failed[broken[0]] = last_words(log)
-        elif hung and why != "no time left":
-            left.remove(hung[0])
-            failed[hung[0]] = f"{why}: {last_words(log, 10)}"
-        elif left and why != "no time left":  # no test is to blame: it did not come so far
-            failed[left.pop(0)] = f"{why or 'no test ran'}: {last_words(log)}"
-    return failed, left
+        begun = None
+        for line in report.read_text().rpartition("\n")[0].splitlines():
+            test, said, words = json.loads(line)
+            begun = test if said == "started" else None
+            if said == "started":
+                continue
+            done.left.remove(test)
+            if said != PASSED:
+                (done.failed if said == FAILED else done.skipped)[test] = words
+            starts_in_vain = 0
+        if why == "no time left":
+            break
+        if begun is not None:
+            done.left.remove(begun)
+            done.failed[begun] = f"{why}: {_where(log)}"
+        elif done.left and process.returncode != DEVICE_LOST:  # no test is to blame: it did not come so far
+            starts_in_vain += 1
+            if starts_in_vain == 2:
+                done.failed |= {test: f"{why}, before it began: {last_words(log)}" for test in done.left}
+                done.left = []
+    return done
+
+
+def _where(log: Path) -> str:
+    """What stood in the log last; of a stack, which begins with the call that hangs, the beginning."""
+    last = last_words(log, 200)
+    at = last.rfind("(most recent call first)")
+    return "\n".join(last[at:].splitlines()[:15]) if at >= 0 else "\n".join(last.splitlines()[-15:])
 
 
 def _follow(process: subprocess.Popen[bytes], report: Path, limit: float, until: float) -> str:
