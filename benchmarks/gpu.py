@@ -72,8 +72,8 @@ def preflight(
         yield run_step(f"tool {tool}", [tool, "--version"], out, 20)
     probe = out / "probe.cpp"
     nvcc = shutil.which("nvcc")
-    cuda = Path(nvcc).resolve().parents[1] if nvcc else Path("/usr/local/cuda")
-    include = [f"-I{folder}" for folder in (cuda / "include", sysconfig.get_path("include"))]
+    beside = [str(Path(nvcc).resolve().parents[1] / "include")] if nvcc else []
+    include = [f"-I{folder}" for folder in (*beside, "/usr/local/cuda/include", sysconfig.get_path("include"))]
     for header in headers:
         probe.write_text(f"#include <{header}>\n")
         yield run_step(f"header {Path(header).name}", ["c++", "-fsyntax-only", *include, str(probe)], out, 30)
@@ -255,9 +255,8 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     start, args = time.monotonic(), arguments()
     if not args.dry_run and not torch.cuda.is_available():
-        print(
-            "gpu.py: torch sees no CUDA device here; --dry-run shows the cases at toy size on the CPU", file=sys.stderr
-        )
+        built = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
+        print(f"gpu.py: {built}, sees no CUDA device here; --dry-run shows all at toy size on the CPU", file=sys.stderr)
         return 2
     extend_path()
     out = args.out.resolve()
