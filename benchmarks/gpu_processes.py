@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PASSED, FAILED, NOT_RUN = "passed", "FAILED", "not run"
 START = 60  # seconds that a process of tests has until its first one: torch is imported, a context made
 POLL = 0.1
+GONE = 10  # seconds to wait for what was killed
 # Of tests: no plugins that only this machine has; what torch asks for where a test wants equal bits of a product.
 TESTING = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 DEVICE_LOST = 70  # exit status of a process of tests whose device answers no more
@@ -59,15 +60,19 @@ def start(command: Sequence[str], log: Path, cwd: Path = ROOT, **env: str) -> su
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill it and all that it started; a second at most until they are gone."""
-    for _ in range(20):
+    """Kill it and all that it started, and wait until they are gone: not for ever, a driver that hangs keeps them; nor
+    for those that nobody asks how they ended."""
+    begun = ended = time.monotonic()
+    while time.monotonic() < (ended + 1 if process.poll() is not None else begun + GONE):
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
-            break
-        process.wait()
+            return
+        if process.returncode is None:
+            ended = time.monotonic()
         time.sleep(POLL / 2)
-    process.wait()
+    if process.returncode is None:
+        print(f"   process {process.pid} does not end", flush=True)
 
 
 def last_words(log: Path, lines: int = 40) -> str:
