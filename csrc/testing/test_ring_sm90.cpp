@@ -248,10 +248,11 @@ std::string found(Fault fault) {
 }  // namespace
 
 KNOWEDIT_CASE(ring_waits_for_what_it_needs) {
+    if (cases::kRaces) return;  // a model: its memory is no GPU's
     for (int64_t steps : {1, 2, 4, 5, 13})
         for (int64_t together : {1, 3, 100})
             for (bool masked : {false, true})
-                for (uint64_t order = 0; order < (cases::kRaces ? 1 : 5); ++order) {
+                for (uint64_t order = 0; order < 5; ++order) {
                     run<1>(100 * seed + order, steps, together, masked);
                     run<2>(100 * seed + order, steps, together, masked);
                 }
