@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -177,7 +177,7 @@ def search(trials: Trials, first: int, variants: int, draws: int | None, minutes
     tried = trials.measure(groups, SEARCHED, parts[:1], "depths")
     if draws is None:
         draws = _planned(trials, (trials.seconds - before) / len(groups), len(groups), counts, minutes)
-    more = space.draw(draws, better_half(tried), {space.shared(one) for one in starts}, rng)
+    more = space.draw(draws, better_half(tried, space.lasts), {space.shared(one) for one in starts}, rng)
     tried += trials.measure(space.groups(more, variants, rng), SEARCHED, parts[:1], "settings")
     if all(trial.ended for group in tried for trial in group):
         raise ValueError(f"no candidate could be edited: {tried[0][0].ended}")
@@ -203,13 +203,14 @@ def halve(tried: Sequence[Sequence[Trial]]) -> list[Group]:
     return [Group(tuple(trial.params for trial in _half(group))) for group in _half(ordered)]
 
 
-def better_half(tried: Sequence[Sequence[Trial]]) -> list[int]:
-    """Last layers of windows, by the best candidate that ends there."""
+def better_half(tried: Sequence[Sequence[Trial]], lasts: Collection[int]) -> list[int]:
+    """Of the last layers of windows, by the best candidate that ends there; the base may end elsewhere."""
     best: dict[int, tuple[float, float]] = {}
     for group in tried:
         for trial in group:
             last = trial.params.layers[-1]
-            best[last] = max(best.get(last, trial.rank), trial.rank)
+            if last in lasts:
+                best[last] = max(best.get(last, trial.rank), trial.rank)
     return _half(sorted(best, key=best.__getitem__, reverse=True))
 
 

@@ -87,11 +87,11 @@ class Space:
                 ranges[name] = tuple(sorted({own, *RANGES[name]}))
             elif own is not None and name in PARTS:
                 ranges[name] = tuple(own * part for part in PARTS[name])
-        space = cls(method, base, tuple(dict.fromkeys(map(tuple, windows))), ranges)
-        for name, values in ranges.items():
-            for value in values:
-                space.params(space.windows[0], {name: value})  # its own errors name the parameter
-        return space
+        space = cls(method, base, tuple(dict.fromkeys(map(tuple, windows))), {})
+        for name, values in ranges.items():  # as parameters read them ("5e-1" is 0.5); their errors name themselves
+            read = (getattr(space.params(space.windows[0], {name: value}), name) for value in values)
+            ranges[name] = tuple(dict.fromkeys(read))
+        return replace(space, ranges=ranges)
 
     @property
     def size(self) -> int:

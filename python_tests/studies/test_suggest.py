@@ -359,7 +359,8 @@ def test_the_search_ends_with_the_best_of_what_it_tried(layer, rate, weight) -> 
     assert [len(groups) for groups in planted.asked[2:]] == [
         math.ceil(sum(map(len, planted.asked[:2])) / 2 ** (n + 1)) for n in range(len(planted.asked) - 2)
     ]
-    better = better_half([[trial(one, score(one))] for group in planted.asked[0] for one in group.candidates])
+    depths = [[trial(one, score(one))] for group in planted.asked[0] for one in group.candidates]
+    better = better_half(depths, space.lasts)
     assert {group.last for group in planted.asked[1]} <= set(better)
 
 
@@ -392,6 +393,21 @@ def test_the_space_counts_its_candidates() -> None:
     assert {space.shared(one) for one in drawn} == {space.shared(one) for one in every}
 
 
+def test_windows_may_end_before_the_base_does() -> None:
+    space = Space.of(METHODS["memit"], MEMIT, list(range(5)), {"layers": [[0], [1]], "v_lr": [0.1, 0.2]})
+    planted = Planted(space, lambda params: 10.0 + params.layers[-1])
+    rounds = search(planted, 4, 1, 3, 60.0)
+    assert MEMIT.layers[-1] > 1 and rounds[0][0].params == MEMIT
+    assert {group.last for group in planted.asked[1]} == {1}  # the better one of those to search
+
+
+def test_values_are_read_as_parameters_are() -> None:
+    given = {"layers": [[1]], "v_lr": ["5e-1", 0.5, 1], "fact_token": ["last", "subject_last"]}
+    space = Space.of(METHODS["memit"], MEMIT, list(range(5)), given)
+    assert space.ranges["v_lr"] == (0.5, 1.0) and space.ranges["fact_token"] == ("last", "subject_last")
+    assert space.holds(replace(MEMIT, layers=(1,), v_lr=0.5))
+
+
 def test_command(tmp_path, monkeypatch, capsys) -> None:
     from knowedit_ext.cli import main
 
@@ -399,7 +415,9 @@ def test_command(tmp_path, monkeypatch, capsys) -> None:
     (tmp_path / "params.json").write_text(json.dumps(MEMIT.to_dict()))
     out = tmp_path / "out"
     command = f"knowedit suggest world --out {out} --limit 6 --first 3 --draws 0 --variants 1"
-    command += f" --space {tmp_path / 'space.json'} --params {tmp_path / 'params.json'}"
+    command += (
+        f" --html {tmp_path / 'found.html'} --space {tmp_path / 'space.json'} --params {tmp_path / 'params.json'}"
+    )
     monkeypatch.setattr("sys.argv", command.split())
     with pytest.raises(SystemExit) as ended:
         main()
