@@ -133,4 +133,6 @@ def _usage(error: Exception) -> str | None:
     context = getattr(error, "ctx", None)
     message = " ".join(error.format_message().split())
     command = "knowedit" if context is None else context.command_path
-    return f"{message} (see {command} --help)" if message else f"no command was given (see {command} --help)"
+    early = message.startswith("No such option") and hasattr(getattr(context, "command", None), "commands")
+    where = "a command's options come behind it; " if early else ""
+    return f"{message} ({where}see {command} --help)" if message else f"no command was given (see {command} --help)"

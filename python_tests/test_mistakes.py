@@ -66,6 +66,8 @@ MISTAKES = [
     (["x"], "No such command 'x'"),
     (["trace"], "Missing argument"),
     (["trace", "world", "--x"], "No such option"),
+    (["-q", "trace", "world"], "No such option: -q (a command's options come behind it"),
+    (["study", "--json", "severed"], "No such option: --json (a command's options come behind it"),
     ([*TRACE, "--device", "gpu"], "unknown device 'gpu'"),
     ([*TRACE, "--dtype", "int4"], "unknown dtype 'int4'"),
     ([*TRACE, "--limit", "3"], "--limit cannot be given here: they go with --facts"),
