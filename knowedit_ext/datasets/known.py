@@ -13,6 +13,7 @@ from ..model.spelling import mark_subject, marked_occurrence
 from .records import is_number, read_records
 
 REQUIRED = ("known_id", "prompt", "subject", "attribute")
+SHAPE = '{"prompt": "{} plays the", "subject": "Miles Davis", "attribute": "trumpet"}'
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,15 @@ class KnownFact:
 def load_known(source: str | Path | Iterable[Fact | Mapping[str, Any] | KnownFact]) -> list[KnownFact]:
     """Facts from a JSON file in the known_1000 format, from its records, or from `Fact`s (numbered in order).
 
-    A record is {known_id, prompt, subject, attribute, ...}; the prompt has a `{}` for its subject, or spells it out: of
-    several occurrences the first is meant, as published, but whole words go before parts of longer ones. Raises
-    ValueError that names the record and the key that is wrong.
+    A record is {known_id, prompt, subject, attribute, ...}; where none has a known_id they are numbered in order. The
+    prompt has a `{}` for its subject, or spells it out: of several occurrences the first is meant, as published, but
+    whole words go before parts of longer ones. Raises ValueError that names the record and the key that is wrong.
     """
     name = f"'{source}'" if isinstance(source, (str, Path)) else "the facts given"
-    facts = [_known(record, number, name) for number, record in enumerate(read_records(source, "facts"))]
+    records = list(read_records(source, "facts"))
+    if not any(isinstance(record, Mapping) and "known_id" in record for record in records):
+        records = [{**r, "known_id": n} if isinstance(r, Mapping) else r for n, r in enumerate(records)]
+    facts = [_known(record, number, name) for number, record in enumerate(records)]
     if not facts:
         raise ValueError(f"{name}: no facts")
     seen: dict[int, int] = {}
@@ -54,7 +58,8 @@ def _known(record: Fact | Mapping[str, Any] | KnownFact, number: int, name: str)
         raise ValueError(f"{where} is a {type(record).__name__}, expected an object with {', '.join(REQUIRED)}")
     for key in REQUIRED:
         if key not in record:
-            raise ValueError(f"{where} lacks '{key}'")
+            told = "which others have" if key == "known_id" else f"a fact is {SHAPE}"
+            raise ValueError(f"{where} lacks '{key}': {told}")
         right = is_number(record[key]) if key == "known_id" else isinstance(record[key], str)
         if not right:
             wanted = "a number" if key == "known_id" else "text"

@@ -143,7 +143,7 @@ def test_one_value_changed(data, name: str, odd) -> None:
 @pytest.mark.parametrize("name", GOOD)
 def test_a_missing_key_is_named(name: str) -> None:
     loader, record = GOOD[name]
-    optional = {"paraphrase_prompts", "neighborhood_prompts", "rephrase_prompt", "locality_prompt"}
+    optional = {"known_id", "paraphrase_prompts", "neighborhood_prompts", "rephrase_prompt", "locality_prompt"}
     if "zsre" in name:
         optional |= {"alt", "answers", "rephrase", "attribute_prompts", "generation_prompts", "requested_rewrite"}
     if loader in (load_knowedit, load_mquake, load_rippleedits, load_wikibigedit):
@@ -179,6 +179,17 @@ def test_a_data_set_knows_its_records() -> None:
             own = {"flat": "counterfact", "biography": "knowedit"}
             assert first == own.get(name, name.removeprefix("loaded "))
     assert json.dumps(load_zsre([ZSRE])[0])
+
+
+def test_known_facts_without_numbers_are_numbered_in_order() -> None:
+    record = {name: value for name, value in KNOWN.items() if name != "known_id"}
+    given = [record, ke.Fact("{} has a", "Bo", attribute="lute"), record]
+    assert [(known.known_id, known.fact.subject) for known in load_known(given)] == [
+        (0, "Anna"),
+        (1, "Bo"),
+        (2, "Anna"),
+    ]
+    assert "known_id" not in record
 
 
 def test_known_facts_go_by_whole_words() -> None:

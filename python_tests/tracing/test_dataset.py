@@ -197,7 +197,12 @@ def test_a_damaged_case_is_named(model: ke.EditableModel, tmp_path: Path) -> Non
         ("{}", "expected a list"),
         ("[]", "no facts"),
         ("[3]", "record 0 .* is a int"),
-        ('[{"known_id": 0, "subject": "a", "attribute": "b"}]', "record 0 .* lacks 'prompt'"),
+        ('[{"known_id": 0, "subject": "a", "attribute": "b"}]', "record 0 .* lacks 'prompt': a fact is {"),
+        (
+            '[{"known_id": 7, "prompt": "a is", "subject": "a", "attribute": "b"},'
+            ' {"prompt": "a is", "subject": "a", "attribute": "b"}]',
+            "record 1 .* lacks 'known_id': which others have",
+        ),
         ('[{"known_id": "x", "prompt": "a is", "subject": "a", "attribute": "b"}]', "record 0 .* 'known_id' is 'x'"),
         ('[{"known_id": 7, "prompt": "c is", "subject": "a", "attribute": "b"}]', "known_id 7.*'a' does not occur"),
         (
