@@ -30,8 +30,21 @@ from knowedit_ext.pages.study import study_page  # noqa: E402
 from knowedit_ext.studies.findings import Findings  # noqa: E402
 from knowedit_ext.studies.localization_results import Localization  # noqa: E402
 from knowedit_ext.studies.results import Sequential  # noqa: E402
+from knowedit_ext.studies.suggestion_page import suggestion_page  # noqa: E402
 
-from .support.pages import EDIT, FACT, MODEL, PAGES, RECORDS, RELATIONS, REPORT, SAID, STUDY, TRACES  # noqa: E402
+from .support.pages import (  # noqa: E402
+    EDIT,
+    FACT,
+    MODEL,
+    PAGES,
+    RECORDS,
+    RELATIONS,
+    REPORT,
+    SAID,
+    STUDY,
+    SUGGESTION,
+    TRACES,
+)
 
 
 class Read(HTMLParser):
@@ -193,6 +206,33 @@ def test_rows_of_studies_become_lines_levels_and_groups(tmp_path: Path) -> None:
     Findings([], {}, ("method",)).to_html(tmp_path / "nothing.html")  # of a study that is still computed
 
 
+def test_what_was_suggested_stands_beside_what_is_known() -> None:
+    page = PAGES["suggestion"]
+    unseen, presets, by_size, by_rate = page.charts
+    assert [(t["name"], t["y"], t["error_y"]["array"]) for t in unseen.traces] == [
+        ("suggested", [77.0, 76.0, 75.0, 74.0], [1.5] * 4),
+        ("begun from", [61.0, 60.0, 59.0, 58.0], [1.5] * 4),
+    ]
+    assert [(t["name"], t["y"][0]) for t in presets.traces] == [
+        ("suggested", 80.0),
+        ("preset world", 75.0),
+        ("begun from", 60.0),
+    ]
+    lines = {t["name"]: dict(zip(t["x"], t["y"], strict=True)) for t in by_rate.traces}
+    assert lines["0.1"] == {0: 51.0, 1: 56.0, 2: 61.0, 3: 66.0, 4: 80.0}
+    assert lines["0.2"] == {0: 52.0, 1: 57.0, 2: 62.0, 3: 75.0}  # the preset's, above the 67 of one layer
+    assert lines["0.5"] == {3: 60.0}  # the one at layer 5 could not be edited
+    assert lines["tracing effect of MLPs, 3 facts"] == dict(enumerate(SUGGESTION.effect["effect"]))
+    assert [t["name"] for t in by_size.traces] == ["1", "3", "tracing effect of MLPs, 3 facts"]
+    assert all(t.get("yaxis") == ("y2" if t["type"] == "bar" else None) for t in by_size.traces)
+    [table] = page.tables
+    assert [row[table.columns.index("what")] for row in table.rows].count("preset world") == 2  # in both rounds
+    assert len(table.rows) == len(SUGGESTION.rows) and "+16 ± 2.5 (95 %, paired)" in page.lead
+    assert json.loads(page.records[0].text) == SUGGESTION.params.to_dict()
+    alone = suggestion_page(replace(SUGGESTION, effect=None, held=SUGGESTION.held[:1], difference=None))
+    assert [len(chart.traces) for chart in alone.charts] == [1, 3, 2, 3]
+
+
 def test_texts_are_no_markup() -> None:
     odd = "</script><script>alert(1)</script><b>&'\""
     trace = replace(TRACES["state"], tokens=[odd, *TRACES["state"].tokens[1:]])
@@ -214,6 +254,8 @@ def test_the_script_is_one(tmp_path: Path) -> None:
 def test_other_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a page is written as .html"):
         TRACES["state"].to_html(tmp_path / "x.pdf")
+    with pytest.raises(ValueError, match="a page is written as .html"):
+        SUGGESTION.to_html(tmp_path / "x.pdf")
     assert not list(tmp_path.iterdir())
 
 

@@ -17,6 +17,7 @@ from .options import (
     ContextSeed,
     Device,
     Dtype,
+    Html,
     ModelName,
     MomentsFolder,
     Params,
@@ -47,6 +48,7 @@ def suggest(
     each: Annotated[bool, typer.Option("--each", help="An edit of each record, not one of all.")] = False,
     seed: ContextSeed = 0,
     skip_bad: SkipBad = False,
+    html: Html = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> dict[str, Any]:
@@ -81,4 +83,7 @@ def suggest(
     )
     say(found.table())
     say(out / PARAMS)
+    if html is not None:
+        found.to_html(html)
+        say(html)
     return found.to_dict()

@@ -18,7 +18,7 @@ function draw(n) {
   const axis = { gridcolor: line, zerolinecolor: line, linecolor: line };
   const layout = { ...charts[n].layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 13 } };
   layout.xaxis = { ...axis, automargin: true, ...layout.xaxis };
-  layout.yaxis = { ...axis, ...layout.yaxis };
+  for (const name of Object.keys({ yaxis: 0, ...layout }).filter((key) => key.startsWith("yaxis"))) layout[name] = { ...axis, ...layout[name] };
   layout.margin = { t: 30, r: 10, b: 60, ...layout.margin };
   if (matchMedia("(max-width: 45rem)").matches) layout.legend = { orientation: "h", x: 0, y: 1, yanchor: "bottom", ...layout.legend }; // above: names of groups may be long
   const touched = matchMedia("(pointer: coarse)").matches;

@@ -36,8 +36,8 @@ class Suggestion:
     """params: the best of the search, of `method`; `save` writes them as a file that `params=` and `--params` take.
 
     rows: every candidate in every round: what was searched of its parameters, and all ("params"); records, S ES PS NS
-    on the searched half, seconds. held: the same of `params`, and of what was begun from, on the half that the search
-    did not see, with half the widths of 95 % intervals ("S_half"). difference: of the two, {"S", "S_half"}, paired;
+    on the searched half with half the widths of 95 % intervals ("S_half"), seconds. held: the same of `params`, and of
+    what was begun from, on the half that the search did not see. difference: of the two, {"S", "S_half"}, paired;
     None where they are one, or one could not be edited. effect: tracing's by layer, see `suggest.traced_effect`. tried,
     size: candidates of the space that were tried, and that there are. seconds: of all its work. notes: what could not
     be edited, and why.
@@ -72,7 +72,8 @@ class Suggestion:
         rows = []
         for number, tried in enumerate(rounds):
             for trial in sorted(tried, key=lambda trial: trial.rank, reverse=True):
-                scores = {name: trial.means.get(name) for name in ("S", *SCORES)}
+                means = means_of(trial.cases)
+                scores = {name: means.get(name) for name in _with_halves(("S", *SCORES))}
                 rows.append({"round": number + 1, **_shown(trial, space), **scores, "seconds": trial.seconds})
         return cls(
             params=held[0].params,
@@ -102,12 +103,13 @@ class Suggestion:
         """Markdown: the held-out half, what was tried, and the best of it."""
         held = Findings(self._columns(self.held), {}, ("candidate", *self._searched))
         best = Findings(self._columns(self.best()), {}, ("round", *self._searched), notes=self.notes)
-        counts = self.settings["records"]
-        return (
-            f"{self.method}, {counts[HELD_OUT]} records that the search did not see:\n\n{held.table()}\n"
-            f"{self._compared()}{self.tried} of {self.size} candidates ({100 * self.share:.2g} %) tried in "
-            f"{self.seconds / 60:.1f} minutes, on up to {counts[SEARCHED]} other records; the best:\n\n{best.table()}"
-        )
+        unseen = f"{self.method}, {self.settings['records'][HELD_OUT]} records that the search did not see:"
+        return f"{unseen}\n\n{held.table()}\n{self._compared()}{self._searching()}; the best:\n\n{best.table()}"
+
+    def lead(self) -> str:
+        """What was found, in some lines."""
+        search = f"{self._searching()}, whose S, of the best of many, is too good."
+        return "\n".join([line for line in (self._compared().strip(), search, *self.notes) if line])
 
     def best(self) -> list[dict[str, Any]]:
         """Rows of the ten candidates that went farthest, each in its last round."""
@@ -118,6 +120,14 @@ class Suggestion:
     def plot(self, path: str | Path | None = None) -> Figure:
         """S by layer for each setting, and the tracing effect beside it; written where a path is given."""
         return finish(by_layer(self), path)
+
+    def to_html(self, path: str | Path) -> None:
+        """One self-contained page: what was found beside what was begun from and presets, S by layer for each setting
+        with the tracing effect below, and every candidate by round (needs plotly and jinja2)."""
+        from ..pages.page import write_page
+        from .suggestion_page import suggestion_page
+
+        write_page(path, suggestion_page(self))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -143,6 +153,11 @@ class Suggestion:
     def _columns(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         wanted = ("candidate", "round", *self._searched, "records", "S", *SCORES)
         return [{name: row[name] for name in _with_halves(wanted) if name in row} for row in rows]
+
+    def _searching(self) -> str:
+        share, minutes = f"{100 * self.share:.2g} %", f"{self.seconds / 60:.1f} minutes"
+        records = f"on up to {self.settings['records'][SEARCHED]} other records"
+        return f"{self.tried} of {self.size} candidates ({share}) tried in {minutes}, {records}"
 
     def _compared(self) -> str:
         if len(self.held) == 1:
@@ -186,9 +201,8 @@ def by_layer(found: Suggestion) -> Figure:
     rows = -(-panels // COLUMNS)
     figure = figure_of(2.6 * min(panels, COLUMNS), 2.3 * rows)
     axes = figure.subplots(rows, min(panels, COLUMNS), sharex=True, squeeze=False).ravel()
-    tried = [row for row in found.rows if row["round"] == 1 and row["S"] is not None]
     for panel, name in zip(axes, names, strict=False):
-        _lines(panel, tried, name)
+        _lines(panel, found, name)
     if found.effect is not None:
         effect = found.effect["effect"]
         axes[len(names)].bar(range(len(effect)), effect, color=look(4)["color"])
@@ -199,13 +213,26 @@ def by_layer(found: Suggestion) -> Figure:
     return figure
 
 
-def _lines(axes: Axes, tried: Sequence[Mapping[str, Any]], name: str) -> None:
-    for number, value in enumerate(sorted({row[name] for row in tried})):
-        best: dict[int, float] = {}
-        for row in tried:
-            if row[name] == value:
-                best[row["last"]] = max(row["S"], best.get(row["last"], 0.0))
-        layers = sorted(best)
-        line(axes, layers, [best[layer] for layer in layers], number, f"{value:g}")
-    named(axes, "last layer", "best S", "layers of the window" if name == "size" else name)
+def _lines(axes: Axes, found: Suggestion, name: str) -> None:
+    for number, (value, best) in enumerate(best_at(found.rows, name)):
+        line(axes, list(best), [row["S"] for row in best.values()], number, value)
+    named(axes, "last layer", "best S", panel_title(name))
     axes.legend(fontsize=SMALL - 1, frameon=False)
+
+
+def panel_title(name: str) -> str:
+    return "layers of the window" if name == "size" else name
+
+
+def best_at(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[str, dict[int, Mapping[str, Any]]]]:
+    """Each value of a column, in words, with {last layer of the window: the first round's best row there}."""
+    tried = [row for row in rows if row["round"] == 1 and row["S"] is not None]
+    best: dict[Any, dict[int, Mapping[str, Any]]] = {row[name]: {} for row in tried}
+    for row in sorted(tried, key=lambda row: (row["last"], row["S"])):
+        best[row[name]][row["last"]] = row
+    ordered = sorted(best, key=lambda value: (0, value, "") if _is_number(value) else (1, 0, str(value)))
+    return [(f"{value:g}" if _is_number(value) else str(value), best[value]) for value in ordered]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -18,6 +18,7 @@ from knowedit_ext.editing.methods import METHODS
 from knowedit_ext.studies.suggest import better_half, counts_of, halve, search
 from knowedit_ext.studies.suggest_space import Group, Space
 from knowedit_ext.studies.suggest_trials import HELD_OUT, SEARCHED, Trial
+from knowedit_ext.studies.suggestion import best_at
 from knowedit_ext.world import load_world
 
 MEMIT = replace(ke.MEMITParams.preset("world"), v_num_grad_steps=3)
@@ -408,6 +409,18 @@ def test_values_are_read_as_parameters_are() -> None:
     assert space.holds(replace(MEMIT, layers=(1,), v_lr=0.5))
 
 
+def test_the_best_of_each_value_by_the_last_layer() -> None:
+    tried = [("b", 3, 1, 5.0), (10.0, 3, 1, 7.0), (9.5, 2, 1, 1.0), (9.5, 3, 1, 2.0), (9.5, 3, 1, 4.0)]
+    tried += [(None, 3, 1, 3.0), (9.5, 3, 2, 9.0), (10.0, 1, 1, None)]  # a later round; one that could not be edited
+    rows = [dict(zip(("x", "last", "round", "S"), each, strict=True)) for each in tried]
+    assert [(value, {last: row["S"] for last, row in best.items()}) for value, best in best_at(rows, "x")] == [
+        ("9.5", {2: 1.0, 3: 4.0}),
+        ("10", {3: 7.0}),
+        ("None", {3: 3.0}),
+        ("b", {3: 5.0}),
+    ]
+
+
 def test_command(tmp_path, monkeypatch, capsys) -> None:
     from knowedit_ext.cli import main
 
@@ -423,6 +436,7 @@ def test_command(tmp_path, monkeypatch, capsys) -> None:
         main()
     assert not ended.value.code
     assert "records that the search did not see" in capsys.readouterr().out
+    assert "Settings for memit" in (tmp_path / "found.html").read_text()
     again = f"knowedit evaluate world --method memit --params {out / 'params.json'} --limit 2 --no-generation"
     monkeypatch.setattr("sys.argv", f"{again} --out {tmp_path / 'table'}".split())
     with pytest.raises(SystemExit) as ended:
