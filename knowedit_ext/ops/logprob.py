@@ -16,19 +16,17 @@ from torch.autograd.function import once_differentiable
 from . import _native, launch_cuda
 from .reference import compute_dtype
 
-_TILE = 1 << 22  # logits held at a time
-_HOT_TILE = 1 << 18  # where they are passed over several times: they stay in a CPU's cache
-_ROWS = 1 << 12  # rows taken at a time: with more, a tile would get too narrow for a good GEMM
+_TILE = 1 << 22  # logits held at a time on a GPU
+_CPU_WIDTH = 960  # tokens of a tile; not divisible by 16, or a power of two, CPU libraries multiply a third slower
+_ROWS = 1 << 12  # rows taken at a time
 
 
-def _tiles(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float, most: int | None = None
-) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _tiles(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (first token, weight tile [t, d], logits [rows, t]) over the vocabulary; logits in the compute dtype, tiles
     as they are multiplied."""
     kind = _multiplied_as(hidden)
     x = hidden.to(kind)
-    width = max(256, (most or _TILE) // max(1, len(hidden)))
+    width = _CPU_WIDTH if hidden.device.type == "cpu" else max(256, _TILE // max(1, len(hidden)) // 64 * 64)
     for start in range(0, len(weight), width):
         tile = weight[start : start + width].to(kind)
         logits = _product(x, tile.T, None if bias is None else bias[start : start + width])
@@ -191,7 +189,7 @@ def _sum_and_mean(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: 
     most = hidden.new_full((len(hidden),), torch.finfo(kind).min, dtype=kind)  # a logit may be -inf
     total = torch.zeros_like(most)
     mean = hidden.new_zeros(hidden.shape, dtype=kind)
-    for _, tile, logits in _tiles(hidden, weight, bias, softcap, _HOT_TILE if hidden.device.type == "cpu" else None):
+    for _, tile, logits in _tiles(hidden, weight, bias, softcap):
         before, most = most, torch.maximum(most, logits.amax(1))
         slope = 1 - (logits / softcap) ** 2 if softcap > 0 else None
         share = logits.sub_(most[:, None]).exp_()

@@ -26,7 +26,7 @@ def problem(rows: int, d: int, vocab: int, k: int | None, dtype=torch.float32, d
 def tiles(request, monkeypatch):
     if request.param == "many tiles":
         monkeypatch.setattr(logprob, "_TILE", 1)  # the least width, 256 tokens
-        monkeypatch.setattr(logprob, "_HOT_TILE", 1)
+        monkeypatch.setattr(logprob, "_CPU_WIDTH", 48)
         monkeypatch.setattr(logprob, "_ROWS", 5)
 
 
