@@ -15,7 +15,7 @@ from knowedit_ext.evaluation.nll import Question, score
 from knowedit_ext.model.facts import encode
 from knowedit_ext.world import load_world
 
-from ..support.processes import TWO_RANKS, finish, hashes, kill_at, start
+from ..support.processes import finish, fork, hashes, kill_at
 from ..support.unchanged import assert_unchanged, snapshot
 
 SORTS = ("rewrite_prompts", "paraphrase_prompts", "neighborhood_prompts")
@@ -192,21 +192,21 @@ def test_attribute_prompts(model: ke.EditableModel, records: list[dict]) -> None
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    finish(start(SCRIPT, out))
+    finish(fork(SCRIPT, out))
     return out
 
 
 def test_killed_and_resumed_reports_the_same(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     for files in (0, 3):  # kill -9 when so many cases are there
-        kill_at(start(SCRIPT, out), out, "cases/*.json", files)
-    finish(start(SCRIPT, out))
+        kill_at(fork(SCRIPT, out), out, "cases/*.json", files)
+    finish(fork(SCRIPT, out))
     assert hashes(out) == hashes(whole)
 
 
 def test_two_ranks_report_the_same(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    finish(start(SCRIPT, out, *TWO_RANKS))
+    finish(fork(SCRIPT, out, ranks=2))
     assert hashes(out) == hashes(whole)
 
 

@@ -17,7 +17,7 @@ from knowedit_ext.editing.edit import LowRank
 from knowedit_ext.runs.files import SEAL, load_json, write_json
 from knowedit_ext.world import load_world
 
-from ..support.processes import finish, full_disk, hashes, kill_at, start
+from ..support.processes import finish, fork, full_disk, hashes, kill_at
 
 ASKED = dict(generation=False, group=2)
 SCRIPT = """
@@ -34,7 +34,7 @@ ke.evaluate(model, world.records()[:COUNT], max_length=24, out=sys.argv[1], grou
 
 
 def run(out: Path, count: int = 6, **options):
-    return start(SCRIPT.replace("COUNT", str(count)), out, **options)
+    return fork(SCRIPT.replace("COUNT", str(count)), out, **options)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_two_processes_on_one_folder(once: Path, tmp_path: Path) -> None:
     first.stdout.readline()
     while not list(out.glob("cases/*.json")):
         time.sleep(0.01)
-    second = run(out, stderr=True)
+    second = run(out, errors=True)
     message = second.communicate()[1].decode()
     assert second.returncode == 0 or f"another run is writing to '{out}'" in message
     finish(first)

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from moments.test_collect import texts
-from moments.test_resume import WORKER, Interrupted, layer_files, worker
 from support.families import tiny_hf, tiny_model, under_config
-from support.processes import full_disk, hashes
 from support.tokenizers import word_level
 
 import knowedit_ext as ke
+
+from ..support.processes import full_disk, hashes
+from .test_resume import WORKER, Interrupted, layer_files, two_ranks, worker
 
 COMMON = dict(texts=texts(60), layers=[1, 3], batch_tokens=60, progress=False)
 WHOLE = 10**6
@@ -201,10 +202,9 @@ def test_two_ranks_and_two_processes(tmp_path: Path) -> None:
     script.write_text(WORKER.replace("torch.set_num_threads(1)", "torch.set_num_threads(1)\nGROUP"))
     text = script.read_text().replace("GROUP", "import knowedit_ext.moments.collect as c; c.GROUP = 13")
     script.write_text(text)
-    two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     for limits, out in (((400, 800), "grown"), ((800,), "once")):
         options = [dict(out=str(tmp_path / out), max_tokens=limit) for limit in limits]
-        assert worker(str(script), *options, before=two).wait() == 0
+        two_ranks(str(script), *options)
     assert hashes(tmp_path / "grown") == hashes(tmp_path / "once")
     first = worker(str(script), dict(out=str(tmp_path / "busy")), slow=3.0)
     while not (tmp_path / "busy" / "checkpoint").exists():

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +15,8 @@ from support.tokenizers import word_level
 
 import knowedit_ext as ke
 
-HERE = Path(__file__).resolve().parent
+from ..support.forked import Forked, Ranks
+from ..support.processes import finish
 
 WORKER = """
 import json, sys, time
@@ -38,9 +35,12 @@ for options in json.loads(sys.argv[2]):
 """
 
 
-def worker(script: str, *options: dict, slow: float = 0.0, before: tuple[str, ...] = ()) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *before, script, str(slow), json.dumps(options)], env=environment)
+def worker(script: str, *options: dict, slow: float = 0.0) -> Forked:
+    return Forked([script, str(slow), json.dumps(options)], Path(script).parent)
+
+
+def two_ranks(script: str, *options: dict) -> None:
+    finish(Ranks([script, "0.0", json.dumps(options)], Path(script).parent))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_killed_at_any_moment(tmp_path, script, one_thread):
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.25)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert checkpoint.exists() and not layer_files(killed)
     here(out=whole)
@@ -180,8 +180,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 def test_two_ranks_agree_with_one(tmp_path, script):
     settings = {"all": {}, "settled": {"stop": "tolerance", "tolerance": 0.9}}
     options = [dict(out=str(tmp_path / name), **more) for name, more in settings.items()]
-    before = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    assert worker(script, *options, before=before).wait() == 0
+    two_ranks(script, *options)
     for name, more in settings.items():
         one, two = here(**more), ke.Moments.load(tmp_path / name)
         for layer in (0, 2):

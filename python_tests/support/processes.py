@@ -6,13 +6,14 @@ import errno
 import hashlib
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .forked import Forked, Ranks
 
 TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -50,15 +51,24 @@ def start(script: str, out: Path, *launcher: str, stderr: bool = False) -> subpr
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=kept, env=environment, cwd=out.parent)
 
 
-def finish(process: subprocess.Popen) -> None:
+def fork(script: str, out: Path, ranks: int = 1, errors: bool = False, folder: Path | None = None) -> Forked | Ranks:
+    """As `start`, where torch and the package are imported already; beside `out`, or in a folder."""
+    folder = folder or out.parent
+    path = folder / "script.py"
+    path.write_text(script)
+    run = (str(path), str(out))
+    return Ranks(run, folder, ranks) if ranks > 1 else Forked(run, folder, errors)
+
+
+def finish(process: subprocess.Popen | Forked | Ranks) -> None:
     process.communicate()
     assert process.returncode == 0
 
 
-def kill_at(process: subprocess.Popen, out: Path, pattern: str, files: int) -> None:
+def kill_at(process: subprocess.Popen | Forked, out: Path, pattern: str, files: int) -> None:
     """kill -9 once more than so many files are there; the script says a line when it begins."""
     process.stdout.readline()
     while process.poll() is None and len(list(out.glob(pattern))) <= files:
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
