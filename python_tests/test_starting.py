@@ -113,3 +113,12 @@ def test_results_for_programs(tmp_path: Path) -> None:
     assert found["answer"] == trace.answer and found["tokens"] == trace.tokens
     assert found["best"]["score"] == pytest.approx(float(trace.scores.max()), rel=1e-6)
     assert len(found["scores"]) == len(trace.tokens) and len(found["scores"][0]) == 6
+
+
+def test_quiet_is_without_bars() -> None:
+    """Of those too that are asked for by name, as the package asks for its own."""
+    shown = "from tqdm import tqdm\nlist(tqdm(range(3), disable=False))"
+    quiet = f"from knowedit_ext.commands.running import _set_loudness\n_set_loudness(False, True)\n{shown}"
+    said = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True) for code in (shown, quiet)]
+    assert [each.returncode for each in said] == [0, 0]
+    assert "3/3" in said[0].stderr and said[1].stderr == ""

@@ -73,8 +73,8 @@ def _set_loudness(verbose: bool, quiet: bool) -> None:
     if verbose and quiet:
         raise ValueError("--verbose and --quiet cannot be given together")
     logging.getLogger("knowedit_ext").setLevel(logging.INFO if verbose else logging.ERROR if quiet else logging.NOTSET)
-    if quiet:
-        os.environ["TQDM_DISABLE"] = "1"  # read as tqdm is imported
+    if quiet:  # read as tqdm is imported; what is asked for by name, as `disable` is by ours, goes before these
+        os.environ |= {"TQDM_DISABLE": "1", "TQDM_DELAY": str(10**9)}
 
 
 def _plain(value: Any) -> Any:
