@@ -13,7 +13,7 @@ import knowedit_ext as ke
 from knowedit_ext.datasets import load_known
 from knowedit_ext.world import load_world
 
-from ..support.processes import TWO_RANKS, finish, hashes, kill_at, start
+from ..support.processes import finish, fork, hashes, kill_at
 
 PUBLISHED = {
     "scores",
@@ -60,17 +60,17 @@ def known_facts() -> list[dict]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "traces"
-    finish(start(SCRIPT, out))
+    finish(fork(SCRIPT, out))
     return out
 
 
 def test_killed_and_resumed_is_byte_identical(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "traces"
     for files in (0, 1, 4, 9, 13):  # kill -9 when so many cases are there, at any point of writing the next
-        kill_at(start(SCRIPT, out), out, "cases/knowledge_*.npz", files)
+        kill_at(fork(SCRIPT, out), out, "cases/knowledge_*.npz", files)
         for path in out.glob("cases/knowledge_*.npz"):
             ke.Trace.load(path)  # whatever is there is whole
-    finish(start(SCRIPT, out))
+    finish(fork(SCRIPT, out))
     assert hashes(out) == hashes(whole)
     assert len(hashes(out)) == 6 * 3 + 2
 
@@ -88,7 +88,7 @@ def test_a_case_that_was_lost_comes_back_as_it_was(model: ke.EditableModel, tmp_
 
 def test_two_ranks_write_the_same(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "traces"
-    finish(start(SCRIPT, out, *TWO_RANKS))
+    finish(fork(SCRIPT, out, ranks=2))
     assert hashes(out) == hashes(whole)
 
 

@@ -19,7 +19,7 @@ from knowedit_ext.runs.files import SEAL
 from knowedit_ext.tracing import dataset
 
 from ..support.families import tiny_hf
-from ..support.processes import finish, full_disk, hashes, kill_at, start
+from ..support.processes import finish, fork, full_disk, hashes, kill_at
 from ..support.tokenizers import word_level
 
 ASKED = dict(kinds=("state",), samples=2, noise=0.2, group=2, progress=False)
@@ -40,7 +40,7 @@ ke.trace_dataset(model, facts, sys.argv[1], window=3, samples=2, noise=0.2, grou
 
 
 def run(out: Path, count: int = 6, **options):
-    return start(SCRIPT.replace("COUNT", str(count)), out, **options)
+    return fork(SCRIPT.replace("COUNT", str(count)), out, **options)
 
 
 def tiny(seed: int = 0, tokenizer=None, **options) -> ke.EditableModel:
@@ -244,7 +244,7 @@ def test_two_processes_on_one_folder(once: Path, tmp_path: Path) -> None:
     first.stdout.readline()
     while not list(out.glob("cases/*.npz")):
         time.sleep(0.01)
-    second = run(out, stderr=True)
+    second = run(out, errors=True)
     message = second.communicate()[1].decode()
     early = first.poll() is None  # the other one was there in time
     assert second.returncode == (1 if early else 0)
@@ -258,7 +258,7 @@ def test_two_processes_on_one_folder(once: Path, tmp_path: Path) -> None:
 
 def test_begun_together(once: Path, tmp_path: Path) -> None:
     out = tmp_path / "traces"
-    runs = [run(out, stderr=True) for _ in range(3)]
+    runs = [run(out, errors=True) for _ in range(3)]
     messages = [each.communicate()[1].decode() for each in runs]
     assert 0 in [each.returncode for each in runs]
     assert all(
