@@ -21,7 +21,8 @@ from knowedit_ext.editing.values import edits_at_once, optimise_values
 from knowedit_ext.runs.files import write_npz
 from knowedit_ext.world import load_world
 
-from ..support.processes import TWO_RANKS, finish, hashes, kill_at, start
+from ..support.forked import knowedit
+from ..support.processes import finish, fork, hashes, kill_at
 from .models import editable
 from .plain import moments_of
 from .test_memit import GROUPS, LAYERS, REQUESTS
@@ -184,21 +185,21 @@ def test_how_many_at_once_is_what_optimise_values_takes(monkeypatch: pytest.Monk
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("values") / "whole"
-    finish(start(SCRIPT, out))
+    finish(fork(SCRIPT, out))
     return out
 
 
 def test_killed_and_gone_on_with(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     for files in (1, 4):
-        kill_at(start(SCRIPT, out), out, "values/*.npz", files)
-    finish(start(SCRIPT, out))
+        kill_at(fork(SCRIPT, out), out, "values/*.npz", files)
+    finish(fork(SCRIPT, out))
     assert hashes(out) == hashes(whole)
 
 
 def test_two_ranks_give_the_same(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    finish(start(SCRIPT, out, *TWO_RANKS))
+    finish(fork(SCRIPT, out, ranks=2))
     assert hashes(out) == hashes(whole)
 
 
@@ -207,10 +208,11 @@ def test_the_command_shares_requests_among_ranks(tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text(json.dumps(load_world().records()[:5]))
     model, layers = ke.load_model(load_world().folder, dtype="float32"), METHODS["memit"].params.preset("world").layers
     ke.collect_moments(model, load_world().statements()[:300], layers, out=tmp_path / "moments", progress=False)
-    edit = ["-m", "knowedit_ext", "edit", "world", "--params", "world", "--requests", "facts.json"]
-    for name, ranks in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])):
-        more = ["--moments", "moments", "--store", f"values_{name}", "--out", f"{name}.safetensors"]
-        subprocess.run([sys.executable, *ranks, *edit, *more], cwd=tmp_path, check=True, capture_output=True)
+    edit = ["edit", "world", "--params", "world", "--requests", "facts.json", "--moments", "moments"]
+    assert knowedit(*edit, "--store", "values_one", "--out", "one.safetensors", cwd=tmp_path).returncode == 0
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "knowedit_ext", *edit]
+    command += ["--store", "values_two", "--out", "two.safetensors"]
+    subprocess.run([sys.executable, *command], cwd=tmp_path, check=True, capture_output=True)
     one, two = (ke.Edit.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert json.loads((tmp_path / "values_two" / "settings.json").read_text())["group"] == 3
     for name in one.changes:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import knowedit_ext as ke
 from knowedit_ext.world import load_world
 
-from ..support.processes import TWO_RANKS, finish, start
+from ..support.processes import finish, fork
 
 SCRIPT = """
 import sys
@@ -34,9 +34,9 @@ for name, editor in editors.items():
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> tuple[Path, Path]:
     base = tmp_path_factory.mktemp("ranks")
-    for name, launcher in (("one", ()), ("two", TWO_RANKS)):
+    for name, ranks in (("one", 1), ("two", 2)):
         (base / name).mkdir()
-        finish(start(SCRIPT, base / name / "out", *launcher))
+        finish(fork(SCRIPT, base / name / "out", ranks))
     return base / "one" / "out", base / "two" / "out"
 
 
