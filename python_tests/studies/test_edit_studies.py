@@ -112,11 +112,17 @@ class Killed(BaseException):
     pass
 
 
+@pytest.fixture(scope="module")
+def whole(model, records, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    scaling(model, records, out)
+    return out
+
+
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_killed_study_goes_on(model, records, tmp_path, monkeypatch, at: int) -> None:
+def test_a_killed_study_goes_on(model, records, whole, tmp_path, monkeypatch, at: int) -> None:
     import sys
 
-    scaling(model, records, tmp_path / "whole")
     module, calls = sys.modules["knowedit_ext.studies.edit_sets"], []
     evaluate = module.evaluate
 
@@ -132,7 +138,7 @@ def test_a_killed_study_goes_on(model, records, tmp_path, monkeypatch, at: int) 
     assert not model.applied_edits
     monkeypatch.setattr(module, "evaluate", evaluate)
     scaling(model, records, tmp_path / "killed")
-    assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
+    assert hashes(tmp_path / "killed") == hashes(whole)
 
 
 def test_enlarged_and_refused(model, records, tmp_path) -> None:

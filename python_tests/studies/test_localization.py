@@ -20,7 +20,7 @@ from knowedit_ext.studies.localization_edits import study_method
 from knowedit_ext.studies.localization_results import Localization
 from knowedit_ext.world import load_world
 
-from ..support.processes import TWO_RANKS, finish, hashes, start
+from ..support.processes import finish, fork, hashes
 from ..support.unchanged import assert_unchanged, snapshot
 
 CHOSEN = dict(
@@ -199,7 +199,7 @@ def test_enlarged_is_as_if_asked_for_at_once(model, moments, whole, tmp_path) ->
 
 def test_two_ranks_give_the_same(whole, tmp_path) -> None:
     out = tmp_path / "run"
-    finish(start(SCRIPT, out, *TWO_RANKS))
+    finish(fork(SCRIPT, out, ranks=2))
     assert hashes(out) == hashes(whole[0])
 
 

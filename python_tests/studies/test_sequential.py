@@ -16,7 +16,7 @@ from knowedit_ext.studies import Treatment, sequential
 from knowedit_ext.studies.spread import Spread
 from knowedit_ext.world import load_world
 
-from ..support.processes import TWO_RANKS, finish, hashes, start
+from ..support.processes import finish, fork, hashes
 
 ULTRA = "ultraedit+history"
 TWO = (ULTRA, "ultraedit:lr=1e-4")
@@ -126,10 +126,16 @@ class Killed(BaseException):
     pass
 
 
+@pytest.fixture(scope="module")
+def whole(model, records, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    study(model, records, out)
+    return out
+
+
 @pytest.mark.parametrize("at", [1, 2, 4])
-def test_a_killed_study_goes_on(model, records, tmp_path, monkeypatch, at: int) -> None:
+def test_a_killed_study_goes_on(model, records, whole, tmp_path, monkeypatch, at: int) -> None:
     """Killed at any look, it ends with the bytes of one that was not, and makes no batch twice."""
-    study(model, records, tmp_path / "whole")
     from knowedit_ext.studies.sequential import _Sequence
 
     look, calls = _Sequence._look, []
@@ -147,7 +153,7 @@ def test_a_killed_study_goes_on(model, records, tmp_path, monkeypatch, at: int) 
     monkeypatch.setattr(_Sequence, "_look", look)
     study(model, records, tmp_path / "killed")
     for name in ("study.json", "study.csv", "study.md", "study.png"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "killed" / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_more_methods_and_seeds_join_and_others_are_refused(model, records, tmp_path) -> None:
@@ -265,7 +271,7 @@ def test_bad_input_comes_before_any_work(model, records, tmp_path, asked, error)
 
 def test_two_ranks_share_the_cells(model, records, tmp_path) -> None:
     study(model, records, tmp_path / "one", seeds=[0, 1])
-    finish(start(SCRIPT, tmp_path / "two", *TWO_RANKS))
+    finish(fork(SCRIPT, tmp_path / "two", ranks=2))
     assert hashes(tmp_path / "two") == hashes(tmp_path / "one")
 
 
