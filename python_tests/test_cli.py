@@ -15,17 +15,15 @@ from knowedit_ext.cli import main
 from knowedit_ext.extras import EXTRAS
 from knowedit_ext.world import load_world
 
-
-def knowedit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "knowedit_ext", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+from .support.forked import knowedit
 
 
 def test_trace_one_prompt(tmp_path: Path) -> None:
     fact = load_world().facts()[0]
     prompt = fact["prompt"].replace(fact["subject"], "{}")
     arguments = ["--prompt", prompt, "--subject", fact["subject"], "--plot", "out.png", "--save", "out.npz"]
-    done = knowedit("trace", "world", *arguments, "--kind", "state", "--samples", "2", cwd=tmp_path)
+    command = [sys.executable, "-m", "knowedit_ext", "trace", "world", *arguments, "--kind", "state", "--samples", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert fact["attribute"].split()[0] in done.stdout
     assert (tmp_path / "out.png").exists() and (tmp_path / "out.npz").exists()

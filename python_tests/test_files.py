@@ -37,6 +37,9 @@ from knowedit_ext.runs.files import (
     write_tensors,
 )
 
+from .support.forked import Forked
+from .support.processes import fork
+
 
 def stop(*args, **kwargs) -> None:
     raise KeyboardInterrupt
@@ -228,15 +231,16 @@ with replacing(sys.argv[1]) as file:
 
 
 @pytest.fixture
-def writer(tmp_path: Path) -> Iterator[subprocess.Popen]:
+def writer(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
     """A process in the middle of writing `tmp_path / "a"`."""
-    with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path / "a"], stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
-        yield process
-        process.kill()
+    process = fork(WRITER, tmp_path / "a", folder=tmp_path_factory.mktemp("script"))
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next_write(writer: subprocess.Popen, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_removed_by_the_next_write(writer: Forked, tmp_path: Path) -> None:
     writer.kill()
     writer.wait()
     assert os.listdir(tmp_path) != []
@@ -244,7 +248,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_write(writer: subproc
     assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"whole"
 
 
-def test_two_write_one_file(writer: subprocess.Popen, tmp_path: Path) -> None:
+def test_two_write_one_file(writer: Forked, tmp_path: Path) -> None:
     (place,) = tmp_path.iterdir()
     atomic_write(tmp_path / "a", lambda file: file.write(b"whole"))
     assert {p.name for p in tmp_path.iterdir()} == {"a", place.name}

@@ -24,6 +24,8 @@ from knowedit_ext.commands.mistakes import explain
 from knowedit_ext.extras import EXTRAS, MissingExtraError, require
 from knowedit_ext.world import load_world
 
+from .support.forked import knowedit
+
 FACT = load_world().facts()[0]
 PROMPT = ["--prompt", FACT["prompt"].replace(FACT["subject"], "{}"), "--subject", FACT["subject"]]
 TRACE = ["trace", "world", *PROMPT]
@@ -233,17 +235,10 @@ def test_python_callers_are_told_as_early(monkeypatch) -> None:
 # -- what the machine has not got --------------------------------------------------------------------------------------
 
 
-def limited(limits: dict[int, int], *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    """A real process with limits on what the machine gives."""
-    set_limits = lambda: [resource.setrlimit(what, (most, most)) for what, most in limits.items()]  # noqa: E731
-    command = [sys.executable, "-m", "knowedit_ext", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, preexec_fn=set_limits)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 @pytest.mark.parametrize("arguments", [[*TRACE, "--save", "x.npz"], [*TRACE, "--plot", "x.png"]])
 def test_a_full_disk(tmp_path: Path, arguments: list[str]) -> None:
-    done = limited({resource.RLIMIT_FSIZE: 512}, *arguments, cwd=tmp_path)
+    done = knowedit(*arguments, cwd=tmp_path, limits={resource.RLIMIT_FSIZE: 512})
     is_one_line(done.returncode, done.stderr, "the disk is full")
     assert not list(tmp_path.iterdir())
 
@@ -251,7 +246,7 @@ def test_a_full_disk(tmp_path: Path, arguments: list[str]) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 def test_out_of_memory(tmp_path: Path) -> None:
     arguments = [*TRACE, "--samples", "1000000", "--max-rows", "1000000000"]
-    done = limited({resource.RLIMIT_AS: 8 << 30}, *arguments, cwd=tmp_path)
+    done = knowedit(*arguments, cwd=tmp_path, limits={resource.RLIMIT_AS: 8 << 30})
     is_one_line(done.returncode, done.stderr, "--max-rows")
     assert "out of memory" in done.stderr
 
@@ -322,7 +317,7 @@ def test_the_traceback_on_request(run, monkeypatch) -> None:
 
 def test_warnings_are_lines_too(tmp_path: Path) -> None:
     arguments = ["trace", "world", "--prompt", "{} is", "--subject", "Ann", "--noise", "0"]
-    done = limited({}, *arguments, cwd=tmp_path)
+    done = knowedit(*arguments, cwd=tmp_path)
     assert done.returncode == 0
     assert done.stderr.startswith("knowedit: warning: corrupting 'Ann'") and len(done.stderr.splitlines()) == 1
 
