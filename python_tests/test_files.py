@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -282,6 +282,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text().filter(lambda name: name != SEAL), values, max_size=4))
 def test_json_keeps_its_seal(tmp_path_factory: pytest.TempPathFactory, value: dict) -> None:
     path = tmp_path_factory.mktemp("json") / "a.json"
