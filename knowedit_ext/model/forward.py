@@ -16,7 +16,7 @@ def own_forward(model: EditableModel, ids: torch.Tensor, **options: Any) -> Any:
         return model.hf(ids.to(model.device), **options)
     except torch.OutOfMemoryError:
         raise
-    except (AttributeError, TypeError, RuntimeError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
         if model.probed:  # it has run before
             raise
         raise CannotRunError(
