@@ -265,7 +265,7 @@ EXPERTS: dict[str, dict] = {
 
 
 # Off others': tiny models whose rounding is no longer small, whose experts change at a touch, or that hardly answer.
-SCALES = {"youtu": 4.0, "minimax": 6.0, "jetmoe": 16.0}
+SCALES = {"youtu": 4.0, "minimax": 6.0, "jetmoe": 16.0, "mamba": 3.0, "falcon_mamba": 4.0}
 
 
 # Before 5.24 transformers cannot build them from a config, or passes its layers what a sweep refuses.
