@@ -102,8 +102,9 @@ def test_a_run_that_is_added_is_planned(planners) -> None:
     assert len(planners) == 1
     asked.add_run(root, [Patch("mlp", (1,), (1,), torch.zeros(model.hidden_size))], [2])
     second = sweep(model, [clean], asked, [clean.hidden])
-    assert len(planners) == 2 and torch.allclose(first.hidden(0), second.hidden(0))
-    assert not torch.allclose(second.hidden(0), second.hidden(1))
+    assert len(planners) == 2
+    torch.testing.assert_close(first.hidden(0), second.hidden(0), atol=1e-5, rtol=1e-5)  # of other products
+    assert not torch.allclose(second.hidden(0), second.hidden(1), atol=1e-3)
 
 
 def test_rows_that_do_not_fit_the_roots_are_refused() -> None:
