@@ -11,6 +11,7 @@ import torch
 import knowedit_ext as ke
 from knowedit_ext.sweep import Interventions, Patch, clean_run, engine, sweep
 from knowedit_ext.sweep import plan as planning
+from knowedit_ext.sweep.probe import probe
 from knowedit_ext.tracing import cells
 
 from ..support.families import tiny_model
@@ -22,6 +23,8 @@ KINDS = ("state", "mlp", "attn")
 @pytest.fixture
 def planners(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for every tree of segments that is planned from here on."""
+    for family in ("gpt2", "llama"):
+        probe(tiny_model(family))  # which plans too, once a model
     made: list[int] = []
     real = planning.Planner
 
