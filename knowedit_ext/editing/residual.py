@@ -86,7 +86,7 @@ def _measured(model: EditableModel, packed: PackedPrompts, layer: int, generator
             if given is not None:
                 hooks.behind(modules.down_projection(layer), lambda out: _added(out, given))
             hooks.behind(modules.down_projection(layer), lambda out: outputs.append(out.reshape(-1, out.shape[-1])[-1]))
-            return packed.run(packed.start, layer, layer + 1)[-1]  # any rows will do
+            return packed.run(packed.could_enter(layer), layer, layer + 1)[-1]  # any rows will do
 
     plain = run(None)
     last = plain.double()

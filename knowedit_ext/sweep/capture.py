@@ -15,6 +15,7 @@ from ..model.families import UnsupportedModelError, device_of
 from ..model.forward import own_forward
 from ..model.hooks import Hooks, Stop, at_rest, named_arguments
 from ..model.load import EditableModel
+from .handed import Handed
 from .whole import passed_on, runs_whole
 
 # Arguments that a sweep gives its own way: the attention table is mask and cache in one.
@@ -39,9 +40,9 @@ class CleanRun:
 
     hidden: [1, tokens, hidden] entering layer 0, and behind it in the same rows what layers get of each token besides
     (Gemma 4's inputs by layer, see `input_columns`); logits: [vocab] behind the last token, float32;
-    arguments: for each layer what the model passes beside the hidden state; mixing: what a module gets that runs whole
-    sequences, empty where none does; sight: for each layer how many positions its mask lets a token see, 0 for a mask
-    that is no sliding window, None where there is no mask.
+    arguments: for each layer what the model passes beside the hidden state, of a mapping what the layer finds in it;
+    mixing: what a module gets that runs whole sequences, empty where none does; sight: for each layer how many
+    positions its mask lets a token see, 0 for a mask that is no sliding window, None where there is no mask.
     """
 
     ids: tuple[int, ...]
@@ -82,7 +83,10 @@ def clean_run(model: EditableModel, ids: Sequence[int]) -> CleanRun:
             x = named.pop(next(iter(named)))
             if number == 0:
                 hidden.append(_one_stream(model, x).clone())
-            arguments[number] = named
+            arguments[number] = {
+                name: Handed.of(value, len(ids)) if isinstance(value, MutableMapping) else value
+                for name, value in named.items()
+            }
             hidden.extend(value.to(hidden[0].device) for value in _inputs(named, x).values())
 
         return act
@@ -131,6 +135,11 @@ def input_columns(run: CleanRun) -> dict[tuple[int, str], slice]:
             columns[layer, name] = slice(first, first + value.shape[-1])
             first += value.shape[-1]
     return columns
+
+
+def hands_on(run: CleanRun) -> bool:
+    """Whether layers find something that earlier ones left, see `Handed`."""
+    return any(isinstance(x, Handed) and x.shapes for named in run.arguments for x in named.values())
 
 
 def split_inputs(run: CleanRun, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -339,8 +348,13 @@ class RowArguments:
         ends = torch.tensor([len(run.ids) for run in self.runs]).cumsum(0)
         return torch.searchsorted(ends, self.index.cpu(), right=True).tolist()
 
+    def handed(self, layer: int) -> dict[str, Handed]:
+        """By argument what `layer` finds that earlier ones left it; behind the last nothing does."""
+        named = self.runs[0].arguments[layer] if layer < len(self.runs[0].arguments) else {}
+        return {name: value for name, value in named.items() if isinstance(value, Handed)}
+
     def layer(self, layer: int, rows: int, device: torch.device) -> dict[str, Any]:
-        """Keyword arguments of `layer` for the first `rows` rows."""
+        """Keyword arguments of `layer` for the first `rows` rows, but for what is handed on."""
         named: dict[str, Any] = {}
         for name, value in self.runs[0].arguments[layer].items():
             if name in _DROPPED or value is None:
@@ -357,7 +371,9 @@ class RowArguments:
             elif (layer, name) in self._columns:
                 origin = self.origin[:rows].to(self.inputs.device)
                 named[name] = self.inputs[origin, self._columns[layer, name]].to(device)[None]
-            elif isinstance(value, (MutableMapping, MutableSequence)):
+            elif isinstance(value, Handed):
+                continue
+            elif isinstance(value, MutableSequence):
                 named[name] = type(value)()  # what layers hand each other there is of other rows
             elif _holds_tensor(value):
                 raise UnsupportedModelError(

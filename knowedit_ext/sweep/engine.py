@@ -19,7 +19,7 @@ from ..model.hooks import Hooks, at_rest
 from ..model.load import EditableModel
 from ..ops import restore_rows
 from .attention import tree_attention_in
-from .capture import CleanRun, RowArguments, input_columns, split_inputs
+from .capture import CleanRun, RowArguments, hands_on, input_columns, split_inputs
 from .interventions import Interventions
 from .layer import keys_values, run_layer
 from .layout import Layout, RestoreRows
@@ -94,7 +94,7 @@ def swept(
     layers = model.modules.layers
     devices = [device_of(layer) or model.device for layer in layers]
     lengths, most = [len(prompt.ids) for prompt in prompts], max_rows or default_max_rows(model)
-    plan = plan_of(interventions, lengths, devices, most, bool(input_columns(prompts[0])))
+    plan = plan_of(interventions, lengths, devices, most, bool(input_columns(prompts[0])), hands_on(prompts[0]))
     states = []
     with tree_attention_in(model.modules):
         for one in plan.passes:
@@ -137,10 +137,11 @@ def _through_the_layers(
     """
     modules, layout, frozen = model.modules, one.layout, None
     hidden, inputs = split_inputs(prompts[0], hidden)
+    width = hidden.shape[1]
     arguments = RowArguments(prompts, one.places, inputs, layout.origin)
     with _restoring(model, layout):
         for number in range(model.num_layers):
-            hidden = _bear(on_device(hidden, modules.layers[number]), layout, number)
+            hidden = _bear(on_device(hidden, modules.layers[number]), layout, number, width)
             if layout.last is not None and number == model.num_layers - 1:
                 frozen = keys_values(modules, number, hidden, arguments)
                 places = one.places.to(layout.last.device)[layout.last]
@@ -148,15 +149,15 @@ def _through_the_layers(
                 hidden, arguments = hidden[layout.last], RowArguments(prompts, places, inputs, origin)
             nearest = layout.nearest.get(number, 0)
             hidden, _ = run_layer(modules, number, hidden, arguments, layout.segments[number], frozen, nearest)
-            _restore(hidden, layout.restores.get(("layer", number), ()))
-    return _bear(hidden, layout, model.num_layers)
+            _restore(hidden[:, :width], layout.restores.get(("layer", number), ()))
+    return _bear(hidden, layout, model.num_layers, width)
 
 
-def _bear(hidden: torch.Tensor, layout: Layout, layer: int) -> torch.Tensor:
-    """Append the rows born at the input of `layer`."""
+def _bear(hidden: torch.Tensor, layout: Layout, layer: int, width: int) -> torch.Tensor:
+    """Append the rows born at the input of `layer`. width: of a state, behind which lies what is handed on."""
     if len(layout.births[layer]):
         hidden = torch.cat([hidden, hidden.index_select(0, layout.births[layer])])
-    _restore(hidden, layout.restores.get(("input", layer), ()))
+    _restore(hidden[:, :width], layout.restores.get(("input", layer), ()))
     return hidden
 
 

@@ -208,8 +208,9 @@ class FrozenPrompts:
         hidden = None
 
         def inject(place: int, out: torch.Tensor) -> torch.Tensor:
-            at = self._at_there[place].to(out.device)
-            return out.squeeze(0).index_add(0, at, added[:, place].to(out.device, out.dtype))[None]
+            at, given = self._at_there[place].to(out.device), added[:, place].to(out.device, out.dtype)
+            given = nn.functional.pad(given, (0, out.shape[-1] - given.shape[-1]))  # none to what is handed on
+            return out.squeeze(0).index_add(0, at, given)[None]
 
         with tree_attention_in(modules), Hooks() as hooks:
             if self.sites == ("mlp",):  # nothing changes what it reads
@@ -238,7 +239,7 @@ class FrozenPrompts:
         if last == self.edited:
             rows = self._readout_there + self.packed.rows
             hidden = torch.cat([self._final.to(hidden.device), hidden])[rows]
-        return final_states(self.model, hidden)
+        return final_states(self.model, hidden[:, : added.shape[-1]])
 
 
 def _known(hooks: Hooks, module: nn.Module, changed: torch.Tensor, known: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import nn
 
 from ..model.load import EditableModel
 from .attention import tree_attention_in
@@ -82,6 +83,11 @@ class PackedPrompts:
                 if keep is not None:
                     keep[number] = own
         return hidden
+
+    def could_enter(self, layer: int) -> torch.Tensor:
+        """`start` as rows that `layer` can run: it finds zeros where earlier ones would have left something."""
+        width = sum(handed.width for handed in self._arguments.handed(layer).values())
+        return nn.functional.pad(self.start, (0, width))
 
     def keys_values(self, hidden: torch.Tensor, layer: int) -> KeysValues:
         """Those of one layer, of rows that enter it, and no more of the layer."""

@@ -63,10 +63,11 @@ def plan_of(
     devices: Sequence[torch.device],
     max_rows: int,
     origins: bool = False,
+    handed: bool = False,
 ) -> SweepPlan:
     """The plan of these runs over prompts of these lengths, made now or before. devices: where each layer computes;
-    origins: see `lay_out`."""
-    key = (tuple(lengths), tuple(devices), max_rows, origins)
+    origins: see `lay_out`; handed: see `Planner`."""
+    key = (tuple(lengths), tuple(devices), max_rows, origins, handed)
     if key not in interventions.plans:
         with _no_garbage():
             interventions.plans[key] = _make(interventions, *key)
@@ -86,12 +87,18 @@ def _no_garbage() -> Iterator[None]:
 
 
 def _make(
-    interventions: Interventions, lengths: Sequence[int], devices: Sequence[torch.device], max_rows: int, origins: bool
+    interventions: Interventions,
+    lengths: Sequence[int],
+    devices: Sequence[torch.device],
+    max_rows: int,
+    origins: bool,
+    handed: bool,
 ) -> SweepPlan:
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     passes, index, places, states = [], [], [], 0
     for runs, used in split_runs(interventions, max_rows):
-        layout = lay_out(Planner(interventions.roots, used, len(devices)).plan(runs), len(devices), origins)
+        planner = Planner(interventions.roots, used, len(devices), handed)
+        layout = lay_out(planner.plan(runs), len(devices), origins)
         flat = np.concatenate([rows.reshape(-1) for rows in layout.readout])
         read, inverse = np.unique(flat, return_inverse=True)  # many runs end in their root's very row
         taken, first = inverse + states, 0

@@ -76,10 +76,12 @@ class _Member:
 
 
 class Planner:
-    """Turns roots and runs into a `Template`. used: the roots that the runs need; num_layers: the model's."""
+    """Turns roots and runs into a `Template`. used: the roots that the runs need; num_layers: the model's; handed:
+    whether rows carry what earlier layers left, which a newborn one has of its own run's, whatever its state is.
+    """
 
-    def __init__(self, roots: Sequence[Root], used: Collection[int], num_layers: int) -> None:
-        self.num_layers = num_layers
+    def __init__(self, roots: Sequence[Root], used: Collection[int], num_layers: int, handed: bool = False) -> None:
+        self.num_layers, self.handed = num_layers, handed
         self.specs = roots
         self.births: dict[int, list[Stretch]] = defaultdict(list)
         self.restores: dict[tuple[str, int], list[Restore]] = defaultdict(list)
@@ -267,7 +269,7 @@ class Planner:
         """Own a token from behind `layer` on, born as what the patch puts there."""
         stretch = self._new(state, token, token + 1, layer + 1)
         stretch.sources = stretch.origin = [self._root_piece(state.root, token)]
-        if isinstance(source, Piece) and not add:
+        if isinstance(source, Piece) and not add and not self.handed:
             stretch.sources = [source]
         else:
             self._restore("input", layer + 1, stretch, token, source, add)

@@ -74,7 +74,7 @@ SETTINGS: list[tuple[str, dict]] = [
     ("gemma4_text", dict(hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCAB)),
     ("gemma4_text", dict(num_kv_shared_layers=2)),
     ("gemma4_text", dict(attention_k_eq_v=True)),
-    ("gemma4_text", dict(use_double_wide_mlp=True, num_kv_shared_layers=2)),
+    ("gemma4_text", dict(num_kv_shared_layers=1, hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCAB)),
     ("gemma4_text", dict(enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=16)),
     ("bloom", dict(apply_residual_connection_post_layernorm=True)),
     ("falcon", dict(alibi=True)),

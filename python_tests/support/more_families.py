@@ -52,7 +52,12 @@ _GEMMA4 = (
         global_head_dim=8,
     )
 )
-_BY_LAYER = dict(hidden_size_per_layer_input=6, vocab_size_per_layer_input=VOCAB)  # as Gemma 4 E2B
+_E2B = dict(
+    hidden_size_per_layer_input=6,
+    vocab_size_per_layer_input=VOCAB,
+    num_kv_shared_layers=2,
+    use_double_wide_mlp=True,
+)
 _SPARSE = _PLAIN | _HEAD | _MOE | dict(num_experts=4)
 _HYBRID_MOE = _PLAIN | _HEAD | _LINEAR | _MIXED | _MOE | dict(num_experts=4, shared_expert_intermediate_size=16)
 
@@ -134,7 +139,7 @@ DENSE: dict[str, dict] = {
     "iquestcoder": _PLAIN | _HEAD,
     "qwen3_5": dict(text_config=_PLAIN | _HEAD | _LINEAR | _MIXED, vision_config=_QWEN_VISION),
     "gemma4_text": _GEMMA4,
-    "gemma4": dict(text_config=_GEMMA4 | _BY_LAYER),
+    "gemma4": dict(text_config=_GEMMA4 | _E2B),
     "bloom": _BLOOM,
     "falcon": _PLAIN | dict(new_decoder_architecture=False, multi_query=True, parallel_attn=True),
     "mpt": dict(
@@ -269,7 +274,7 @@ SCALES = {"youtu": 4.0, "minimax": 6.0, "jetmoe": 16.0, "mamba": 3.0, "falcon_ma
 
 
 # Before 5.24 transformers cannot build them from a config, or passes its layers what a sweep refuses.
-LATER = "qwen2_vl qwen2_5_vl qwen3_5 llama4 doge nemotron_h".split()
+LATER = "qwen2_vl qwen2_5_vl qwen3_5 llama4 doge nemotron_h gemma4".split()
 
 
 def known(families: dict[str, dict]) -> list[str]:

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from accelerate import cpu_offload, disk_offload
+from packaging.version import Version
 from torch import nn
 from transformers import CONFIG_MAPPING
 from transformers.models.llama import modeling_llama
@@ -253,9 +255,11 @@ def test_a_model_that_says_something_else_with_a_cache() -> None:
 
 @pytest.mark.skipif("gemma4_text" not in CONFIG_MAPPING, reason="this transformers has no Gemma 4")
 def test_layers_that_hand_each_other_keys() -> None:
+    """Older versions do so by the cache, which a sweep has not."""
     model = more_model("gemma4_text", num_kv_shared_layers=2, hidden_size_per_layer_input=6)
-    says = "cannot run in a sweep, though it runs by itself|says something else when it keeps no cache"  # or the newer
-    with pytest.raises(ke.UnsupportedModelError, match=says):
+    if Version(transformers.__version__) >= Version("5.24"):
+        return probe(model)
+    with pytest.raises(ke.UnsupportedModelError, match="says something else when it keeps no cache"):
         probe(model)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 
 import numpy as np
 import pytest
@@ -17,10 +18,16 @@ from knowedit_ext.sweep.plan import split_runs
 from knowedit_ext.sweep.segments import Planner
 
 from ..support.families import LAYERS, VOCAB, WIDTH, WINDOWED, tiny_model
+from ..support.more_families import DENSE, known, more_model
 from ..support.oracle import Cut, Plain, PlainRoot, Write, added, normal
 
-FAMILIES = ("gpt2", "gptj", "llama", "mistral")
+FAMILIES = ("gpt2", "gptj", "llama", "mistral", *known({"gemma4": {}}))  # the last hands keys on
 SITES = ("layer", "attn", "mlp")
+
+
+@cache
+def model_of(family: str) -> EditableModel:
+    return more_model(family) if family in DENSE else tiny_model(family)
 
 
 class Tree:
@@ -105,12 +112,12 @@ def knockouts(family: str, length: int) -> st.SearchStrategy[Knockout]:
         tokens=tokens,
         unseen=unseen,
     )
-    return drawn.filter(lambda k: family not in WINDOWED or not {*k.tokens} & {*k.unseen})
+    return drawn.filter(lambda k: family not in (*WINDOWED, "gemma4") or not {*k.tokens} & {*k.unseen})
 
 
 @st.composite
 def trees(draw, family: str) -> Tree:
-    tree = Tree(tiny_model(family))
+    tree = Tree(model_of(family))
     tensors = [normal(n, 1, 1, WIDTH)[0, 0].float() for n in range(2)]
     for _ in range(draw(st.integers(1, 3))):
         length = draw(st.integers(2, 8))
@@ -194,7 +201,7 @@ def test_branches_of_branches() -> None:
 def test_many_prompts_at_once() -> None:
     """Prompts of different lengths, the longer ones not first; each with its own positions."""
     for family in FAMILIES:
-        tree = Tree(tiny_model(family))
+        tree = Tree(model_of(family))
         for length in (3, 9, 2, 6):
             ids = list(range(length + 2, 2, -1))
             clean, noisy = add_prompt(tree, ids, [(1, 2, False)])
