@@ -41,7 +41,7 @@ SLIDING, FULL = 2, 3  # whose keys and values the last three layers read, of sli
 KINDS = ["sliding_attention", "full_attention"]
 SHARING = dict(
     num_hidden_layers=LAYERS,
-    layer_types=[KINDS[n in (1, FULL, 5)] for n in range(LAYERS)],
+    layer_types=[KINDS[n in (1, FULL, 5, 6)] for n in range(LAYERS)],
     num_kv_shared_layers=3,
     hidden_size_per_layer_input=6,
     vocab_size_per_layer_input=VOCAB,
@@ -58,7 +58,7 @@ def test_who_takes_from_whom() -> None:
     kinds = [
         (a.layer_type[0], a.is_kv_shared_layer, a.store_full_length_kv) for a in map(model().modules.attn, range(7))
     ]
-    assert [kind for kind, *_ in kinds] == list("sfsfsfs")
+    assert [kind for kind, *_ in kinds] == list("sfsfsff")
     assert [at for at, (_, reads, _) in enumerate(kinds) if reads] == [4, 5, 6]
     assert [at for at, (*_, stores) in enumerate(kinds) if stores] == [SLIDING, FULL]
     found = [named["shared_kv_states"] for named in clean_run(model(), IDS[0]).arguments]
