@@ -131,11 +131,15 @@ def optimise_values(
     """
     after = model.num_layers if loss_layer is None else max(loss_layer, layer) + 1
     prompts = [_prompts(model, n, request, params.fact_token) for n, request in enumerate(requests)]
-    carried = [layer + 1 < after or request.ends_prompt for request in requests]
+    behind = any(not model.modules.reads_keys(number) for number in range(layer + 1, after))
+    carried = [behind or request.ends_prompt for request in requests]
     if not all(carried) and compat != "hase":
-        raise ValueError(
-            f"layer {layer} is the last one before the loss: nothing behind it can carry a change to the prompt's end"
+        why = (
+            "is the last one before the loss"
+            if layer + 1 == after
+            else "has only layers behind it that read the keys of earlier ones"
         )
+        raise ValueError(f"layer {layer} {why}: nothing behind it can carry a change to the prompt's end")
     updates = [
         (params.v_num_grad_steps - 1 + more_to_minimise * r.request.minimise) * c
         for r, c in zip(requests, carried, strict=True)

@@ -265,6 +265,10 @@ class ModuleMap:
     def attn(self, layer: int) -> nn.Module:
         return self._in_layer(self.layers[layer], "attn")
 
+    def reads_keys(self, layer: int) -> bool:
+        """Whether its attention takes keys and values from an earlier layer (Gemma 4 E2B and E4B)."""
+        return getattr(self.attn(layer), "is_kv_shared_layer", False)
+
     def mlp(self, layer: int) -> nn.Module:
         return self._in_layer(self.layers[layer], "mlp")
 

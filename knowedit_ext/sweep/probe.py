@@ -201,12 +201,15 @@ class _Trace:
         self.start = length // 4
         self.noised = slice(self.start, max(self.start + 1, length // 2))
         self.read = sorted({length // 2, max(0, last - 1), last})
-        places = {
-            "layer": (layers // 4, self.start),
-            "mlp": (layers // 2, (self.start + last) // 2),
-            "attn": ((2 * layers) // 3, max(self.start, last - 1)),
-        }
-        self.places = {site: at for site, at in places.items() if site not in model.modules.family.without}
+        handed = model.modules.reads_keys(layers - 1)
+        places = [
+            ("layer", layers // 4, self.noised.stop - 1 if handed else self.start),
+            ("mlp", layers // 2, (self.start + last) // 2),
+            ("attn", (2 * layers) // 3, max(self.start, last - 1)),
+        ]
+        if handed:  # behind a restored state it stays the run's own
+            places.append(("layer", layers - 2, self.start))
+        self.places = [place for place in places if place[0] not in model.modules.family.without]
 
     def noisy(self, embedded: torch.Tensor) -> torch.Tensor:
         """[prompts, tokens, hidden], the first of them as it is in a clean run -> all noised alike."""
@@ -233,7 +236,7 @@ class _Trace:
 
         with Hooks() as hooks:
             hooks.behind(model.modules.embedding, noise)
-            for site, (layer, token) in self.places.items():
+            for site, layer, token in self.places:
                 hooks.behind(model.modules.site(site, layer), partial(restore, token))
             said = _shaken(model, [list(ids)] * 2)
         return tuple(part[:, self.read].flatten(0, 1) for part in said.split(2))
@@ -247,7 +250,7 @@ class _Trace:
         hidden.append(layer_zero_input(model, ids, 1, self.noisy)[:, self.start :])
         noised = tree.add_root(length, prompt=0, start=self.start, parent=0 if self.start else None)
         tree.add_run(0, (), self.read)
-        patches = [Patch(site, (layer,), (token,), 0) for site, (layer, token) in self.places.items()]
+        patches = [Patch(site, (layer,), (token,), 0) for site, layer, token in self.places]
         tree.add_run(noised, patches, self.read)
         for number, ((other, shared), prompt) in enumerate(zip(others, prompts[1:], strict=True), 1):
             root = tree.add_root(len(other), prompt=number, start=shared, parent=0 if shared else None)
