@@ -55,7 +55,7 @@ _GEMMA4 = (
 _E2B = dict(
     hidden_size_per_layer_input=6,
     vocab_size_per_layer_input=VOCAB,
-    num_kv_shared_layers=2,
+    num_kv_shared_layers=1,
     use_double_wide_mlp=True,
 )
 _SPARSE = _PLAIN | _HEAD | _MOE | dict(num_experts=4)
