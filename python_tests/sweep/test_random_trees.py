@@ -27,7 +27,7 @@ SITES = ("layer", "attn", "mlp")
 
 @cache
 def model_of(family: str) -> EditableModel:
-    return more_model(family) if family in DENSE else tiny_model(family)
+    return more_model(family, scale=4.0) if family in DENSE else tiny_model(family)
 
 
 class Tree:
