@@ -57,7 +57,7 @@ def keys(model: str, params: str, moments: str, name: str) -> Part:
     return Part(
         "whose key is on which side of ROME's change; values computed once, in 5 contexts of 21",
         f"python {{here}}/rome_keys.py {model} --data {{work}}/counterfact.json --params {params} --first 300 "
-        f"--moments {{work}}/{moments} --value-contexts 4 --rules reference default both --out {{work}}/{name}",
+        f"--moments {{work}}/{moments} --value-contexts 4 --rules reference half default --out {{work}}/{name}",
         (f"{name}/rome_keys.md",),
     )  # fmt: skip
 

@@ -4,10 +4,10 @@
     python benchmarks/rome_keys.py world --out DIR                                  # the built-in world, its preset
 
 reference  u ~ C^-1 of the plain mean over contexts, v divided by the bare prompt's key: `compat="reference"`
-default    the bare prompt is half of the mean
+half       the bare prompt is half of the mean
 one_key    the plain mean on both sides (`ke.r_rome`)
 bare       the bare prompt's key on both sides
-both       u so that the bare prompt and the mean of the other contexts both get exactly the value
+default    u so that the bare prompt and the mean of the other contexts both get exactly the value
 
 --value-contexts N optimises values in the bare prompt and N contexts of the 20 (the keys are always over all of them):
 the rules are compared on the same values, which take most of the time. A run that was killed goes on in --out.
@@ -39,7 +39,7 @@ from knowedit_ext.world import load_world
 
 GROUP = 10
 SHOWN = ("S", "ES", "EM", "PS", "PM", "NS", "NM")
-RULES = ("reference", "default", "one_key", "bare", "both")
+RULES = ("reference", "half", "one_key", "bare", "default")
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="records left out in front")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--value-contexts", type=int)
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES[:3], help="compared with the first")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=("reference", "half", "default"))
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     model = ke.load_model(asked.model, dtype="float32")
@@ -117,10 +117,10 @@ class Rules:
         self.to_mean = self.target - outputs.mean(1)
         ways: dict[str, Callable[[], tuple[torch.Tensor, torch.Tensor]]] = {
             "reference": lambda: self._along(self.mean, self.bare, delta),
-            "default": lambda: self._along((self.bare + self.others) / 2, self.bare, delta),
+            "half": lambda: self._along((self.bare + self.others) / 2, self.bare, delta),
             "one_key": lambda: self._along(self.mean, self.mean, self.to_mean),
             "bare": lambda: self._along(self.bare, self.bare, delta),
-            "both": self._both,
+            "default": self._both,
         }
         self.ways = ways
 

@@ -22,7 +22,7 @@ from ..moments import Moments
 from ..moments.null_space import NullSpace as Directions
 from ..moments.solver import Factor
 from ..ops.cholesky import System, factor_sum, least_size, refined, triangles
-from .deflation import AlikeError, Apply, deflated
+from .deflation import ALIKE, AlikeError, Apply, deflated
 
 TOLERANCE = 1e-14  # backward error of a solution
 
@@ -174,3 +174,15 @@ def solve_in_keys(
     epsilon: 0 asks that the keys come out exactly as wanted. ValueError where the keys do not allow that.
     """
     return deflated(metric, layer, keys, earlier, epsilon).solve(keys.double())
+
+
+def unmoved(
+    metric: Metric, layer: int, u: torch.Tensor, apart: torch.Tensor, earlier: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """u [d, n], columns N' k behind earlier keys, less what each has of its column of apart [d, n]: u^T apart = 0, at
+    the least cost. Where a column of apart is zero, or earlier keys hold all of it fast, u stays."""
+    apart, cheap = apart.double(), metric.apply(layer, apart)
+    left = deflated(metric, layer, apart, earlier, epsilon=0.0).apply(apart) if earlier else cheap
+    size = (apart * left).sum(0)
+    share = torch.where(size > ALIKE * (apart * cheap).sum(0), (apart * u).sum(0) / size, 0.0)
+    return u - left * share

@@ -43,10 +43,18 @@ def mean_over_contexts(
     return [torch.stack(column).double().mean(0) for column in zip(*pairs, strict=True)]
 
 
-def half_of_it_bare(model: ke.EditableModel, request: EditRequest, layer: int) -> torch.Tensor:
-    """k*: the bare prompt's key weighs as much as those in all other contexts together."""
-    bare, others = (mean_over_contexts(model, request, layer, part)[0] for part in (CONTEXTS[:1], CONTEXTS[1:]))
-    return (bare + others) / 2
+def two_keys(model: ke.EditableModel, request: EditRequest, layer: int) -> torch.Tensor:
+    """[d_in, 2]: the bare prompt's and the mean of the other contexts'."""
+    return torch.stack([mean_over_contexts(model, request, layer, part)[0] for part in (CONTEXTS[:1], CONTEXTS[1:])], 1)
+
+
+def least(moment: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """argmin u^T C u with u^T k = 1 for each column of keys: of the equations of the Lagrangian, of length 1."""
+    d, n = keys.shape
+    system = torch.zeros(d + n, d + n, dtype=torch.float64)
+    system[:d, :d], system[:d, d:], system[d:, :d] = moment, keys, keys.T
+    u = torch.linalg.solve(system, torch.cat([torch.zeros(d), torch.ones(n)]).double())[:d]
+    return u / u.norm()
 
 
 def close(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-4) -> None:
@@ -91,9 +99,9 @@ def test_equal_to_the_published_rule(family: str, compat: str | None) -> None:
     model, layer = editable(family), 1
     params = replace(BRIEF, layers=(layer,))
     edit = rome(model, MIDDLE, params, moments_of(model, [layer]), contexts=CONTEXTS, compat=compat)
-    mean = half_of_it_bare(model, MIDDLE, layer) if compat is None else mean_over_contexts(model, MIDDLE, layer)[0]
-    u = torch.linalg.solve(covariance(model, [layer])[layer], mean)
-    u = u / u.norm()
+    published = mean_over_contexts(model, MIDDLE, layer)[0][:, None]
+    keys = two_keys(model, MIDDLE, layer) if compat is None else published
+    u = least(covariance(model, [layer])[layer], keys)
     target = plain_value(model, MIDDLE, CONTEXTS, params, "mlp", layer).value.double()
     key, value = (x.double() for x in plain_key(model, MIDDLE, "{}", layer))
     v = (target - value) / (key @ u)
@@ -128,7 +136,7 @@ def test_one_key_for_both() -> None:
 
 def test_a_bare_prompt_unlike_its_contexts() -> None:
     """Keys orthogonal in C^-1, as where the subject begins a text: with the bare prompt one of 21 contexts the others
-    get 20 times the change; as half of the mean, as much as the bare prompt."""
+    get 20 times the change; by default exactly as much as the bare prompt."""
     model = fresh("llama")
     contexts = ["{}", *(f"w1{n % 10} w2. {{}}" for n in range(20))]
     pairs = [plain_key(model, MIDDLE, context, 1)[0].double() for context in contexts]
@@ -143,7 +151,37 @@ def test_a_bare_prompt_unlike_its_contexts() -> None:
         edit = rome(model, MIDDLE, replace(BRIEF, layers=(1,)), moments, contexts=contexts, compat=compat)
         u = direction(edit).double()
         shares[compat] = float(others @ u / (bare @ u))
-    assert shares[None] == pytest.approx(1, rel=0.05) and shares["reference"] == pytest.approx(20, rel=0.05)
+    assert shares[None] == pytest.approx(1, rel=1e-4) and shares["reference"] == pytest.approx(20, rel=0.05)
+
+
+def test_earlier_keys_and_both_of_its_own() -> None:
+    """What two earlier edits wrote stays, and the bare prompt still gets as much as the other contexts."""
+    model = editable("llama")
+    moments, params = moments_of(model, [1], 2000), replace(BRIEF, layers=(1,))
+    others = [replace(MIDDLE, subject=subject) for subject in ("w21 w22", "w23")]
+    earlier = [rome(model, each, params, moments, contexts=CONTEXTS) for each in others]
+    edit = rome(model, MIDDLE, params, moments, contexts=CONTEXTS, earlier=earlier)
+    u, mine = direction(edit).double(), two_keys(model, MIDDLE, 1)
+    held = torch.cat([each.keys[1] for each in earlier], 1).double()
+    size = float(mine[:, 0] @ u)
+    assert float(mine[:, 1] @ u) == pytest.approx(size, rel=1e-4)
+    assert float((held.T @ u).abs().max()) < 1e-4 * abs(size)
+    # of all that does this it is the cheapest
+    constraints = torch.cat([mine, held], 1)
+    moment = covariance(model, [1], 2000)[1]
+    system = torch.linalg.solve(moment, constraints)
+    want = system @ torch.linalg.solve(constraints.T @ system, torch.tensor([1.0, 1, 0, 0]).double())
+    close(u, want / want.norm())
+
+
+def test_keys_that_differ_by_rounding_are_one() -> None:
+    """GPT-J's layer 0 reads the token alone: a context changes its key by rounding, and u nothing."""
+    model = editable("gptj")
+    moments = moments_of(model, [0])
+    one, many = (
+        rome(model, MIDDLE, BRIEF, moments, contexts=contexts, ridge=1e-3) for contexts in (CONTEXTS[:1], CONTEXTS)
+    )
+    close(direction(many), direction(one), 1e-5)
 
 
 def test_several_layers_one_after_the_other() -> None:
@@ -184,9 +222,9 @@ def direction(edit: Edit) -> torch.Tensor:
 def test_without_moments_the_direction_is_the_key() -> None:
     model = editable("llama")
     params = replace(BRIEF, mom2_adjustment=False)
-    key = half_of_it_bare(model, MIDDLE, 0)
+    keys = two_keys(model, MIDDLE, 0)
     edit = rome(model, MIDDLE, params, contexts=CONTEXTS)
-    close(direction(edit), key / key.norm())
+    close(direction(edit), least(torch.eye(len(keys), dtype=torch.float64), keys))
     with_moments = rome(model, MIDDLE, BRIEF, moments_of(model, [0]), contexts=CONTEXTS)
     assert (direction(with_moments) - direction(edit)).norm() > 1e-2
     with pytest.raises(ValueError, match="moments are needed"):

@@ -3,7 +3,8 @@
 k* is a mean over contexts, in which the published code gives the bare prompt as much weight as each of them. Without a
 BOS token the bare prompt's key is unlike theirs: what begins a text is what attention falls back on. It is then nearly
 absent from C^-1 k*, along which the change goes, and either it gets a part of the change (one key on both sides), or
-all else more than the whole (the bare prompt's key in the denominator). So here the bare prompt is one half of k*.
+all else more than the whole (the bare prompt's key in the denominator). So here the bare prompt and the mean of the
+others get exactly the same: u solves min u^T C u, u^T k = 1 for both keys, and k* is their mean.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..edit import Edit
 from ..history import earlier_keys
 from ..keys import KeyRows, OverContexts, bare_pass
 from ..method import Method
-from ..metric import Plain, Preserving, prepare, solve_in_keys
+from ..metric import Plain, Preserving, prepare, solve_in_keys, unmoved
 from ..params import EditParams
 from ..ready import check_ready
 from ..request import EditRequest, check_each, check_requests, warn_of_known
@@ -36,6 +37,7 @@ from ..tokenized import TokenizedRequest, check_drawn_once, context_weights, tok
 from ..values import Values, check_values, optimise_values
 
 OneKey = Literal["mean", "bare"]
+ROUNDING = 1e-4  # of a key's length: what differs by less is one key (GPT-J's layer 0 reads the token alone)
 
 # Starting points for newer families, not published by the method's authors: EasyEdit, hparams/.
 _STARTS = dict(layers=(5,), v_num_grad_steps=25, v_weight_decay=1e-3)
@@ -90,9 +92,10 @@ def rome(
 
     moments: second moments of the keys at those layers; may be None when `params.mom2_adjustment` is off.
     contexts: templates with one `{}`, the bare "{}" first; None: generated from the model with `seed`.
-    compat: "reference": in k* the bare prompt weighs as much as each other context, as published, and not as much as
-        all of them together; "hase": that too, and its values never stop early, one that is to be minimised gets one
-        update more, and noise is drawn as in google/belief-localization (see docs/problems.md).
+    compat: "reference": in k* the bare prompt weighs as much as each other context, and u ~ C^-1 k*, as published;
+        None: the bare prompt and the mean of the other contexts get the same change. "hase": as "reference", and its
+        values never stop early, one that is to be minimised gets one update more, and noise is drawn as in
+        google/belief-localization (see docs/problems.md).
     values: [1, hidden] what the MLP of the layer is to put out (v*), see `rome_values`; None: optimised here.
     earlier: edits that are in the model already: for their keys (`Edit.keys`) the change is exactly nothing.
     ridge: added to the moments' diagonal where they are not positive definite, see `Moments.solve`.
@@ -147,14 +150,17 @@ def rome_each(
     metric = Preserving(moments, 1.0, params.update_norm_lambda, ridge) if adjusted else Plain()
     prepare(model, metric, params.layers)
 
-    def directions(layer: int, keys: torch.Tensor) -> torch.Tensor:
-        """[d_in, n] for keys [n, d_in]: u is C^-1 k* up to scale (ROME, Eqn. 2), of all keys in one solve; with earlier
-        keys what is left of it when they are to stay."""
-        if history[layer]:
-            each = [solve_in_keys(metric, layer, key[:, None], history[layer], epsilon=0.0) for key in keys]
+    def directions(layer: int, keys: torch.Tensor, apart: torch.Tensor | None) -> torch.Tensor:
+        """[d_in, n] of length 1 for keys [n, d_in]: u ~ C^-1 k* (ROME, Eqn. 2), of all keys in one solve; with earlier
+        keys what is left of it when they are to stay. apart [n, d_in]: what must not matter, u^T apart = 0."""
+        before = history[layer]
+        if before:
+            each = [solve_in_keys(metric, layer, key[:, None], before, epsilon=0.0) for key in keys]
             u = torch.cat(each, 1)
         else:
             u = metric.alone(layer, keys.T) if adjusted else keys.T
+        if apart is not None:
+            u = unmoved(metric, layer, u, apart.T, before)
         return u / u.norm(dim=0)
 
     published = compat is not None or one_key is not None
@@ -182,7 +188,7 @@ def _one_layer(
     requests: Sequence[TokenizedRequest],
     weights: Sequence[float],
     params: ROMEParams,
-    directions: Callable[[int, torch.Tensor], torch.Tensor],
+    directions: Callable[[int, torch.Tensor, torch.Tensor | None], torch.Tensor],
     layer: int,
     compat: str | None,
     batch: int | None,
@@ -206,14 +212,21 @@ def _one_layer(
     bare = [rows.bare(x) for x in (inputs, outputs)]
     mean = [rows.mean(x) for x in (inputs, outputs)]
     keys = (bare if one_key == "bare" else mean)[0]  # k*, [requests, d_in]
+    apart = None if compat is not None or one_key is not None else _apart(bare[0], keys)
     if redrawn:  # the bare prompt is noised anew
         bare = bare_pass(model, requests, layer, "mlp")
     keys_now, values_now = mean if one_key == "mean" else bare
     factors = []
-    for n, u in enumerate(directions(layer, keys).T):
+    for n, u in enumerate(directions(layer, keys, apart).T):
         v = (targets[n].to(u.device, torch.float64) - values_now[n].to(u.device)) / (keys_now[n].to(u.device) @ u)
         factors.append((u[:, None].clone(), v[:, None]))
     return keys, factors
+
+
+def _apart(bare: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """What tells the bare prompts' keys [requests, d_in] from k*; zero where that is rounding."""
+    apart = bare - keys
+    return torch.where(apart.norm(dim=1, keepdim=True) > ROUNDING * keys.norm(dim=1, keepdim=True), apart, 0.0)
 
 
 @at_rest
