@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-METHODS = {"FT": "ft", "FT-L": "ft-l", "KN": "kn", "ROME": "rome", "MEMIT": "memit", "AlphaEdit": "alphaedit"}
+METHODS = {"FT": "ft", "FT-L": "ft-l", "KN": "kn", "ROME": "rome", "R-ROME": "r-rome", "MEMIT": "memit"}
+METHODS |= {"EMMET": "emmet", "PMET": "pmet", "ENCORE": "encore", "AlphaEdit": "alphaedit", "UltraEdit": "ultraedit"}
 FIRST = ("MEMIT", "AlphaEdit", "ROME")  # what is worth most is computed first
-WITHOUT_MOMENTS = ("ft", "ft-l", "kn")
-VALUES = {"rome": "rome", "memit": "memit", "alphaedit": "memit"}  # whose values are whose
+WITHOUT_MOMENTS = ("ft", "ft-l", "kn", "ultraedit")
+# whose values are whose
+VALUES = {"rome": "rome", "r-rome": "rome", "pmet": "pmet", "encore": "encore"}
+VALUES |= dict.fromkeys(("memit", "emmet", "alphaedit"), "memit")
 PRESET = {"memit": "smollm2-135m"}  # of the others there are files; ROME's: its presets, in 5 contexts instead of 21
 
 
