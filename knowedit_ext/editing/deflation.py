@@ -28,7 +28,13 @@ ALIKE = 1e-6  # of a key, the least share (squared, as the metric measures) that
 
 
 class AlikeError(ValueError):
-    """Keys that no change can tell apart."""
+    """Keys that no change can tell apart: `count` of them, earlier ones among them."""
+
+    def __init__(self, layer: int, count: int) -> None:
+        super().__init__(
+            f"layer {layer}: {count} keys, earlier ones among them, cannot be told apart: two requests have the same "
+            "one, or the metric leaves no direction for them. Leave out the earlier edit that is redone"
+        )
 
 
 Apply = Callable[[torch.Tensor], torch.Tensor]
@@ -138,11 +144,7 @@ class Deflated:
         lower, info = torch.linalg.cholesky_ex(small)
         alike = not self.epsilon and bool((lower.diagonal().square() < ALIKE * alone).any())
         if int(info) or alike:
-            raise AlikeError(
-                f"layer {self.layer}: {self._held + len(small)} keys, earlier ones among them, cannot be told apart: "
-                "two requests have the same one, or the metric leaves no direction for them. Leave out the earlier "
-                "edit that is redone"
-            )
+            raise AlikeError(self.layer, self._held + len(small))
         return torch.linalg.solve_triangular(lower, left.T, upper=False).T, lower
 
     def solve(self, keys: torch.Tensor) -> torch.Tensor:

@@ -177,12 +177,24 @@ def solve_in_keys(
 
 
 def unmoved(
-    metric: Metric, layer: int, u: torch.Tensor, apart: torch.Tensor, earlier: Sequence[torch.Tensor]
+    metric: Metric,
+    layer: int,
+    keys: torch.Tensor,
+    u: torch.Tensor,
+    apart: torch.Tensor,
+    earlier: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    """u [d, n], columns N' k behind earlier keys, less what each has of its column of apart [d, n]: u^T apart = 0, at
-    the least cost. Where a column of apart is zero, or earlier keys hold all of it fast, u stays."""
+    """u [d, n], in N' of keys [d, n] behind earlier ones, less what each has of its column of apart [d, n]: u^T apart = 0,
+    at the least cost. Where a column of apart is zero or along its key, or earlier keys hold it fast, u stays.
+
+    AlikeError where what earlier keys leave of a key is along apart: it cannot both stay and change.
+    """
     apart, cheap = apart.double(), metric.apply(layer, apart)
     left = deflated(metric, layer, apart, earlier, epsilon=0.0).apply(apart) if earlier else cheap
     size = (apart * left).sum(0)
     share = torch.where(size > ALIKE * (apart * cheap).sum(0), (apart * u).sum(0) / size, 0.0)
-    return u - left * share
+    less = u - left * share
+    gone = (keys * less).sum(0) < ALIKE * (keys * u).sum(0)
+    if earlier and bool(gone.any()):
+        raise AlikeError(layer, sum(block.shape[1] for block in earlier) + 2)
+    return torch.where(gone, u, less)

@@ -11,7 +11,7 @@ import knowedit_ext as ke
 from knowedit_ext.editing.edit import Edit
 from knowedit_ext.editing.methods.r_rome import RROMEParams, r_rome
 from knowedit_ext.editing.methods.rome import ROMEParams, rome
-from knowedit_ext.editing.metric import Preserving
+from knowedit_ext.editing.metric import Plain, Preserving, unmoved
 from knowedit_ext.editing.request import EditRequest
 from knowedit_ext.editing.tokenized import tokenize_requests
 from knowedit_ext.editing.values import optimise_values
@@ -172,6 +172,32 @@ def test_earlier_keys_and_both_of_its_own() -> None:
     system = torch.linalg.solve(moment, constraints)
     want = system @ torch.linalg.solve(constraints.T @ system, torch.tensor([1.0, 1, 0, 0]).double())
     close(u, want / want.norm())
+
+
+@pytest.mark.parametrize("compat", [None, "reference"])
+@pytest.mark.parametrize("earlier", ["reference", "r-rome", "memit", "bare"])
+def test_a_fact_that_an_earlier_edit_has_is_refused(earlier: str, compat: str | None) -> None:
+    """Its keys are another mean of the same contexts, or the bare prompt's: what they leave of k* must not move."""
+    model = editable("llama")
+    moments, params = moments_of(model, [1], 2000), replace(BRIEF, layers=(1,))
+    if earlier == "memit":
+        given = ke.MEMITParams.from_dict(params.to_dict())
+        old = ke.memit(model, [MIDDLE], given, moments, contexts=[CONTEXTS])
+    elif earlier == "r-rome":
+        old = r_rome(model, MIDDLE, RROMEParams.from_dict(params.to_dict()), moments, contexts=CONTEXTS)
+    else:
+        contexts = CONTEXTS[:1] if earlier == "bare" else CONTEXTS
+        old = rome(model, MIDDLE, params, moments, contexts=contexts, compat="reference")
+    with pytest.raises(ValueError, match=r"cannot be told apart|would get nothing.*\. Leave out the earlier edit"):
+        rome(model, MIDDLE, params, moments, contexts=CONTEXTS, compat=compat, earlier=[old])
+
+
+def test_keys_along_one_line() -> None:
+    """Nothing but their length tells them apart: u is that of k*."""
+    key = torch.randn(8, 1, generator=torch.Generator().manual_seed(0)).double()
+    for other in (0.5, 0.5 + 1e-9, 2.0):
+        mean = (key + other * key) / 2
+        assert torch.equal(unmoved(Plain(), 0, mean, mean, key - mean, ()), mean)
 
 
 def test_keys_that_differ_by_rounding_are_one() -> None:

@@ -4,7 +4,7 @@ k* is a mean over contexts, in which the published code gives the bare prompt as
 BOS token the bare prompt's key is unlike theirs: what begins a text is what attention falls back on. It is then nearly
 absent from C^-1 k*, along which the change goes, and either it gets a part of the change (one key on both sides), or
 all else more than the whole (the bare prompt's key in the denominator). So here the bare prompt and the mean of the
-others get exactly the same: u solves min u^T C u, u^T k = 1 for both keys, and k* is their mean.
+others get exactly the same: u is the least in the metric of C with u^T k = 1 for both keys, and k* is their mean.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ...model.load import EditableModel
 from ...moments import Moments
 from ..anchor import anchored
 from ..contexts import rome_contexts
+from ..deflation import ALIKE
 from ..edit import Edit
 from ..history import earlier_keys
 from ..keys import KeyRows, OverContexts, bare_pass
@@ -67,7 +68,8 @@ class ROMEParams(EditParams):
         "smollm2-135m": dict(layers=(5,)),
         "gemma-3-270m": dict(layers=(5,)),
         # The built-in world: its early site ends at layer 3, where the MLP adds little to the stream (|v| is small).
-        # Subjects often begin a text there, where keys differ most: with few contexts the bare prompt weighs more.
+        # Subjects often begin a text there, where keys differ most: as published, with few contexts the bare prompt
+        # weighs more.
         "world": dict(
             layers=(3,), clamp_norm_factor=16.0, v_weight_decay=0.05, context_template_length_params=((5, 2), (10, 2))
         ),
@@ -160,7 +162,7 @@ def rome_each(
         else:
             u = metric.alone(layer, keys.T) if adjusted else keys.T
         if apart is not None:
-            u = unmoved(metric, layer, u, apart.T, before)
+            u = unmoved(metric, layer, keys.T, u, apart.T, before)
         return u / u.norm(dim=0)
 
     published = compat is not None or one_key is not None
@@ -218,7 +220,13 @@ def _one_layer(
     keys_now, values_now = mean if one_key == "mean" else bare
     factors = []
     for n, u in enumerate(directions(layer, keys, apart).T):
-        v = (targets[n].to(u.device, torch.float64) - values_now[n].to(u.device)) / (keys_now[n].to(u.device) @ u)
+        gets = keys_now[n].to(u.device) @ u
+        if abs(gets) < ALIKE * abs(keys[n].to(u.device) @ u):
+            raise ValueError(
+                f"layer {layer}: of a change for '{requests[n].request.subject}' its bare prompt would get nothing: an "
+                "earlier edit has its key. Leave out the earlier edit that is redone"
+            )
+        v = (targets[n].to(u.device, torch.float64) - values_now[n].to(u.device)) / gets
         factors.append((u[:, None].clone(), v[:, None]))
     return keys, factors
 
