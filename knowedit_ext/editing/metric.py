@@ -184,8 +184,8 @@ def unmoved(
     apart: torch.Tensor,
     earlier: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    """u [d, n], in N' of keys [d, n] behind earlier ones, less what each has of its column of apart [d, n]: u^T apart = 0,
-    at the least cost. Where a column of apart is zero or along its key, or earlier keys hold it fast, u stays.
+    """u [d, n], in N' of keys [d, n] behind earlier ones, less what each has of its column of apart [d, n]: u^T apart
+    is 0, at the least cost. Where a column of apart is zero or along its key, or earlier keys hold it fast, u stays.
 
     AlikeError where what earlier keys leave of a key is along apart: it cannot both stay and change.
     """
