@@ -43,6 +43,14 @@ def table(records: str, name: str, more: str, published: tuple[str, ...] = ()) -
     return "\n".join([*lines, f"knowedit report {' '.join(f'{out}/{row}' for row in rows)} > table.md"])
 
 
+def editor(row: str, method: str) -> str:
+    return (
+        f"python {{here}}/real_editors.py {{smollm2}} --method {method} --train {{data}}/counterfact-train.json "
+        "--texts {data}/wikitext2_test.raw --data {work}/counterfact.json --limit {records} "
+        f"--work {{work}}/editors/{method} --out {{work}}/counterfact/{row}"
+    )
+
+
 def defaults(model: str, params: str, moments: str, name: str) -> str:
     """ROME by default and as published, by the same values."""
     given = (
@@ -104,6 +112,11 @@ knowedit moments {gemma3} {data}/wikitext2_test.raw --layers 3-7 --max-tokens 20
     ),
     "rome_keys_smollm2": keys("{smollm2}", "smollm2-135m", "moments", "rome_keys_smollm2"),
     "rome_keys_gemma3": keys("{gemma3}", "gemma-3-270m", "moments_gemma3", "rome_keys_gemma3"),
+    "rome_keys_world": Part(
+        "whose key is on which side of ROME's change; the world's preset",
+        "python {here}/rome_keys.py world --limit 300 --rules reference half default --out {work}/rome_keys_world",
+        ("rome_keys_world/rome_keys.md",),
+    ),
     "defaults_gemma3": Part(
         "ROME by default and as published, paired; in 5 contexts of 21",
         defaults("{gemma3}", "{here}/real_params/rome.json", "moments_gemma3", "rome_gemma3"),
@@ -147,6 +160,11 @@ knowedit compare {work}/scaling/cells/memit-n100-part0-seed0/evaluation \
     "counterfact": Part(
         "the papers' CounterFact table; ROME, FT+L and KN by default and as published, paired",
         table("{work}/counterfact.json", "counterfact", "--no-generation --limit {records}", ("ROME", "FT-L", "KN")),
+    ),
+    "editors": Part(
+        "MEND and KE, trained on CounterFact's records of other subjects",
+        f"{editor('MEND', 'mend')}\n{editor('KE', 'efk')}\n"
+        "knowedit report {work}/counterfact/KE {work}/counterfact/MEND > table.md",
     ),
     "generated": Part(
         "fluency and consistency, of records whose new object WikiText-2 names",

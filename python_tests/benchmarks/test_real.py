@@ -22,6 +22,7 @@ def module(name: str) -> ModuleType:
 
 
 real_parts, real, real_inputs = map(module, ("real_parts", "real", "real_inputs"))
+trained_editors, real_editors = map(module, ("trained_editors", "real_editors"))
 
 
 def test_a_command_runs_until_it_ends_well(tmp_path: Path) -> None:
@@ -89,3 +90,10 @@ def test_snippets_name_the_object(tmp_path: Path, monkeypatch) -> None:
     ]
     assert json.loads((tmp_path / "counterfact.json").read_text()) == records
     assert json.loads((tmp_path / "with_snippets.json").read_text()) == records[:2]
+
+
+def test_editors_learn_by_others_and_by_sentences() -> None:
+    text = " = Rome = \n\n It is the capital of Italy , and an old one . Short . " + "word " * 40 + ".\n"
+    assert real_editors.sentences(text) == ["It is the capital of Italy , and an old one ."]
+    records = [{"requested_rewrite": {"subject": subject}} for subject in ("Rome", "Paris", "Rome")]
+    assert trained_editors.of_other_people(records, records[:1]) == records[1:2]
