@@ -12,6 +12,7 @@ WITHOUT_MOMENTS = ("ft", "ft-l", "kn", "ultraedit")
 VALUES = {"rome": "rome", "r-rome": "rome", "pmet": "pmet", "encore": "encore"}
 VALUES |= dict.fromkeys(("memit", "emmet", "alphaedit"), "memit")
 PRESET = {"memit": "smollm2-135m"}  # of the others there are files; ROME's: its presets, in 5 contexts instead of 21
+FILES = {"r-rome": "rome"} | dict.fromkeys(("emmet", "pmet", "encore"), "weight_1000")  # where not by the method's name
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def table(records: str, name: str, more: str, published: tuple[str, ...] = ()) -
         method = METHODS[row]
         moments = "" if method in WITHOUT_MOMENTS else " --moments {work}/moments"
         store = f" --store {{work}}/values/{name}_{VALUES[method]}" if method in VALUES else ""
-        params = PRESET.get(method, f"{{here}}/real_params/{method}.json")
+        params = PRESET.get(method, f"{{here}}/real_params/{FILES.get(method, method)}.json")
         lines.append(f"{start} --method {method} --params {params}{moments} --no-baseline{store} --out {out}/{row}")
         if row in published:
             lines.append(f"{lines[-1]}-published --compat reference")

@@ -152,20 +152,21 @@ def rome_each(
     metric = Preserving(moments, 1.0, params.update_norm_lambda, ridge) if adjusted else Plain()
     prepare(model, metric, params.layers)
 
-    def directions(layer: int, keys: torch.Tensor, apart: torch.Tensor | None) -> torch.Tensor:
+    published = compat is not None or one_key is not None
+
+    def directions(layer: int, keys: torch.Tensor, bare: torch.Tensor) -> torch.Tensor:
         """[d_in, n] of length 1 for keys [n, d_in]: u ~ C^-1 k* (ROME, Eqn. 2), of all keys in one solve; with earlier
-        keys what is left of it when they are to stay. apart [n, d_in]: what must not matter, u^T apart = 0."""
+        keys what is left of it when they are to stay. By default u^T bare is u^T k*; bare [n, d_in]."""
         before = history[layer]
         if before:
             each = [solve_in_keys(metric, layer, key[:, None], before, epsilon=0.0) for key in keys]
             u = torch.cat(each, 1)
         else:
             u = metric.alone(layer, keys.T) if adjusted else keys.T
-        if apart is not None:
-            u = unmoved(metric, layer, keys.T, u, apart.T, before)
+        if not published:
+            u = unmoved(metric, layer, keys.T, u, _apart(bare, keys).T, before)
         return u / u.norm(dim=0)
 
-    published = compat is not None or one_key is not None
     weights = context_weights([contexts] if published else [part for part in (contexts[:1], contexts[1:]) if part])
     edits = []
     for group in [tokenized] if len(params.layers) == 1 else [[request] for request in tokenized]:
@@ -190,7 +191,7 @@ def _one_layer(
     requests: Sequence[TokenizedRequest],
     weights: Sequence[float],
     params: ROMEParams,
-    directions: Callable[[int, torch.Tensor, torch.Tensor | None], torch.Tensor],
+    directions: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
     layer: int,
     compat: str | None,
     batch: int | None,
@@ -214,12 +215,12 @@ def _one_layer(
     bare = [rows.bare(x) for x in (inputs, outputs)]
     mean = [rows.mean(x) for x in (inputs, outputs)]
     keys = (bare if one_key == "bare" else mean)[0]  # k*, [requests, d_in]
-    apart = None if compat is not None or one_key is not None else _apart(bare[0], keys)
+    lines = directions(layer, keys, bare[0]).T
     if redrawn:  # the bare prompt is noised anew
         bare = bare_pass(model, requests, layer, "mlp")
     keys_now, values_now = mean if one_key == "mean" else bare
     factors = []
-    for n, u in enumerate(directions(layer, keys, apart).T):
+    for n, u in enumerate(lines):
         gets = keys_now[n].to(u.device) @ u
         if abs(gets) < ALIKE * abs(keys[n].to(u.device) @ u):
             raise ValueError(
