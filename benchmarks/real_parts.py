@@ -111,6 +111,12 @@ knowedit moments {gemma3} {data}/wikitext2_test.raw --layers 3-7 --max-tokens 20
         "--out {work}/severed",
         ("severed/study.md", "severed/study.csv", "severed/severed.png"),
     ),
+    "rome_keys_first": Part(
+        "whose key is on which side of ROME's change, four rules on the first 20 records, in all 21 contexts",
+        "python {here}/rome_keys.py {smollm2} --data {work}/counterfact.json --params smollm2-135m --moments "
+        "{work}/moments --limit 20 --rules reference one_key half default --out {work}/rome_keys_first",
+        ("rome_keys_first/rome_keys.md",),
+    ),
     "rome_keys_smollm2": keys("{smollm2}", "smollm2-135m", "moments", "rome_keys_smollm2"),
     "rome_keys_gemma3": keys("{gemma3}", "gemma-3-270m", "moments_gemma3", "rome_keys_gemma3"),
     "rome_keys_world": Part(
